@@ -1,0 +1,104 @@
+"""One projected gradient ascent; the objective is an argument.
+
+An objective maps logits (B, C) to a value a sample (B,), which the attack raises. Networks are
+attacked frozen: eval mode, running statistics untouched, no weight gradients.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferd.config import ThreatModel
+from ferd.losses import kl_divergence, kl_from_uniform
+from ferd.models.classifier import Classifier, frozen
+
+Objective = Callable[[Tensor], Tensor]
+
+
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """f(x)_y − max_{j≠y} f(x)_j, Eq. 1; logits (B, C), labels (B,) -> (B,)."""
+    true = logits.gather(1, labels.unsqueeze(1))
+    others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
+    return true.squeeze(1) - others.amax(1)
+
+
+def cross_entropy(labels: Tensor) -> Objective:
+    """CE(f(x), y)."""
+    return lambda logits: F.cross_entropy(logits, labels, reduction="none")
+
+
+def negative_margin(labels: Tensor) -> Objective:
+    """max_{j≠y} f(x)_j − f(x)_y, the loss of CW∞ (Carlini and Wagner 2017)."""
+    return lambda logits: -margins(logits, labels)
+
+
+def uniform_target(clean_probs: Tensor, gamma: float) -> Objective:
+    """KL(q ‖ f(x)) − γ·KL(U ‖ f(x)), Eq. 10; γ = 0 is plain KL, the attack of TRADES."""
+
+    def objective(logits: Tensor) -> Tensor:
+        away = kl_divergence(clean_probs, logits)
+        return away - gamma * kl_from_uniform(logits) if gamma else away
+
+    return objective
+
+
+def project(adv_inputs: Tensor, inputs: Tensor, epsilon: float) -> Tensor:
+    """The nearest point of the ε-ball (L∞) around ``inputs`` and of [0, 1]."""
+    return adv_inputs.clamp(inputs - epsilon, inputs + epsilon).clamp(0, 1)
+
+
+def random_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
+    """A uniform point of the ε-ball, in [0, 1]."""
+    noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon, generator=rng)
+    return project(inputs + noise, inputs, epsilon)
+
+
+def gaussian_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
+    """x + 0.001·N(0, 1), where a KL objective has no gradient at x itself."""
+    noise = torch.empty_like(inputs).normal_(0.0, 0.001, generator=rng)
+    return project(inputs + noise, inputs, epsilon)
+
+
+def pgd(
+    network: Classifier, inputs: Tensor, objective: Objective, threat: ThreatModel, start: Tensor
+) -> Tensor:
+    """x_{t+1} = Π(x_t + α·sign ∇ objective(f(x_t))), from ``start`` (Madry et al. 2018).
+
+    Args:
+        inputs: images (B, channels, H, W) in [0, 1], the centre of the ball.
+        threat: ε and α in [0, 1] pixels, and the number of steps.
+        start: x_0, of the shape of ``inputs``.
+
+    Returns:
+        Adversarial images (B, channels, H, W), within ε of ``inputs`` and in [0, 1].
+    """
+    adv_inputs = start.detach()
+    with frozen(network), torch.enable_grad():
+        for _ in range(threat.steps):
+            adv_inputs.requires_grad_()
+            value = objective(network(adv_inputs)).sum()
+            (gradient,) = torch.autograd.grad(value, adv_inputs)
+            step = adv_inputs.detach() + threat.step_size * gradient.sign()
+            adv_inputs = project(step, inputs, threat.epsilon)
+    return adv_inputs.detach()
+
+
+def fgsm(network: Classifier, inputs: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """One step of ε on the cross-entropy, without a random start (Goodfellow et al. 2015)."""
+    one_step = ThreatModel(norm="linf", epsilon=epsilon, step_size=epsilon, steps=1)
+    return pgd(network, inputs, cross_entropy(labels), one_step, start=inputs.clone())
+
+
+def utae(
+    network: Classifier,
+    inputs: Tensor,
+    clean_probs: Tensor,
+    gamma: float,
+    threat: ThreatModel,
+    rng: torch.Generator,
+) -> Tensor:
+    """Uniform-target adversarial examples, Eq. 10, from x + 0.001·N(0, 1)."""
+    start = gaussian_start(inputs, threat.epsilon, rng)
+    return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)

@@ -1,0 +1,107 @@
+"""Robust and non-robust channels, Eq. 3-6: how much noise a channel bears before the label is lost."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferd.config import Bottleneck
+from ferd.models.classifier import LAST_BLOCK, Classifier
+
+NoiseGradient = Callable[[Tensor], Tensor]
+DELTA = 1e-10  # keeps the logarithm finite where a channel is constant after its ReLU
+
+
+def channel_variance(features: Tensor) -> Tensor:
+    """v: variance over space; Z (B, K, H, W) -> (B, K)."""
+    return features.var((2, 3), correction=0)
+
+
+def information(noise_scales: Tensor, variance: Tensor) -> Tensor:
+    """mean_{B,K} ½(v/(λ² + δ) + log((λ² + δ)/(v + δ)) − 1), Eq. 4; both (B, K) -> ()."""
+    noise = noise_scales.square() + DELTA
+    return 0.5 * (variance / noise + (noise / (variance + DELTA)).log() - 1).mean()
+
+
+def information_gradient(noise_scales: Tensor, variance: Tensor) -> Tensor:
+    """∂ information / ∂λ = λ(1/(λ² + δ) − v/(λ² + δ)²)/(B·K), in closed form; (B, K) -> (B, K)."""
+    noise = noise_scales.square() + DELTA
+    return noise_scales * (noise - variance) / noise.square() / variance.numel()
+
+
+def pooled_noise_gradient(network: Classifier, features: Tensor, labels: Tensor) -> NoiseGradient:
+    """∂ CE(head(Z + n), y) / ∂n for noise n (B, K) at the last block, in closed form.
+
+    The head is mean over space, then linear, and n is constant over space: adding n after the mean
+    is the same function at (B, K) instead of (B, K, H, W), and its gradient is (σ(o) − 1_y)·W/B.
+    """
+    pooled, weight = features.mean((2, 3)), network.linear.weight
+    one_hot = F.one_hot(labels, network.classes).to(pooled.dtype)
+    return lambda noise: (network.classify(pooled + noise).softmax(1) - one_hot) @ weight / len(labels)
+
+
+def spatial_noise_gradient(
+    network: Classifier, features: Tensor, labels: Tensor, layer: int
+) -> NoiseGradient:
+    """∂ CE(head(Z + n), y) / ∂n for noise n (B, K), constant over space, by backpropagation."""
+
+    def gradient(noise: Tensor) -> Tensor:
+        with torch.enable_grad():
+            noise = noise.detach().requires_grad_()
+            logits = network.head(features + noise[:, :, None, None], layer)
+            return torch.autograd.grad(F.cross_entropy(logits, labels), noise)[0]
+
+    return gradient
+
+
+@torch.no_grad()
+def noise_scales(
+    noise_gradient: NoiseGradient, variance: Tensor, settings: Bottleneck, rng: torch.Generator
+) -> Tensor:
+    """λ (B, K) after Adam steps on CE(head(Z + λ·e), y) + β·information, Eq. 3-4.
+
+    λ = softplus(λ_r) with λ_r from 0; e ~ N(0, 1), one number a sample and channel, fresh a step.
+
+    Args:
+        noise_gradient: noise (B, K) -> gradient of the cross-entropy by it (B, K).
+        variance: v (B, K), a constant.
+    """
+    raw = torch.zeros_like(variance)
+    raw.grad = torch.empty_like(raw)
+    optimiser = torch.optim.Adam([raw], settings.learning_rate)
+    for _ in range(settings.steps):
+        scales = F.softplus(raw)
+        unit_noise = torch.empty_like(scales).normal_(generator=rng)
+        gradient = noise_gradient(scales * unit_noise) * unit_noise
+        gradient += settings.beta * information_gradient(scales, variance)
+        torch.mul(gradient, raw.sigmoid(), out=raw.grad)
+        optimiser.step()
+    return F.softplus(raw)
+
+
+def robust_channels(
+    network: Classifier,
+    features: Tensor,
+    labels: Tensor,
+    settings: Bottleneck,
+    rng: torch.Generator,
+) -> Tensor:
+    """Mask (B, K): true where λ² exceeds the sample's largest (or mean) v, Eq. 5.
+
+    The network must be frozen. Z is a constant in here, and so is the mask outside.
+    """
+    features = features.detach()
+    variance = channel_variance(features)
+    if settings.layer == LAST_BLOCK:
+        gradient = pooled_noise_gradient(network, features, labels)
+    else:
+        gradient = spatial_noise_gradient(network, features, labels, settings.layer)
+    scales = noise_scales(gradient, variance, settings, rng)
+    reduced = variance.amax(1) if settings.threshold == "max" else variance.mean(1)
+    return scales.square() > reduced.unsqueeze(1)
+
+
+def nonrobust_features(features: Tensor, robust: Tensor) -> Tensor:
+    """Z_nr, Eq. 6: Z (B, K, H, W) with the robust channels (B, K) set to 0."""
+    return features * (~robust)[:, :, None, None]

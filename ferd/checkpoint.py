@@ -1,0 +1,111 @@
+"""Weights and resumable state on disk: written whole or not at all, refused on mismatch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ferd.errors import FerdError
+from ferd.files import atomic_write
+from ferd.models.classifier import Classifier
+from ferd.models.registry import build
+
+FORMAT = "ferd-checkpoint/1"
+
+
+def save_classifier(path: Path, network: Classifier, name: str, **about: Any) -> None:
+    """Write weights with what is needed to rebuild the network and to refuse a wrong one.
+
+    Args:
+        name: the network's name in the registry.
+        about: further facts, as JSON values; equal facts and weights give equal bytes.
+    """
+    facts = {
+        "format": FORMAT,
+        "network": name,
+        "classes": network.classes,
+        "channels": network.channels,
+        **about,
+    }
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    with atomic_write(path) as part:
+        save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts saved with a checkpoint, without its weights.
+
+    Raises:
+        FerdError: the file is missing, cut off, or not a checkpoint of this project.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise FerdError(f"{path}: no such checkpoint; run the stage that makes it") from None
+    except (SafetensorError, OSError) as error:
+        raise FerdError(
+            f"{path}: cut off or not a safetensors file ({error}); delete it and make it again"
+        ) from None
+    facts = json.loads(metadata.get("ferd", "{}"))
+    if facts.get("format") != FORMAT:
+        raise FerdError(
+            f"{path}: written by another program (no {FORMAT!r} header); use a checkpoint made by "
+            "this project"
+        )
+    return dict(facts)
+
+
+def load_classifier(path: Path, **expected: Any) -> Classifier:
+    """The network of a checkpoint, in eval mode with frozen weights.
+
+    Args:
+        expected: facts that must hold, e.g. ``classes=10``.
+
+    Raises:
+        FerdError: as ``read_facts``; or a fact differs, or the weights do not fit the network.
+    """
+    facts = read_facts(path)
+    for key, value in expected.items():
+        if facts.get(key) != value:
+            raise FerdError(
+                f"{path}: {key} is {facts.get(key)!r} but {value!r} is needed; it belongs to "
+                "another benchmark or to other settings"
+            )
+    network = build(facts["network"], classes=facts["classes"], channels=facts["channels"])
+    with safe_open(path, framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise FerdError(f"{path}: weights do not fit {facts['network']}: {reason}") from None
+    return network.eval().requires_grad_(False)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a resumable state of tensors and plain values."""
+    with atomic_write(path) as part:
+        torch.save(dict(state), part)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state at ``path``; None where there is none.
+
+    Raises:
+        FerdError: the file cannot be read as a state.
+    """
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # torch raises many types here: pickle, zip, EOF, runtime
+        raise FerdError(
+            f"{path}: unreadable resume state ({type(error).__name__}); delete {path.parent} to "
+            "start this stage anew"
+        ) from None
+    return dict(state)

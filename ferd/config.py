@@ -1,0 +1,195 @@
+"""Frozen, validated settings. Unknown keys, wrong types and values out of range are refused."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ferd.errors import FerdError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Quantity = Annotated[int, Field(ge=0)]
+
+
+class Settings(BaseModel):
+    """Base of every settings block: immutable, strictly typed, closed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ThreatModel(Settings):
+    """What the adversary may do: ‖x' − x‖ <= ε in [0, 1] pixels, by ``steps`` steps of ``step_size``."""
+
+    norm: Literal["linf"]
+    epsilon: Annotated[float, Field(gt=0, le=1)]
+    step_size: Annotated[float, Field(gt=0, le=1)]
+    steps: Count
+
+    def with_steps(self, steps: int) -> "ThreatModel":
+        """The same ball and step size, another number of steps."""
+        return self.model_copy(update={"steps": steps})
+
+
+class Data(Settings):
+    """Which images a benchmark uses; validation images are taken from the training images.
+
+    Each number is an equal count a class; ``test: 0`` means the whole test set.
+    """
+
+    dataset: str
+    train_per_class: Count
+    validation_per_class: Quantity
+    test_per_class: Quantity
+
+
+class Augmentation(Settings):
+    """Random crop after zero padding by ``padding`` pixels, and a horizontal flip half of the time."""
+
+    padding: Quantity
+    flip: bool
+
+
+class Teacher(Settings):
+    """An adversarially trained teacher: PGD-AT (Madry et al. 2018) or TRADES (Zhang et al. 2019)."""
+
+    network: str
+    method: Literal["pgd-at", "trades"]
+    beta: NonNegative  # TRADES only: weight of the robust term
+    attack_steps: Count
+    attack_step_size: Positive
+    epochs: Count
+    batch_size: Annotated[int, Field(ge=2)]
+    learning_rate: Positive
+    weight_decay: NonNegative
+    threads: Count
+
+
+class Bottleneck(Settings):
+    """Eq. 3-6: the noise each channel bears. ``threshold`` reduces v over the channels of a sample."""
+
+    threshold: Literal["max", "mean"]
+    steps: Count
+    learning_rate: Positive
+    beta: NonNegative
+    layer: Annotated[int, Field(le=-1)]
+
+
+class SynthesisWeights(Settings):
+    """Weights of L_adv, L_bn, L_oh and L_uni in Eq. 8."""
+
+    adv: NonNegative
+    bn: NonNegative
+    oh: NonNegative
+    uni: NonNegative
+
+
+class Synthesis(Settings):
+    """How one round's batch of images is made."""
+
+    steps: Count
+    latent_dim: Count
+    generator_learning_rate: Positive
+    latent_learning_rate: Positive
+    weights: SynthesisWeights
+    bottleneck: Bottleneck
+
+
+class Student(Settings):
+    """How the student is trained on the pool, Eq. 12; the clean term weighs 1 − adversarial_weight."""
+
+    steps: Count
+    learning_rate: Positive
+    weight_decay: NonNegative
+    adversarial_weight: Fraction
+
+
+class Distillation(Settings):
+    """The schedule that all methods of a benchmark share."""
+
+    rounds: Count
+    warmup_rounds: Quantity
+    batch_size: Annotated[int, Field(ge=2)]
+    proportion_floor: NonNegative  # smallest share of a class in a round's labels
+    utae_steps: Count
+    synthesis: Synthesis
+    student: Student
+    threads: Count
+
+    @model_validator(mode="after")
+    def _some_round_trains(self) -> Self:
+        if self.warmup_rounds >= self.rounds:
+            raise ValueError(
+                f"warmup_rounds {self.warmup_rounds} leaves none of {self.rounds} rounds to train in"
+            )
+        return self
+
+
+class Utae(Settings):
+    """Eq. 10: weight γ of the uniform target, and the network under attack."""
+
+    gamma: NonNegative
+    model: Literal["student", "teacher"]
+
+
+class Method(Settings):
+    """A method is a choice of images and of the paper's three mechanisms."""
+
+    images: Literal["generator", "untrained-generator", "uniform-noise", "real-data"]
+    reweighting: bool
+    fae: bool
+    utae: Utae
+
+
+class Evaluation(Settings):
+    """How many test images each attack is given; ``all`` or a stratified number."""
+
+    batch_size: Count
+    attacks: dict[
+        Literal["clean", "fgsm", "pgd20", "cw30", "autoattack"], Literal["all"] | Count
+    ]
+    threads: Count
+
+
+class Benchmark(Settings):
+    """Everything about a benchmark that is not the method."""
+
+    data: Data
+    threat_model: ThreatModel
+    augmentation: Augmentation
+    students: list[str]
+    teacher: Teacher
+    distillation: Distillation
+    evaluation: Evaluation
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(kind: type[S], block: Mapping[str, Any], where: str) -> S:
+    """Validate ``block`` as ``kind``; ``where`` is the key path named in the error.
+
+    Raises:
+        FerdError: the first fault, with its key path, the value found and what is accepted.
+    """
+    try:
+        return kind.model_validate(block)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        path = ".".join([where, *(str(part) for part in fault["loc"])])
+        if fault["type"] == "extra_forbidden":
+            raise FerdError(f"{path}: unknown key; remove it or correct its spelling") from None
+        if fault["type"] == "missing":
+            raise FerdError(f"{path}: missing; every key of a block must be written") from None
+        found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r})"
+        raise FerdError(f"{path}: {fault['msg'].removeprefix('Value error, ')}{found}") from None
+
+
+def fingerprint(*parts: Any) -> str:
+    """SHA-256 (hex) of settings and plain values, independent of key order."""
+    plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Networks: classifiers with a ``features()`` / ``head()`` seam, and the image generator."""

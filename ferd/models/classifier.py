@@ -1,0 +1,94 @@
+"""The seam that every classifier offers, and the frozen state in which networks are attacked."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+LAST_BLOCK = -1
+N = TypeVar("N", bound=nn.Module)
+
+
+class Classifier(nn.Module, ABC):
+    """Convolutional blocks, global average pooling, one linear layer.
+
+    ``layer`` counts blocks from the end: −1 is the last block's output, −2 the one before. For
+    every layer ``head(features(x, layer), layer)`` equals ``forward(x)``.
+
+    Args:
+        classes: number of classes C.
+        channels: input channels, 1 or 3.
+
+    Attributes:
+        linear: the last layer, K -> C; a subclass sets it.
+    """
+
+    linear: nn.Linear
+
+    def __init__(self, classes: int, channels: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.channels = channels
+
+    @abstractmethod
+    def stem(self, inputs: Tensor) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] -> input of the first block."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[nn.Module]:
+        """The convolutional blocks, in order."""
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """The linear layer: pooled features (B, K) -> logits (B, C)."""
+        logits: Tensor = self.linear(pooled)
+        return logits
+
+    def features(self, inputs: Tensor, layer: int = LAST_BLOCK) -> Tensor:
+        """Z (B, K, H', W'): the output of block ``layer``, after its activation."""
+        features = self.stem(inputs)
+        for block in self.blocks()[: self._end(layer)]:
+            features = block(features)
+        return features
+
+    def head(self, features: Tensor, layer: int = LAST_BLOCK) -> Tensor:
+        """Z (B, K, H', W') at block ``layer`` -> logits (B, C)."""
+        for block in self.blocks()[self._end(layer) :]:
+            features = block(features)
+        return self.classify(features.mean((2, 3)))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Images (B, channels, H, W) in [0, 1] -> logits (B, C)."""
+        return self.head(self.features(inputs))
+
+    def _end(self, layer: int) -> int:
+        blocks = len(self.blocks())
+        if not -blocks <= layer <= -1:
+            raise ValueError(f"layer {layer} is not in -{blocks} ... -1")
+        return blocks + 1 + layer
+
+
+def fast_layout(network: N, device: torch.device) -> N:
+    """The network on a device in channels-last order, in which convolutions run fastest."""
+    return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def frozen(*networks: nn.Module) -> Iterator[None]:
+    """Hold networks in eval mode without weight gradients, then put everything back.
+
+    Running statistics stay untouched, and a backward pass costs the input gradient only.
+    """
+    modes = [(module, module.training) for net in networks for module in net.modules()]
+    grads = [(weight, weight.requires_grad) for net in networks for weight in net.parameters()]
+    for network in networks:
+        network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        for weight, requires_grad in grads:
+            weight.requires_grad_(requires_grad)

@@ -1,0 +1,30 @@
+"""Networks by name."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ferd.errors import FerdError
+from ferd.models.classifier import Classifier
+from ferd.models.resnet import ResNet
+
+NETWORKS: dict[str, Callable[..., Classifier]] = {
+    "resnet8-w8": partial(ResNet, (8, 16, 32), 1),
+    "resnet8-w16": partial(ResNet, (16, 32, 64), 1),
+    "resnet8-w32": partial(ResNet, (32, 64, 128), 1),
+    "resnet18": partial(ResNet, (64, 128, 256, 512), 2),
+}
+
+
+def build(name: str, *, classes: int, channels: int, seed: int = 0) -> Classifier:
+    """A freshly initialised network; the same seed gives the same weights.
+
+    Raises:
+        FerdError: no network has that name.
+    """
+    if name not in NETWORKS:
+        raise FerdError(f"network {name!r} is unknown; choose from {', '.join(sorted(NETWORKS))}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return NETWORKS[name](classes=classes, channels=channels)

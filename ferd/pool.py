@@ -1,0 +1,103 @@
+"""The growing pool of synthetic images: append-only, uint8, one shard a round."""
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ferd.errors import FerdError
+from ferd.files import atomic_write
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[0, 1] float -> 0 ... 255, rounded."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """0 ... 255 uint8 -> [0, 1] float32."""
+    return images.to(torch.float32) / 255
+
+
+class Pool:
+    """Images (N, channels, H, W) with their requested labels (N,).
+
+    On disk a folder of ``round-0001.safetensors``, ...; in memory one tensor, allocated once.
+    Opening a folder takes in its whole shards; a last shard that was cut off is dropped.
+
+    Args:
+        folder: where the shards are; made at need.
+        capacity: the largest number of images.
+        shape: (channels, H, W).
+        device: where samples are drawn.
+    """
+
+    def __init__(
+        self, folder: Path, capacity: int, shape: tuple[int, int, int], device: torch.device
+    ) -> None:
+        self.folder = folder
+        self.rounds = 0
+        self.size = 0
+        self._images = torch.empty((capacity, *shape), dtype=torch.uint8, device=device)
+        self._labels = torch.empty(capacity, dtype=torch.int64, device=device)
+        self._open()
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) requested labels."""
+        return self._labels[: self.size]
+
+    @property
+    def images(self) -> Tensor:
+        """(N, channels, H, W) uint8."""
+        return self._images[: self.size]
+
+    def append(self, images: Tensor, labels: Tensor) -> None:
+        """Add a round: images (B, channels, H, W) uint8, labels (B,)."""
+        shard = self._shard(self.rounds)
+        with atomic_write(shard) as part:
+            save_file({"images": images.cpu(), "labels": labels.cpu()}, part)
+        self._take(images, labels)
+
+    def keep_rounds(self, rounds: int) -> None:
+        """Forget the rounds that a resumed run is about to make again."""
+        if self.rounds < rounds:
+            raise FerdError(
+                f"{self.folder}: holds {self.rounds} rounds where {rounds} were finished; delete "
+                f"{self.folder.parent} to start this stage anew"
+            )
+        for number in range(rounds, self.rounds):
+            self._shard(number).unlink()
+        self.rounds = self.size = 0
+        for number in range(rounds):
+            self._take(**load_file(self._shard(number)))
+
+    def sample(self, batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A batch drawn with replacement: float images in [0, 1] and labels."""
+        rows = torch.randint(self.size, (batch_size,), generator=rng, device=self._images.device)
+        return to_float(self._images[rows]), self._labels[rows]
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"round-{number + 1:04d}.safetensors"
+
+    def _take(self, images: Tensor, labels: Tensor) -> None:
+        end = self.size + len(images)
+        self._images[self.size : end] = images
+        self._labels[self.size : end] = labels
+        self.size = end
+        self.rounds += 1
+
+    def _open(self) -> None:
+        shards = sorted(self.folder.glob("round-*.safetensors"))
+        for number, shard in enumerate(shards):
+            try:
+                self._take(**load_file(shard))
+            except SafetensorError:
+                if number + 1 < len(shards):
+                    raise FerdError(
+                        f"{shard}: cut off, with later shards behind it; delete {self.folder.parent} "
+                        "to start this stage anew"
+                    ) from None
+                shard.unlink()

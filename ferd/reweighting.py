@@ -1,0 +1,45 @@
+"""Class proportions from adversarial margins, Eq. 1-2."""
+
+import torch
+from torch import Tensor
+
+from ferd.attacks import cross_entropy, margins, pgd, random_start
+from ferd.config import ThreatModel
+from ferd.models.classifier import Classifier
+
+
+def adversarial_margins(
+    network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
+) -> Tensor:
+    """m (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
+    start = random_start(inputs, threat.epsilon, rng)
+    adv_inputs = pgd(network, inputs, cross_entropy(labels), threat, start)
+    with torch.no_grad():
+        return margins(network(adv_inputs), labels)
+
+
+def update_difficulty(difficulty: Tensor, margin: Tensor, labels: Tensor) -> Tensor:
+    """D_c = mean of −m over class c; a class not in the batch keeps its last D.
+
+    Args:
+        difficulty: D (C,); NaN for classes never seen.
+        margin: m (B,).
+        labels: (B,).
+    """
+    classes = len(difficulty)
+    counts = torch.bincount(labels, minlength=classes)
+    sums = torch.zeros_like(difficulty).index_add_(0, labels, -margin)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), difficulty)
+
+
+def proportions(difficulty: Tensor, floor: float = 0.0) -> Tensor:
+    """p = floor + (1 − C·floor)·σ(D), Eq. 2; floor 0 is the paper's. (C,) -> (C,), sums to 1.
+
+    A class never seen (NaN) counts with the mean D of those seen; with none seen p is uniform.
+    """
+    classes = len(difficulty)
+    if not 0 <= floor * classes <= 1:
+        raise ValueError(f"proportion_floor {floor} must be in [0, 1/{classes}]")
+    seen = difficulty.nanmean().nan_to_num()
+    filled = torch.where(difficulty.isnan(), seen, difficulty)
+    return floor + (1 - classes * floor) * filled.softmax(0)

@@ -1,0 +1,9 @@
+"""Prefect flows: when and where the stages run. No mathematics."""
+
+import os
+
+# Prefect's own settings, unless the user's environment says otherwise; read when prefect is imported.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")

@@ -1,0 +1,36 @@
+"""The whole pipeline in minutes, on images that come with scikit-learn: ``make demo``."""
+
+import sys
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from ferd.errors import FerdError
+from flows.pipeline import MAX_TASKS, bring_up_to_date
+from tasks.report import PAGE
+from tasks.table import print_table
+
+BENCHMARK = "digits"
+METHODS = ("ferd", "no-reweighting", "no-fae", "real-data", "uniform-noise")
+SEEDS = (0,)
+
+
+@flow(name="demo", task_runner=ThreadPoolTaskRunner(max_workers=MAX_TASKS))
+def demo(slots: int = 2) -> None:
+    """A teacher, three students without data, and two controls; one seed."""
+    bring_up_to_date(BENCHMARK, METHODS, SEEDS, slots)
+
+
+def main() -> None:
+    """Run the flow, then show what came of it."""
+    try:
+        demo()
+    except FerdError as error:
+        sys.exit(f"demo: {error}")
+    print_table(BENCHMARK, METHODS, SEEDS)
+    print(f"report: {PAGE} (open it in a browser)")
+    print("browse every run and round: make ui")
+
+
+if __name__ == "__main__":
+    main()

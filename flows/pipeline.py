@@ -1,0 +1,95 @@
+"""Stages of ``dvc.yaml`` as Prefect tasks: what every flow of this project shares."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import State, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.futures import PrefectFuture
+
+from ferd.errors import FerdError
+from flows.progress import LiveView
+from tasks import params
+from tasks.stage import Stage, StageFailed, plan, run, student_stages
+
+MAX_TASKS = 1024  # a waiting task holds a thread; the slots say how many compute
+RETRIES = 2
+RETRY_DELAY_SECONDS = 5
+
+
+def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageFailed) and error.retryable
+
+
+@task(
+    task_run_name="{stage.name}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=_worth_a_retry,
+    cache_policy=NO_CACHE,  # DVC alone decides what is out of date
+    persist_result=False,
+)
+def run_stage(stage: Stage, view: LiveView, slots: threading.Semaphore) -> str:
+    """Run one stage when one of the slots is free; -> its name."""
+    logger, context = get_run_logger(), FlowRunContext.get()
+    environment = {}
+    if context and context.flow_run:
+        environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
+    with slots:
+        logger.info("start")
+        try:
+            run(stage.name, lambda event: view.on_event(stage.name, event), environment)
+        except StageFailed as error:
+            view.finished(stage.name, f"failed: {error}")
+            raise
+    view.finished(stage.name)
+    return stage.name
+
+
+def bring_up_to_date(
+    benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None, slots: int
+) -> None:
+    """Run what is out of date among a benchmark's teacher, students and results, and the report.
+
+    Raises:
+        FerdError: the settings are at fault, or stages failed: says which, and why.
+    """
+    params.read().benchmark(benchmark)
+    targets = student_stages(benchmark, methods, seeds)
+    stages = plan([f"evaluate-teacher@{benchmark}", *targets])
+    stale = sum(stage.stale for stage in stages)
+    if not stale:
+        print(f"{benchmark}: all {len(stages)} stages are up to date; nothing to run")
+        return
+    print(f"{benchmark}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
+    with LiveView(stale) as view:
+        failures = run_stages(stages, view, slots)
+    print(
+        f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
+        f"{view.orchestration_seconds:.0f} s"
+    )
+    if failures:
+        raise FerdError("; ".join(failures))
+
+
+def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]:
+    """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
+
+    A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
+    """
+    places = threading.Semaphore(slots)
+    futures: dict[str, PrefectFuture[str]] = {}
+    for stage in stages:
+        if stage.stale:
+            needed = [futures[name] for name in stage.upstream if name in futures]
+            futures[stage.name] = run_stage.submit(stage, view, places, wait_for=needed)
+    failures = []
+    for future in futures.values():
+        future.wait()
+        error = future.state.result(raise_on_failure=False) if future.state.is_failed() else None
+        if isinstance(error, StageFailed):
+            failures.append(str(error))
+    return failures

@@ -1,0 +1,99 @@
+"""What a person sees while stages run, and how the time was spent."""
+
+import sys
+import threading
+import time
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+PLAIN_INTERVAL = 10.0  # seconds between two lines of a stage, where output is not a terminal
+
+
+class LiveView:
+    """Progress of several stages: bars on a terminal, plain lines elsewhere.
+
+    Also keeps the account of time: ``computing_seconds`` is how long at least one stage was
+    computing; the rest of the wall time is orchestration.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.console = Console(soft_wrap=True)
+        self._total, self._finished = total, 0
+        self._lock = threading.Lock()
+        self._tasks: dict[str, TaskID] = {}
+        self._printed: dict[str, float] = {}
+        self._computing: set[str] = set()
+        self._since = 0.0
+        self.computing_seconds = 0.0
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not sys.stdout.isatty(),
+        )
+
+    def __enter__(self) -> "LiveView":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since this process began, imports and the start of Prefect included."""
+        return time.time() - psutil.Process().create_time()
+
+    @property
+    def orchestration_seconds(self) -> float:
+        """Wall time in which no stage was computing."""
+        return self.wall_seconds - self.computing_seconds
+
+    def on_event(self, stage: str, event: dict[str, Any]) -> None:
+        """Take in an event of a stage's process."""
+        with self._lock:
+            if event["event"] == "computing":
+                self._start(stage)
+            elif event["event"] == "progress":
+                self._show(stage, event)
+            else:
+                self._stop(stage)
+
+    def finished(self, stage: str, outcome: str = "done") -> None:
+        """A stage has ended."""
+        with self._lock:
+            self._stop(stage)
+            self._finished += 1
+            if stage in self._tasks:
+                self._bars.remove_task(self._tasks.pop(stage))
+            self.console.print(
+                f"[{self._finished}/{self._total}] {stage}: {outcome}", markup=False, highlight=False
+            )
+
+    def _start(self, stage: str) -> None:
+        if not self._computing:
+            self._since = time.monotonic()
+        self._computing.add(stage)
+
+    def _stop(self, stage: str) -> None:
+        if stage in self._computing:
+            self._computing.remove(stage)
+            if not self._computing:
+                self.computing_seconds += time.monotonic() - self._since
+
+    def _show(self, stage: str, event: dict[str, Any]) -> None:
+        unit, left = event.get("unit", "step"), f"{event['seconds_left']} s left"
+        if not self._bars.disable:
+            if stage not in self._tasks:
+                self._tasks[stage] = self._bars.add_task(stage, unit=unit, left=left)
+            self._bars.update(
+                self._tasks[stage], completed=event["done"], total=event["total"], unit=unit, left=left
+            )
+        elif time.monotonic() - self._printed.get(stage, 0.0) >= PLAIN_INTERVAL:
+            self._printed[stage] = time.monotonic()
+            print(f"{stage}: {unit} {event['done']} of {event['total']}, {left}", flush=True)

@@ -1,0 +1,52 @@
+"""Reproduce a benchmark: every method and control that it has, over seeds.
+
+    python -m flows.reproduce --benchmark digits
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from prefect import flow
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from ferd.errors import FerdError
+from flows.pipeline import MAX_TASKS, bring_up_to_date
+from tasks.table import print_table
+
+
+@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(max_workers=MAX_TASKS))
+def reproduce(
+    benchmark: str = "digits",
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    slots: int = 2,
+) -> None:
+    """Bring a benchmark's students, their results and the report up to date.
+
+    Args:
+        benchmark: a benchmark of params.yaml.
+        methods: names of params.yaml; by default all that dvc.yaml has for the benchmark.
+        seeds: by default all that dvc.yaml has.
+        slots: how many stages compute at a time.
+    """
+    bring_up_to_date(benchmark, methods, seeds, slots)
+
+
+def main() -> None:
+    """Parse the command line, run the flow, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--benchmark", default="digits")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--slots", type=int, default=2, help="stages that compute at a time")
+    args = parser.parse_args()
+    try:
+        reproduce(args.benchmark, args.methods, args.seeds, args.slots)
+        print_table(args.benchmark, args.methods, args.seeds)
+    except FerdError as error:
+        sys.exit(f"reproduce: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Stage ``distill``: a teacher -> a student, by a method, without data (but for one control)."""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from pathlib import Path
+from typing import Any
+
+import torch
+from torchvision.utils import save_image
+
+from ferd.checkpoint import load_classifier, load_state, save_classifier, save_state
+from ferd.config import fingerprint
+from ferd.datasets import dataset
+from ferd.distillation import Distillation, RoundRecord
+from ferd.files import atomic_write, write_json_lines
+from ferd.models.registry import build
+from ferd.pool import Pool, to_float
+from tasks import params, paths, process, tracking
+from tasks.data import load_images
+
+GRID_COLUMNS = 12
+
+
+def main() -> None:
+    """``python -m tasks.distill BENCHMARK STUDENT METHOD SEED``, the seed written ``s0``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("benchmark", "student", "method"):
+        parser.add_argument(name)
+    parser.add_argument("seed", type=lambda text: int(text.removeprefix("s")))
+    args = parser.parse_args()
+    run_key = f"{args.benchmark}/{args.student}/{args.method}/s{args.seed}"
+    with process.running(f"distill {run_key}") as progress:
+        distil_student(args.benchmark, args.student, args.method, args.seed, progress)
+
+
+def distil_student(
+    benchmark: str, student_name: str, method_name: str, seed: int, progress: process.Progress
+) -> None:
+    """Run the paper's loop; goes on where an interrupted attempt was."""
+    everything = params.read()
+    settings, method = everything.benchmark(benchmark), everything.method(method_name)
+    device = process.device_with(settings.distillation.threads)
+    kind = dataset(settings.data.dataset)
+    teacher_path = paths.teacher(benchmark)
+    teacher = load_classifier(
+        teacher_path, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels
+    )
+    student = build(student_name, classes=teacher.classes, channels=teacher.channels, seed=seed)
+    what = [settings.distillation, settings.augmentation, settings.threat_model, method, student_name, seed, device.type]
+    settings_hash = fingerprint(*what, process.sha256(teacher_path))
+    resume = process.resume_folder(progress.task, settings_hash)
+    distillation = Distillation(
+        teacher,
+        student,
+        (kind.channels, kind.size, kind.size),
+        settings.distillation,
+        settings.augmentation,
+        method,
+        settings.threat_model,
+        seed,
+        resume / "pool",
+        device,
+        _real_images(benchmark) if method.images == "real-data" else None,
+    )
+    state = load_state(resume / "state.pt")
+    records: list[dict[str, Any]] = []
+    if state:
+        distillation.load_state_dict(state["distillation"])
+        records = json.loads(state["records"])
+    checkpoint = paths.student(benchmark, student_name, method_name, seed)
+    run = tracking.resume_or_start(
+        resume,
+        benchmark,
+        paths.run_key(checkpoint),
+        settings_hash,
+        progress.task,
+        {"method": method_name, "gamma": method.utae.gamma, "student": student_name, "seed": seed}
+        | tracking.flatten(method)
+        | tracking.flatten(settings.distillation)
+        | tracking.flatten(settings.threat_model),
+    )
+    progress.start(distillation.round)
+    for record in distillation.rounds():
+        records.append(asdict(record))
+        save_state(
+            resume / "state.pt",
+            {"distillation": distillation.state_dict(), "records": json.dumps(records)},
+        )
+        run.log(metrics_of(record), record.round)
+        progress.advance(
+            record.round, settings.distillation.rounds, unit="round", agreement=record.agreement, **record.student
+        )
+    save_classifier(
+        checkpoint,
+        student,
+        student_name,
+        size=kind.size,
+        benchmark=benchmark,
+        run_key=paths.run_key(checkpoint),
+        settings=settings_hash,
+        threat_model=settings.threat_model.model_dump(),
+    )
+    result = paths.result_of(checkpoint)
+    write_image_grid(result.with_suffix(".images.png"), distillation.pool, teacher.classes)
+    process.move_folder(resume / "pool", checkpoint.with_suffix(".pool"))
+    write_json_lines(result.with_suffix(".rounds.jsonl"), records)
+    process.write_cost(result.with_suffix(".distill-cost.json"), progress, device)
+    run.finish()
+    process.discard(resume)
+
+
+def write_image_grid(path: Path, pool: Pool, classes: int) -> None:
+    """A row a class: its last images in the pool; black where there are too few."""
+    grid = torch.zeros((classes, GRID_COLUMNS, *pool.images.shape[1:]), dtype=torch.uint8)
+    for label in range(classes):
+        images = pool.images[pool.labels == label][-GRID_COLUMNS:]
+        grid[label, : len(images)] = images
+    with atomic_write(path) as part:
+        save_image(to_float(grid.flatten(0, 1)), part, nrow=GRID_COLUMNS, padding=1, format="png")
+
+
+def metrics_of(record: RoundRecord) -> dict[str, float]:
+    """A round's figures as MLflow metrics."""
+    metrics = {
+        "generator/agreement": record.agreement,
+        "generator/largest_proportion": max(record.proportions),
+        "student/learning_rate": record.learning_rate,
+    }
+    metrics |= {f"generator/{key}": value for key, value in record.generator.items()}
+    return metrics | {f"student/{key}": value for key, value in record.student.items()}
+
+
+def _real_images(benchmark: str) -> tuple[Any, Any]:
+    train = load_images(paths.images(benchmark, "train"))
+    return train.images, train.labels
+
+
+if __name__ == "__main__":
+    main()

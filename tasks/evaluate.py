@@ -1,0 +1,114 @@
+"""Stage ``evaluate``: a checkpoint -> its accuracy, a class and an attack at a time."""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ferd.checkpoint import load_classifier, load_state, read_facts, save_state
+from ferd.config import fingerprint
+from ferd.datasets import dataset
+from ferd.evaluation import Evaluation
+from ferd.files import atomic_write, write_json
+from tasks import params, paths, process, tracking
+from tasks.data import load_images
+
+SEED = 0  # of the attacks; the student's own seed is part of its name
+
+
+def main() -> None:
+    """``python -m tasks.evaluate checkpoints/<benchmark>/....safetensors``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    args = parser.parse_args()
+    benchmark = args.checkpoint.parts[1]
+    with process.running(f"evaluate {benchmark}/{paths.run_key(args.checkpoint)}") as progress:
+        evaluate_checkpoint(benchmark, args.checkpoint, progress)
+
+
+def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
+    """Run every attack on the test images; goes on where an interrupted attempt was."""
+    settings = params.read().benchmark(benchmark)
+    device = process.device_with(settings.evaluation.threads)
+    kind = dataset(settings.data.dataset)
+    network = load_classifier(
+        checkpoint, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels
+    )
+    facts = read_facts(checkpoint)
+    images = paths.images(benchmark, "test")
+    evaluation = Evaluation(
+        network,
+        load_images(images),
+        settings.evaluation,
+        settings.threat_model,
+        SEED,
+        device,
+    )
+    what = fingerprint(
+        settings.evaluation, settings.threat_model, process.sha256(images), process.sha256(checkpoint)
+    )
+    resume = process.resume_folder(progress.task, what)
+    evaluation.load_state_dict(load_state(resume / "verdicts.pt") or evaluation.state_dict())
+    run = tracking.find_run(benchmark, paths.run_key(checkpoint), facts["settings"])
+    total = sum(len(subset.labels) for subset in evaluation.subsets.values())
+    progress.start(judged(evaluation))
+    for attack, _, _ in evaluation.batches():
+        save_state(resume / "verdicts.pt", evaluation.state_dict())
+        progress.advance(judged(evaluation), total, unit="image", attack=attack)
+    figures = evaluation.figures()
+    write_outputs(benchmark, checkpoint, settings.threat_model.model_dump(), evaluation, figures)
+    process.write_cost(paths.result_of(checkpoint).with_suffix(".evaluate-cost.json"), progress, device)
+    if run is None:
+        run = tracking.start_run(
+            benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {}
+        )
+    run.log(metrics_of(figures))
+    run.finish()
+    process.discard(resume)
+
+
+def judged(evaluation: Evaluation) -> int:
+    """Verdicts so far, over all attacks."""
+    return sum(len(verdicts) for verdicts in evaluation.verdicts.values())
+
+
+def write_outputs(
+    benchmark: str,
+    checkpoint: Path,
+    threat_model: dict[str, Any],
+    evaluation: Evaluation,
+    figures: dict[str, dict[str, Any]],
+) -> None:
+    """The result as JSON, and beside it the verdict on every image."""
+    result = paths.result_of(checkpoint)
+    student, method, seed = paths.identity(checkpoint)
+    with atomic_write(result.with_suffix(".verdicts.npz")) as part, part.open("wb") as file:
+        np.savez_compressed(file, **{key: value.numpy() for key, value in evaluation.verdicts.items()})
+    write_json(
+        result,
+        {
+            "schema": paths.RESULT_SCHEMA,
+            "benchmark": benchmark,
+            "student": student,
+            "method": method,
+            "seed": seed,
+            "network": read_facts(checkpoint)["network"],
+            "threat_model": threat_model,
+            "attacks": figures,
+        },
+    )
+
+
+def metrics_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """A result's figures as MLflow metrics."""
+    return {
+        f"robust/{attack}/{key}": values[key]
+        for attack, values in figures.items()
+        for key in ("average", "worst", "nsd")
+    }
+
+
+if __name__ == "__main__":
+    main()

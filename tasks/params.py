@@ -1,0 +1,81 @@
+"""``params.yaml`` -> validated settings; the one place where it is read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ferd.config import Benchmark, Method, parse
+from ferd.datasets import dataset
+from ferd.errors import FerdError
+from ferd.models.registry import NETWORKS
+
+PARAMS = Path("params.yaml")
+CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
+
+
+@dataclass(frozen=True)
+class Params:
+    """All benchmarks and methods, by name."""
+
+    benchmarks: dict[str, Benchmark]
+    methods: dict[str, Method]
+
+    def benchmark(self, name: str) -> Benchmark:
+        """The benchmark of that name, or one line that lists them."""
+        return _lookup(self.benchmarks, name, "benchmark")
+
+    def method(self, name: str) -> Method:
+        """The method of that name, or one line that lists them."""
+        return _lookup(self.methods, name, "method")
+
+
+def read(path: Path = PARAMS) -> Params:
+    """Read and validate every block.
+
+    Raises:
+        FerdError: the file is missing or not YAML, or a block has a fault; says which key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise FerdError(f"{path}: not found; run from the project's root folder") from None
+    except yaml.YAMLError as error:
+        raise FerdError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return validate(content)
+
+
+def validate(content: Any) -> Params:
+    """As ``read``, of content that was already read."""
+    blocks = _section(content, "params.yaml")
+    for key in blocks.keys() - {"benchmarks", "methods"}:
+        raise FerdError(f"{key}: unknown key at the top of params.yaml; only benchmarks and methods")
+    params = Params(
+        {
+            name: parse(Benchmark, _section(block, f"benchmarks.{name}"), f"benchmarks.{name}")
+            for name, block in _section(blocks.get("benchmarks"), "benchmarks").items()
+        },
+        {
+            name: parse(Method, _section(block, f"methods.{name}"), f"methods.{name}")
+            for name, block in _section(blocks.get("methods"), "methods").items()
+        },
+    )
+    for name, benchmark in params.benchmarks.items():
+        dataset(benchmark.data.dataset)
+        for network in (benchmark.teacher.network, *benchmark.students):
+            _lookup(NETWORKS, network, f"benchmarks.{name}: network")
+    return params
+
+
+def _section(block: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(block, Mapping):
+        raise FerdError(f"{where}: must be a block of keys, found {block!r}")
+    return block
+
+
+def _lookup(known: Mapping[str, Any], name: str, kind: str) -> Any:
+    if name not in known:
+        raise FerdError(f"{kind} {name!r} is unknown; choose from {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,41 @@
+"""Where checkpoints and results are: the names that ``dvc.yaml`` and people rely on."""
+
+from pathlib import Path
+
+CHECKPOINTS = Path("checkpoints")
+RESULTS = Path("results")
+RESULT_SCHEMA = "ferd-result/1"
+
+
+def images(benchmark: str, split: str) -> Path:
+    """A benchmark's images: ``train``, ``validation`` or ``test``."""
+    return Path("data") / benchmark / f"{split}.safetensors"
+
+
+def teacher(benchmark: str) -> Path:
+    """The teacher's weights."""
+    return CHECKPOINTS / benchmark / "teacher.safetensors"
+
+
+def student(benchmark: str, student: str, method: str, seed: int) -> Path:
+    """A student's weights; its synthetic pool is beside it, with the suffix ``.pool``."""
+    return CHECKPOINTS / benchmark / student / method / f"s{seed}.safetensors"
+
+
+def result_of(checkpoint: Path) -> Path:
+    """The result that evaluating a checkpoint writes."""
+    return (RESULTS / checkpoint.relative_to(CHECKPOINTS)).with_suffix(".json")
+
+
+def run_key(checkpoint: Path) -> str:
+    """``<student>/<method>/s<seed>`` or ``teacher``: what names a run in MLflow."""
+    return "/".join(checkpoint.with_suffix("").parts[2:])
+
+
+def identity(checkpoint: Path) -> tuple[str | None, str, int]:
+    """(student, method, seed); a teacher is (None, "teacher", 0)."""
+    parts = checkpoint.with_suffix("").parts[2:]
+    if len(parts) == 1:
+        return None, "teacher", 0
+    student, method, seed = parts
+    return student, method, int(seed.removeprefix("s"))

@@ -1,0 +1,126 @@
+"""What every stage command shares: events on stdout, one-line errors, threads, the resume folder.
+
+A stage prints one JSON line an event, for whoever shows progress:
+
+    {"task": "distill digits/...", "event": "progress", "done": 3, "total": 12, "seconds_left": 31}
+
+Events are ``computing`` and ``computed`` (around the work itself), ``progress`` and ``error``.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ferd.config import fingerprint
+from ferd.errors import FerdError
+from ferd.files import write_json
+
+RESUME = Path(".resume")
+BAD_INPUT = 2
+
+
+class Progress:
+    """Prints a stage's events and measures its computing time."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self._started = time.monotonic()
+        self._first = 0
+
+    def event(self, event: str, **details: Any) -> None:
+        """Print one JSON line."""
+        print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
+
+    def start(self, done: int = 0) -> None:
+        """Computing begins; ``done`` units were finished by an earlier attempt."""
+        self._started, self._first = time.monotonic(), done
+        self.event("computing")
+
+    def advance(self, done: int, total: int, **details: Any) -> None:
+        """``done`` of ``total`` units are finished."""
+        rate = self.seconds / max(1, done - self._first)
+        self.event("progress", done=done, total=total, seconds_left=round(rate * (total - done)), **details)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of computing in this process."""
+        return time.monotonic() - self._started
+
+
+@contextmanager
+def running(task: str) -> Iterator[Progress]:
+    """Run a stage's body; a fault that the user can mend ends the process with one line."""
+    progress = Progress(task)
+    try:
+        yield progress
+        progress.event("computed")
+    except FerdError as error:
+        progress.event("error", message=str(error))
+        print(f"{task}: {error}", file=sys.stderr)
+        sys.exit(BAD_INPUT)
+
+
+def device_with(threads: int) -> torch.device:
+    """The GPU where there is one, else the CPU with so many threads (part of what is reproduced)."""
+    torch.set_num_threads(threads)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def resume_folder(task: str, *settings: Any) -> Path:
+    """Where a stage that was interrupted left its state, if its settings and code were the same.
+
+    Kept outside the stage's outputs, in a folder named by the hash of the settings, so that nothing
+    is ever resumed under other settings. Delete it when the stage has finished.
+    """
+    sources = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
+    code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    folder = RESUME / task.replace(" ", "-").replace("/", "-") / fingerprint(*settings, code, torch.__version__)[:16]
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other)
+    return folder
+
+
+def discard(folder: Path) -> None:
+    """Remove a resume folder, and its parent when that is left empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
+
+
+def move_folder(source: Path, target: Path) -> None:
+    """Put a finished folder in place of ``target``."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(source, target)
+    except OSError as error:
+        raise FerdError(f"{target}: cannot be written: {error.strerror}") from None
+
+
+def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
+    """Seconds and hardware, in a file of their own: results compare bit for bit."""
+    write_json(
+        path,
+        {
+            "seconds": round(progress.seconds, 1),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "cores": os.cpu_count(),
+            "torch": torch.__version__,
+        },
+    )
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,146 @@
+"""Stage ``report``: all results at hand -> one self-contained page and ``results/summary.json``."""
+
+import argparse
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+from matplotlib.figure import Figure
+
+from ferd.config import Benchmark
+from ferd.datasets import dataset
+from ferd.files import atomic_write, write_json
+from tasks import params, process
+from tasks.paths import RESULTS
+from tasks.results import FIGURES, Group, load, spread
+from tasks.table import COLUMNS, NAMES, cell, heading
+
+PAGE = RESULTS / "report" / "index.html"
+SUMMARY = RESULTS / "summary.json"
+TEMPLATE = Path(__file__).with_name("report.html.j2")
+SHOWN = ("ferd", "no-reweighting", "no-fae", "real-data", "uniform-noise", "untrained-generator")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#999999", "#56b4e9")  # Okabe and Ito
+
+
+def main() -> None:
+    """``python -m tasks.report``."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with process.running("report") as progress:
+        progress.start()
+        benchmarks = params.read().benchmarks
+        groups = {name: load(name) for name in benchmarks}
+        write_json(SUMMARY, summary(groups))
+        sections = [
+            section(name, benchmarks[name], found) for name, found in groups.items() if found
+        ]
+        environment = Environment(
+            loader=FileSystemLoader(TEMPLATE.parent), autoescape=select_autoescape(["j2"])
+        )
+        page = environment.get_template(TEMPLATE.name).render(sections=sections)
+        with atomic_write(PAGE) as part:
+            part.write_text(page)
+
+
+def summary(groups: dict[str, list[Group]]) -> dict[str, Any]:
+    """For each benchmark, student, method, attack and figure: mean and std over seeds."""
+    return {
+        "schema": "ferd-summary/1",
+        "benchmarks": {
+            name: [
+                {
+                    "student": group.student,
+                    "method": group.method,
+                    "seeds": group.seeds,
+                    "attacks": {attack: _figures(group, attack) for attack in group.results[0]["attacks"]},
+                }
+                for group in found
+            ]
+            for name, found in groups.items()
+            if found
+        },
+    }
+
+
+def _figures(group: Group, attack: str) -> dict[str, Any]:
+    figures: dict[str, Any] = {"n": group.images(attack)}
+    for figure in FIGURES:
+        average, deviation = spread(group.values(attack, figure))
+        figures[figure] = {"mean": average, "std": deviation}
+    return figures
+
+
+def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[str, Any]:
+    """What the page shows of one benchmark."""
+    threat = benchmark.threat_model
+    return {
+        "name": name,
+        "epsilon": f"{threat.epsilon:.4g}",
+        "teacher": benchmark.teacher.network,
+        "headings": [heading(groups, *column) for column in COLUMNS],
+        "rows": [
+            {
+                "method": group.method,
+                "student": group.student or groups[0].results[0]["network"],
+                "seeds": len(group.seeds),
+                "cells": [cell(group, *column) for column in COLUMNS],
+            }
+            for group in groups
+        ],
+        "charts": [
+            {"title": NAMES[attack], "svg": per_class_chart(groups, attack, _class_names(benchmark))}
+            for attack in ("clean", "pgd20")
+        ],
+        "grids": _grids(name, groups),
+        "class_names": ", ".join(_class_names(benchmark)),
+    }
+
+
+def per_class_chart(groups: Sequence[Group], attack: str, class_names: Sequence[str]) -> str:
+    """Accuracy of each class as bars, the teacher's profile behind; classes by the teacher's accuracy."""
+    teacher = next((group for group in groups if group.method == "teacher"), groups[0])
+    profile = teacher.per_class(attack)
+    order = sorted(range(len(profile)), key=profile.__getitem__)
+    shown = [group for group in groups if group.method in SHOWN]
+    with mpl.rc_context({"svg.hashsalt": "ferd", "font.size": 9}):
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        axes = figure.subplots()
+        axes.bar(range(len(order)), [100 * profile[c] for c in order], 0.95, color="#dddddd", label="teacher")
+        width = 0.8 / max(1, len(shown))
+        for number, group in enumerate(shown):
+            values = group.per_class(attack)
+            left = [place + (number + 0.5) * width - 0.4 for place in range(len(order))]
+            colour = COLOURS[SHOWN.index(group.method)]
+            axes.bar(left, [100 * values[c] for c in order], width, color=colour, label=group.method)
+        axes.set_xticks(range(len(order)), [class_names[c] for c in order])
+        axes.set_ylim(0, 100)
+        axes.set_ylabel("accuracy, %")
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.legend(loc="outside upper center", ncols=len(shown) + 1, frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+
+
+def _class_names(benchmark: Benchmark) -> tuple[str, ...]:
+    return dataset(benchmark.data.dataset).class_names
+
+
+def _grids(name: str, groups: Sequence[Group]) -> list[dict[str, str]]:
+    """The image grids of the first seed, where this machine has made them."""
+    grids = []
+    for group in groups:
+        if group.student is None or group.method not in SHOWN:
+            continue
+        path = RESULTS / name / group.student / group.method / f"s{group.seeds[0]}.images.png"
+        if path.exists():
+            data = base64.b64encode(path.read_bytes()).decode()
+            grids.append({"title": group.method, "source": f"data:image/png;base64,{data}"})
+    return grids
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Result files read back, grouped over seeds."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ferd.errors import FerdError
+from tasks.params import CONTROLS
+from tasks.paths import RESULT_SCHEMA, RESULTS
+
+FIGURES = ("average", "worst", "nsd")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The results of one (student, method), a seed each; the teacher's student is None."""
+
+    student: str | None
+    method: str
+    results: tuple[dict[str, Any], ...]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds in order."""
+        return [result["seed"] for result in self.results]
+
+    def values(self, attack: str, figure: str) -> list[float]:
+        """One value a seed."""
+        return [result["attacks"][attack][figure] for result in self.results]
+
+    def per_class(self, attack: str) -> list[float]:
+        """Each class's accuracy, the mean over seeds."""
+        rows = [result["attacks"][attack]["per_class"] for result in self.results]
+        return [mean(column) for column in zip(*rows, strict=True)]
+
+    def images(self, attack: str) -> int:
+        """How many test images the attack was run on."""
+        return int(self.results[0]["attacks"][attack]["n"])
+
+
+def spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation over seeds; None of one seed."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def load(
+    benchmark: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> list[Group]:
+    """A benchmark's results: the teacher first, controls last, methods by name between.
+
+    Raises:
+        FerdError: a file is not a result of this project.
+    """
+    grouped: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
+    for path in sorted([*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]):
+        if path.name != "teacher.json" and not path.stem.removeprefix("s").isdecimal():
+            continue
+        result = _read(path)
+        method = result["method"]
+        if method == "teacher" or (
+            (methods is None or method in methods) and (seeds is None or result["seed"] in seeds)
+        ):
+            grouped.setdefault((result["student"], method), []).append(result)
+    groups = [
+        Group(student, method, tuple(sorted(results, key=lambda result: int(result["seed"]))))
+        for (student, method), results in grouped.items()
+    ]
+    return sorted(groups, key=_place)
+
+
+def _place(group: Group) -> tuple[int, str, int, str]:
+    if group.student is None:
+        return (0, "", 0, "")
+    if group.method in CONTROLS:
+        return (2, group.student, CONTROLS.index(group.method), "")
+    return (1, group.student, group.method != "ferd", group.method)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text())
+    except ValueError:
+        result = None
+    if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
+        raise FerdError(f"{path}: not a result ({RESULT_SCHEMA}); delete it and run its evaluate stage")
+    return result

@@ -1,0 +1,178 @@
+"""The pipeline as DVC sees it: what is out of date, and how one stage is run."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferd.errors import FerdError
+
+REPORT = "report"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of ``dvc.yaml``: its name, the planned stages it needs, and whether it must run."""
+
+    name: str
+    upstream: tuple[str, ...]
+    stale: bool
+
+
+class StageFailed(Exception):
+    """A stage ended without its outputs; ``retryable`` unless the input was at fault."""
+
+    def __init__(self, stage: str, reason: str, *, retryable: bool) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.retryable = retryable
+
+
+def student_stages(
+    benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[str]:
+    """Names of a benchmark's ``evaluate`` stages in dvc.yaml, of these methods and seeds or of all.
+
+    Raises:
+        FerdError: dvc.yaml has no stage for a method or seed that was named.
+    """
+    prefix = f"evaluate-{benchmark}@"
+    names = [name for name in _graph() if name.startswith(prefix)]
+    for kind, wanted in (("method", methods), ("seed", [f"s{seed}" for seed in seeds or ()])):
+        for value in wanted or ():
+            if not any(f"-{value}-" in f"{name}-" for name in names):
+                raise FerdError(f"dvc.yaml has no stage of {benchmark} for {kind} {value!r}; add it there")
+    return [
+        name
+        for name in names
+        if (methods is None or any(f"-{method}-s" in name for method in methods))
+        and (seeds is None or any(name.endswith(f"-s{seed}") for seed in seeds))
+    ]
+
+
+def plan(targets: Sequence[str]) -> list[Stage]:
+    """The targets and all they need, then the report, in topological order.
+
+    A stage must run where DVC finds it changed, or where something it needs must run.
+
+    Raises:
+        FerdError: ``dvc.yaml`` cannot be read or has no such stage.
+    """
+    needs = _graph()
+    names = [*_ancestors(needs, targets), REPORT]
+    with _repository() as repo:
+        changed = repo.status(targets=names)
+    planned: dict[str, Stage] = {}
+    for name in names:
+        upstream = tuple(need for need in needs[name] if need in names)
+        stale = name in changed or any(planned[need].stale for need in upstream)
+        planned[name] = Stage(name, upstream, stale)
+    return list(planned.values())
+
+
+def run(
+    stage: str, on_event: Callable[[dict[str, Any]], None], environment: Mapping[str, str] | None = None
+) -> None:
+    """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
+
+    DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back.
+
+    Raises:
+        StageFailed: with the stage's own line where it printed one.
+    """
+    kept = _read_uncached_outputs(stage)
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+    )
+    tail: deque[str] = deque(maxlen=20)
+    message = ""
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = _event(line)
+        if event is None:
+            tail.append(line.rstrip())
+        else:
+            message = event.get("message", message)
+            on_event(event)
+    if process.wait() != 0:
+        _put_back(stage, kept)
+        raise StageFailed(stage, message or _last_error(tail), retryable=not message)
+
+
+@contextmanager
+def _repository() -> Iterator[Any]:
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(".") as repo:
+            yield repo
+    except DvcException as error:
+        raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
+
+
+def _graph() -> dict[str, list[str]]:
+    """For each stage of dvc.yaml those that it needs directly."""
+    with _repository() as repo:
+        graph = repo.index.graph
+        return {
+            stage.addressing: [need.addressing for need in graph.successors(stage)]
+            for stage in graph.nodes
+        }
+
+
+def _ancestors(needs: Mapping[str, Sequence[str]], targets: Sequence[str]) -> list[str]:
+    ordered: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in needs:
+            raise FerdError(f"dvc.yaml has no stage {name!r}; `dvc stage list` shows those it has")
+        for need in needs[name]:
+            visit(need)
+        ordered[name] = None
+
+    for target in targets:
+        visit(target)
+    return list(ordered)
+
+
+def _event(line: str) -> dict[str, Any] | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event else None
+
+
+def _last_error(tail: Iterable[str]) -> str:
+    lines = [line for line in tail if line.strip()]
+    errors = [line for line in lines if "Error" in line and not line.startswith("ERROR: failed to")]
+    return (errors or lines or ["no output"])[-1].strip()
+
+
+def _read_uncached_outputs(stage: str) -> dict[Path, bytes]:
+    """The outputs that DVC does not cache, and so could not put back itself."""
+    with _repository() as repo:
+        (found,) = repo.stage.collect(stage)
+        paths = [Path(out.fs_path) for out in found.outs if not out.use_cache]
+    return {path: path.read_bytes() for path in paths if path.is_file()}
+
+
+def _put_back(stage: str, uncached: Mapping[Path, bytes]) -> None:
+    checkout = [sys.executable, "-m", "dvc", "--wait-for-lock", "checkout", "--quiet", stage]
+    subprocess.run(checkout, check=False, capture_output=True)
+    for path, content in uncached.items():
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)

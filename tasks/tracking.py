@@ -1,0 +1,171 @@
+"""MLflow, the record: an experiment a benchmark, one flat run a (student, method, seed).
+
+Written by the stages, never read back as an input. The store is ``MLFLOW_TRACKING_URI``, by default
+``sqlite:///mlflow.db``.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ferd.config import Settings
+from ferd.errors import FerdError
+from ferd.files import atomic_write
+
+DEFAULT_STORE = "sqlite:///mlflow.db"
+SETUP_LOCK = Path("mlflow.db.lock")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+class Run:
+    """One MLflow run; metrics are sent in batches, and an outage does not stop a training."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client = client
+        self._pending: list[Any] = []
+        self.run_id = run_id
+
+    def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Send metrics, with any that an outage held back."""
+        from mlflow.entities import Metric
+        from mlflow.exceptions import MlflowException
+
+        now = int(time.time() * 1000)
+        self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
+        try:
+            self._client.log_batch(self.run_id, metrics=self._pending)
+            self._pending = []
+        except MlflowException as error:
+            print(f"mlflow: {' '.join(str(error).split())}; keeping {len(self._pending)} metrics to send "
+                  "later", file=sys.stderr)
+
+    def finish(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self.run_id)
+
+
+def resume_or_start(
+    resume: Path,
+    benchmark: str,
+    run_key: str,
+    settings: str,
+    task: str,
+    parameters: Mapping[str, Any] | Settings,
+) -> Run:
+    """The run that this stage's interrupted attempt was writing, or a new one."""
+    note = resume / "mlflow-run"
+    run = reopen_run(note.read_text()) if note.exists() else None
+    if run is None:
+        run = start_run(benchmark, run_key, settings, task, parameters)
+        with atomic_write(note) as part:
+            part.write_text(run.run_id)
+    return run
+
+
+def start_run(
+    benchmark: str,
+    run_key: str,
+    settings: str,
+    task: str,
+    parameters: Mapping[str, Any] | Settings,
+) -> Run:
+    """A new run for a stage that computes from the beginning."""
+    with _client() as client:
+        tags = {
+            "mlflow.runName": run_key,
+            "run_key": run_key,
+            "settings": settings,
+            "dvc_stage": os.environ.get("DVC_STAGE", task),
+            "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+            "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+            "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
+            "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
+        }
+        run = client.create_run(
+            _experiment(client, benchmark), tags={key: value for key, value in tags.items() if value}
+        )
+        from mlflow.entities import Param
+
+        flat = flatten(parameters)
+        client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flat.items()])
+        return Run(client, run.info.run_id)
+
+
+def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
+    """The latest run of these settings."""
+    with _client() as client:
+        found = client.search_runs(
+            [_experiment(client, benchmark)],
+            f"tags.run_key = '{run_key}' and tags.settings = '{settings}'",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        return Run(client, found[0].info.run_id) if found else None
+
+
+def reopen_run(run_id: str) -> Run | None:
+    """The run that an interrupted stage was writing; None where the store no longer has it."""
+    from mlflow.exceptions import MlflowException
+
+    with _client() as client:
+        try:
+            client.get_run(run_id)
+        except MlflowException:
+            return None
+        client.update_run(run_id, status="RUNNING")
+        return Run(client, run_id)
+
+
+def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``a.b.c`` keys."""
+    items = block.model_dump() if isinstance(block, Settings) else block
+    flat: dict[str, Any] = {}
+    for key, value in items.items():
+        if isinstance(value, Mapping | Settings):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _experiment(client: Any, benchmark: str) -> str:
+    found = client.get_experiment_by_name(benchmark)
+    if found:
+        return str(found.experiment_id)
+    location = None
+    if client.tracking_uri.startswith("sqlite:"):
+        location = (Path("mlartifacts") / benchmark).resolve().as_uri()
+    return str(client.create_experiment(benchmark, artifact_location=location))
+
+
+@contextmanager
+def _client() -> Iterator[Any]:
+    """A connected client; one process at a time, since a first connection creates the tables."""
+    import logging
+
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
+    with SETUP_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield MlflowClient(store)
+        except (MlflowException, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise FerdError(
+                f"mlflow: {store} cannot be used: {reason}; start it, or correct MLFLOW_TRACKING_URI"
+            ) from None
+
+
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    return answer.stdout.strip()

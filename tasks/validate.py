@@ -1,0 +1,147 @@
+"""Try settings without touching the test images: distil with overrides, judge on validation images.
+
+    python -m tasks.validate --benchmark digits --method ferd --seeds 0 1 \\
+        --set benchmarks.digits.distillation.synthesis.weights.uni=1.0
+
+Prints one JSON line a seed: what a data-free user may look at (agreement of the pool, robust
+channels, losses) and accuracy on the validation images of the teacher's own training set. Nothing is
+recorded. Without ``--method`` the teacher itself is trained and judged.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ferd.adversarial_training import AdversarialTraining
+from ferd.checkpoint import load_classifier, save_classifier
+from ferd.config import Benchmark
+from ferd.datasets import dataset
+from ferd.distillation import Distillation
+from ferd.errors import FerdError
+from ferd.evaluation import Evaluation
+from ferd.models.classifier import Classifier
+from ferd.models.registry import build
+from tasks import paths
+from tasks.data import load_images
+from tasks.params import PARAMS, Params, validate
+
+ATTACKS = {"clean": "all", "pgd20": "all"}
+
+
+def main() -> None:
+    """Parse the command line, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--benchmark", required=True)
+    parser.add_argument("--method", help="without it, the teacher is trained and judged")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--teacher", type=Path, help="default: the pipeline's checkpoint")
+    parser.add_argument("--save-teacher", type=Path)
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
+    args = parser.parse_args()
+    try:
+        params = override(PARAMS, args.overrides)
+        for seed in args.seeds:
+            started = time.monotonic()
+            figures = try_method(params, args, seed) if args.method else try_teacher(params, args, seed)
+            seconds = round(time.monotonic() - started, 1)
+            print(json.dumps({"seed": seed, **figures, "seconds": seconds}), flush=True)
+    except FerdError as error:
+        sys.exit(f"validate: {error}")
+
+
+def override(path: Path, overrides: list[str]) -> Params:
+    """``params.yaml`` with some values replaced by ``a.b.c=value``, validated."""
+    content = yaml.safe_load(path.read_text())
+    for item in overrides:
+        key, _, value = item.partition("=")
+        *parents, last = key.split(".")
+        block = content
+        for parent in parents:
+            block = block[parent]
+        block[last] = yaml.safe_load(value)
+    return validate(content)
+
+
+def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Train a teacher and judge it on the validation images."""
+    benchmark = params.benchmark(args.benchmark)
+    kind = dataset(benchmark.data.dataset)
+    torch.set_num_threads(benchmark.teacher.threads)
+    network = build(
+        benchmark.teacher.network, classes=len(kind.class_names), channels=kind.channels, seed=seed
+    )
+    training = AdversarialTraining(
+        network,
+        load_images(paths.images(args.benchmark, "train")),
+        benchmark.teacher,
+        benchmark.threat_model,
+        benchmark.augmentation,
+        seed,
+        torch.device("cpu"),
+    )
+    for record in training.epochs():
+        print(record, file=sys.stderr, flush=True)
+    if args.save_teacher:
+        save_classifier(args.save_teacher, network, benchmark.teacher.network)
+    return judge(network, args.benchmark, benchmark)
+
+
+def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Distil a student and judge it on the validation images."""
+    benchmark, method = params.benchmark(args.benchmark), params.method(args.method)
+    kind = dataset(benchmark.data.dataset)
+    teacher = load_classifier(args.teacher or paths.teacher(args.benchmark))
+    torch.set_num_threads(benchmark.distillation.threads)
+    train = load_images(paths.images(args.benchmark, "train"))
+    student = build(
+        benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        distillation = Distillation(
+            teacher,
+            student,
+            (kind.channels, kind.size, kind.size),
+            benchmark.distillation,
+            benchmark.augmentation,
+            method,
+            benchmark.threat_model,
+            seed,
+            Path(folder) / "pool",
+            torch.device("cpu"),
+            (train.images, train.labels) if method.images == "real-data" else None,
+        )
+        records = list(distillation.rounds())
+    last = records[-1]
+    return {
+        **judge(student, args.benchmark, benchmark),
+        "agreement": sum(record.agreement for record in records) / len(records),
+        "generator": last.generator,
+        "student": last.student,
+        "largest_proportion": max(max(record.proportions) for record in records),
+    }
+
+
+def judge(network: Classifier, name: str, benchmark: Benchmark) -> dict[str, Any]:
+    """Average and worst-class accuracy, clean and under PGD-20."""
+    settings = benchmark.evaluation.model_copy(update={"attacks": ATTACKS})
+    images = load_images(paths.images(name, "validation"))
+    evaluation = Evaluation(
+        network, images, settings, benchmark.threat_model, seed=0, device=torch.device("cpu")
+    )
+    for _ in evaluation.batches():
+        pass
+    return {
+        attack: {key: round(figures[key], 4) for key in ("average", "worst")}
+        for attack, figures in evaluation.figures().items()
+    }
+
+
+if __name__ == "__main__":
+    main()
