@@ -16,22 +16,17 @@ from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.pool import to_float
+from ferd.schedule import set_cosine_rate
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch's means; accuracies are on the augmented training batches."""
+    """One epoch's means; the accuracy is on the adversarial training batches."""
 
     epoch: int
     loss: float
-    clean_accuracy: float
     robust_accuracy: float
     learning_rate: float
-
-
-def cosine(initial: float, done: float) -> float:
-    """The learning rate after the fraction ``done`` of the schedule: from ``initial`` to 0."""
-    return initial * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def trades_loss(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float) -> Tensor:
@@ -82,8 +77,7 @@ class AdversarialTraining:
             record = self._train_epoch()
             if not math.isfinite(record.loss):
                 raise FerdError(
-                    f"teacher: the loss is {record.loss} in epoch {record.epoch}; lower "
-                    "teacher.learning_rate"
+                    f"teacher: the loss is {record.loss} in epoch {record.epoch}; lower teacher.learning_rate"
                 )
             self.epoch += 1
             yield record
@@ -108,18 +102,14 @@ class AdversarialTraining:
         device, size = self.images.device, self.settings.batch_size
         order = torch.randperm(len(self.images), generator=self.rng, device=device)
         batches = [rows for rows in order.split(size) if len(rows) > 1]
-        sums = torch.zeros(3, device=device)
+        sums = torch.zeros(2, device=device)
+        rate = self.settings.learning_rate
         for number, rows in enumerate(batches):
-            rate = self._learning_rate((self.epoch + number / len(batches)) / self.settings.epochs)
+            done = (self.epoch + number / len(batches)) / self.settings.epochs
+            rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done)
             sums += self._train_batch(to_float(self.images[rows]), self.labels[rows]) / len(batches)
-        loss, clean, robust = sums.tolist()
-        return EpochRecord(self.epoch + 1, loss, clean, robust, rate)
-
-    def _learning_rate(self, done: float) -> float:
-        rate = cosine(self.settings.learning_rate, done)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        return rate
+        loss, robust = sums.tolist()
+        return EpochRecord(self.epoch + 1, loss, robust, rate)
 
     def _train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         inputs = augment(images, self.augmentation, self.rng)
@@ -127,17 +117,14 @@ class AdversarialTraining:
         self.network.train()
         adv_logits = self.network(adv_inputs)
         if self.settings.method == "trades":
-            clean_logits = self.network(inputs)
-            loss = trades_loss(clean_logits, adv_logits, labels, self.settings.beta)
+            loss = trades_loss(self.network(inputs), adv_logits, labels, self.settings.beta)
         else:
-            clean_logits = self.network.eval()(inputs).detach()
             loss = F.cross_entropy(adv_logits, labels)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        return torch.stack(
-            [loss.detach(), *((o.argmax(1) == labels).float().mean() for o in (clean_logits, adv_logits))]
-        )
+        robust = (adv_logits.argmax(1) == labels).float().mean()
+        return torch.stack([loss.detach(), robust])
 
     def _attack(self, inputs: Tensor, labels: Tensor) -> Tensor:
         if self.settings.method == "trades":

@@ -13,6 +13,7 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Attack = Literal["clean", "fgsm", "pgd20", "cw30", "autoattack"]
 Quantity = Annotated[int, Field(ge=0)]
 
 
@@ -149,9 +150,7 @@ class Evaluation(Settings):
     """How many test images each attack is given; ``all`` or a stratified number."""
 
     batch_size: Count
-    attacks: dict[
-        Literal["clean", "fgsm", "pgd20", "cw30", "autoattack"], Literal["all"] | Count
-    ]
+    attacks: dict[Attack, Literal["all"] | Count]
     threads: Count
 
 

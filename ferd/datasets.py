@@ -36,7 +36,7 @@ class Dataset:
     read: Callable[[Path | None], tuple[Images, Images]]
 
 
-def _read_digits(root: Path | None) -> tuple[Images, Images]:
+def _read_digits(_root: Path | None) -> tuple[Images, Images]:
     """scikit-learn's 1,797 digits of 8×8; 50 a class are the test set, drawn at a fixed seed."""
     from sklearn.datasets import load_digits
 
@@ -122,9 +122,7 @@ def load_splits(settings: Data, root: Path | None) -> dict[str, Images]:
     """
     train, test = dataset(settings.dataset).read(root)
     own = first_per_class(train.labels, 0, settings.train_per_class)
-    held_out = first_per_class(
-        train.labels, settings.train_per_class, settings.validation_per_class
-    )
+    held_out = first_per_class(train.labels, settings.train_per_class, settings.validation_per_class)
     splits = {"train": (train, own), "validation": (train, held_out)}
     if settings.test_per_class:
         splits["test"] = (test, first_per_class(test.labels, 0, settings.test_per_class))

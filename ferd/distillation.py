@@ -1,5 +1,6 @@
 """The paper's loop: each round synthesises a batch, reweights the classes and trains the student."""
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pool import Pool, to_float, to_uint8
 from ferd.reweighting import adversarial_margins, proportions, update_difficulty
+from ferd.schedule import set_cosine_rate
 from ferd.synthesis import synthesise
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,9 @@ class Distillation:
         if self.method.reweighting:
             margin = adversarial_margins(self.teacher, inputs, labels, self.threat, self.rng)
             self.difficulty = update_difficulty(self.difficulty, margin, labels)
-        rate = self._learning_rate()
+        rate = set_cosine_rate(
+            self.optimiser, self.schedule.student.learning_rate, self.round / self.schedule.rounds
+        )
         losses = self._train_student() if self.round >= self.schedule.warmup_rounds else {}
         return RoundRecord(
             round=self.round + 1,
@@ -173,7 +179,17 @@ class Distillation:
             self.rng,
             fae=self.method.fae,
         )
+        self._warn_of_a_useless_mask(result.figures)
         return to_uint8(result.images), labels, result.figures
+
+    def _warn_of_a_useless_mask(self, figures: dict[str, Tensor]) -> None:
+        if "robust_fraction" in figures and not 0.01 <= (share := figures["robust_fraction"].item()) <= 0.99:
+            LOGGER.warning(
+                "round %d: %.1f %% of the channels are robust, so that L_uni sees all or nothing; try "
+                "another bottleneck.threshold",
+                self.round + 1,
+                100 * share,
+            )
 
     def _unfitted_images(self) -> Tensor:
         """Uniform noise, or the images of a generator that was never fitted."""
@@ -193,14 +209,6 @@ class Distillation:
         rows = torch.randperm(len(images), generator=self.rng, device=self.device)
         rows = rows[: self.schedule.batch_size]
         return images.to(self.device)[rows], labels.to(self.device)[rows]
-
-    def _learning_rate(self) -> float:
-        """Cosine over all rounds, warm-up included."""
-        done = self.round / self.schedule.rounds
-        rate = self.schedule.student.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
-        return rate
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
@@ -226,9 +234,7 @@ class Distillation:
         weights = self.prior.weights(labels)
         attacked = self.student if self.method.utae.model == "student" else self.teacher
         threat = self.threat.with_steps(self.schedule.utae_steps)
-        adv_inputs = utae(
-            attacked, inputs, teacher_probs, self.method.utae.gamma, threat, self.rng
-        )
+        adv_inputs = utae(attacked, inputs, teacher_probs, self.method.utae.gamma, threat, self.rng)
         self.student.train()
         clean = ikl(teacher_logits, self.student(inputs), weights).mean()
         adversarial = ikl(teacher_logits, self.student(adv_inputs), weights).mean()

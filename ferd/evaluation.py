@@ -40,11 +40,12 @@ class Evaluation:
     ) -> None:
         self.network = fast_layout(network, device)
         self.settings, self.threat, self.seed, self.device = settings, threat, seed, device
-        self.subsets = {
-            attack: _subset(data, number, network.classes)
-            for attack, number in settings.attacks.items()
+        self.subsets: dict[str, Images] = {
+            attack: _subset(data, number, network.classes) for attack, number in settings.attacks.items()
         }
-        self.verdicts = {attack: torch.empty(0, dtype=torch.bool) for attack in self.subsets}
+        self.verdicts: dict[str, Tensor] = {
+            attack: torch.empty(0, dtype=torch.bool) for attack in self.subsets
+        }
 
     def batches(self) -> Iterator[tuple[str, int, int]]:
         """Judge what is left; after each batch (attack, images judged, images in all)."""
@@ -86,7 +87,8 @@ class Evaluation:
     def _judge(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         adv_images = self._attack(attack, images, labels, batch_seed)
         with torch.no_grad():
-            return self.network.eval()(adv_images).argmax(1) == labels
+            predicted: Tensor = self.network.eval()(adv_images).argmax(1)
+        return predicted == labels
 
     def _attack(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         if attack == "clean":
@@ -117,15 +119,18 @@ def _subset(data: Images, number: int | str, classes: int) -> Images:
     return Images(data.images[rows], data.labels[rows])
 
 
-def _autoattack(
-    network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int
-) -> Tensor:
+def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:
     """AutoAttack, standard version (Croce and Hein 2020), by the authors' own package."""
     from pyautoattack import AutoAttack
 
     with torch.random.fork_rng(devices=[]):
         attack = AutoAttack(
-            network.eval(), norm="Linf", eps=epsilon, seed=seed, version="standard", device=images.device
+            network.eval(),
+            norm="Linf",
+            eps=epsilon,
+            seed=seed,
+            version="standard",
+            device=images.device,
         )
         adv_images, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     return torch.as_tensor(adv_images)

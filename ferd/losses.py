@@ -65,7 +65,7 @@ class ClassPrior:
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
 
     def weights(self, labels: Tensor) -> Tensor:
-        """w (B, C) of samples whose classes have been seen."""
+        """W (B, C) of samples whose classes have been seen."""
         return self.sums[labels] / self.counts[labels].unsqueeze(1)
 
 
@@ -86,7 +86,10 @@ class BatchNormStatistics:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for handle in self._handles:
             handle.remove()

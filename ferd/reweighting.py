@@ -11,7 +11,7 @@ from ferd.models.classifier import Classifier
 def adversarial_margins(
     network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
 ) -> Tensor:
-    """m (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
+    """M (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
     start = random_start(inputs, threat.epsilon, rng)
     adv_inputs = pgd(network, inputs, cross_entropy(labels), threat, start)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def update_difficulty(difficulty: Tensor, margin: Tensor, labels: Tensor) -> Ten
 
 
 def proportions(difficulty: Tensor, floor: float = 0.0) -> Tensor:
-    """p = floor + (1 − C·floor)·σ(D), Eq. 2; floor 0 is the paper's. (C,) -> (C,), sums to 1.
+    """P = floor + (1 − C·floor)·σ(D), Eq. 2; floor 0 is the paper's. (C,) -> (C,), sums to 1.
 
     A class never seen (NaN) counts with the mean D of those seen; with none seen p is uniform.
     """

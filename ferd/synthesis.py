@@ -107,9 +107,7 @@ def synthesise(
             loss.backward()
             optimiser.step()
     if not torch.isfinite(best["loss"]):
-        raise FerdError(
-            "synthesis: the generator's loss is not finite; lower its learning rates or weights"
-        )
+        raise FerdError("synthesis: the generator's loss is not finite; lower its learning rates or weights")
     kept = best.pop("images")
     return SynthesisResult(kept, best)
 

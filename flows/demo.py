@@ -3,10 +3,9 @@
 import sys
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
-from flows.pipeline import MAX_TASKS, bring_up_to_date
+from flows.pipeline import TASK_RUNNER, bring_up_to_date
 from tasks.report import PAGE
 from tasks.table import print_table
 
@@ -15,7 +14,7 @@ METHODS = ("ferd", "no-reweighting", "no-fae", "real-data", "uniform-noise")
 SEEDS = (0,)
 
 
-@flow(name="demo", task_runner=ThreadPoolTaskRunner(max_workers=MAX_TASKS))
+@flow(name="demo", task_runner=TASK_RUNNER)
 def demo(slots: int = 2) -> None:
     """A teacher, three students without data, and two controls; one seed."""
     bring_up_to_date(BENCHMARK, METHODS, SEEDS, slots)

@@ -8,13 +8,14 @@ from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params
 from tasks.stage import Stage, StageFailed, plan, run, student_stages
 
-MAX_TASKS = 1024  # a waiting task holds a thread; the slots say how many compute
+TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
 
@@ -85,7 +86,8 @@ def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]
     for stage in stages:
         if stage.stale:
             needed = [futures[name] for name in stage.upstream if name in futures]
-            futures[stage.name] = run_stage.submit(stage, view, places, wait_for=needed)
+            submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
+            futures[stage.name] = submit(stage, view, places, wait_for=needed)
     failures = []
     for future in futures.values():
         future.wait()

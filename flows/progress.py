@@ -72,7 +72,9 @@ class LiveView:
             if stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(stage))
             self.console.print(
-                f"[{self._finished}/{self._total}] {stage}: {outcome}", markup=False, highlight=False
+                f"[{self._finished}/{self._total}] {stage}: {outcome}",
+                markup=False,
+                highlight=False,
             )
 
     def _start(self, stage: str) -> None:
@@ -92,7 +94,11 @@ class LiveView:
             if stage not in self._tasks:
                 self._tasks[stage] = self._bars.add_task(stage, unit=unit, left=left)
             self._bars.update(
-                self._tasks[stage], completed=event["done"], total=event["total"], unit=unit, left=left
+                self._tasks[stage],
+                completed=event["done"],
+                total=event["total"],
+                unit=unit,
+                left=left,
             )
         elif time.monotonic() - self._printed.get(stage, 0.0) >= PLAIN_INTERVAL:
             self._printed[stage] = time.monotonic()

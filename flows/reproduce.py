@@ -1,6 +1,6 @@
 """Reproduce a benchmark: every method and control that it has, over seeds.
 
-    python -m flows.reproduce --benchmark digits
+python -m flows.reproduce --benchmark digits
 """
 
 import argparse
@@ -8,14 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from prefect import flow
-from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
-from flows.pipeline import MAX_TASKS, bring_up_to_date
+from flows.pipeline import TASK_RUNNER, bring_up_to_date
 from tasks.table import print_table
 
 
-@flow(name="reproduce", task_runner=ThreadPoolTaskRunner(max_workers=MAX_TASKS))
+@flow(name="reproduce", task_runner=TASK_RUNNER)
 def reproduce(
     benchmark: str = "digits",
     methods: Sequence[str] | None = None,

@@ -4,7 +4,6 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +47,15 @@ def distil_student(
         teacher_path, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels
     )
     student = build(student_name, classes=teacher.classes, channels=teacher.channels, seed=seed)
-    what = [settings.distillation, settings.augmentation, settings.threat_model, method, student_name, seed, device.type]
+    what = [
+        settings.distillation,
+        settings.augmentation,
+        settings.threat_model,
+        method,
+        student_name,
+        seed,
+        device.type,
+    ]
     settings_hash = fingerprint(*what, process.sha256(teacher_path))
     resume = process.resume_folder(progress.task, settings_hash)
     distillation = Distillation(
@@ -90,7 +97,11 @@ def distil_student(
         )
         run.log(metrics_of(record), record.round)
         progress.advance(
-            record.round, settings.distillation.rounds, unit="round", agreement=record.agreement, **record.student
+            record.round,
+            settings.distillation.rounds,
+            unit="round",
+            agreement=record.agreement,
+            **record.student,
         )
     save_classifier(
         checkpoint,

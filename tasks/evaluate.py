@@ -1,7 +1,6 @@
 """Stage ``evaluate``: a checkpoint -> its accuracy, a class and an attack at a time."""
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,10 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
         device,
     )
     what = fingerprint(
-        settings.evaluation, settings.threat_model, process.sha256(images), process.sha256(checkpoint)
+        settings.evaluation,
+        settings.threat_model,
+        process.sha256(images),
+        process.sha256(checkpoint),
     )
     resume = process.resume_folder(progress.task, what)
     evaluation.load_state_dict(load_state(resume / "verdicts.pt") or evaluation.state_dict())
@@ -61,9 +63,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     write_outputs(benchmark, checkpoint, settings.threat_model.model_dump(), evaluation, figures)
     process.write_cost(paths.result_of(checkpoint).with_suffix(".evaluate-cost.json"), progress, device)
     if run is None:
-        run = tracking.start_run(
-            benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {}
-        )
+        run = tracking.start_run(benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {})
     run.log(metrics_of(figures))
     run.finish()
     process.discard(resume)
@@ -84,8 +84,9 @@ def write_outputs(
     """The result as JSON, and beside it the verdict on every image."""
     result = paths.result_of(checkpoint)
     student, method, seed = paths.identity(checkpoint)
+    arrays: dict[str, Any] = {key: value.numpy() for key, value in evaluation.verdicts.items()}
     with atomic_write(result.with_suffix(".verdicts.npz")) as part, part.open("wb") as file:
-        np.savez_compressed(file, **{key: value.numpy() for key, value in evaluation.verdicts.items()})
+        np.savez_compressed(file, **arrays)
     write_json(
         result,
         {

@@ -83,7 +83,11 @@ def resume_folder(task: str, *settings: Any) -> Path:
     """
     sources = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    folder = RESUME / task.replace(" ", "-").replace("/", "-") / fingerprint(*settings, code, torch.__version__)[:16]
+    folder = (
+        RESUME
+        / task.replace(" ", "-").replace("/", "-")
+        / fingerprint(*settings, code, torch.__version__)[:16]
+    )
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)

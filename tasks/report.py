@@ -34,9 +34,7 @@ def main() -> None:
         benchmarks = params.read().benchmarks
         groups = {name: load(name) for name in benchmarks}
         write_json(SUMMARY, summary(groups))
-        sections = [
-            section(name, benchmarks[name], found) for name, found in groups.items() if found
-        ]
+        sections = [section(name, benchmarks[name], found) for name, found in groups.items() if found]
         environment = Environment(
             loader=FileSystemLoader(TEMPLATE.parent), autoescape=select_autoescape(["j2"])
         )
@@ -91,7 +89,10 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
             for group in groups
         ],
         "charts": [
-            {"title": NAMES[attack], "svg": per_class_chart(groups, attack, _class_names(benchmark))}
+            {
+                "title": NAMES[attack],
+                "svg": per_class_chart(groups, attack, _class_names(benchmark)),
+            }
             for attack in ("clean", "pgd20")
         ],
         "grids": _grids(name, groups),
@@ -108,7 +109,13 @@ def per_class_chart(groups: Sequence[Group], attack: str, class_names: Sequence[
     with mpl.rc_context({"svg.hashsalt": "ferd", "font.size": 9}):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
         axes = figure.subplots()
-        axes.bar(range(len(order)), [100 * profile[c] for c in order], 0.95, color="#dddddd", label="teacher")
+        axes.bar(
+            range(len(order)),
+            [100 * profile[c] for c in order],
+            0.95,
+            color="#dddddd",
+            label="teacher",
+        )
         width = 0.8 / max(1, len(shown))
         for number, group in enumerate(shown):
             values = group.per_class(attack)

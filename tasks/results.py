@@ -55,7 +55,9 @@ def load(
         FerdError: a file is not a result of this project.
     """
     grouped: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
-    for path in sorted([*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]):
+    for path in sorted(
+        [*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]
+    ):
         if path.name != "teacher.json" and not path.stem.removeprefix("s").isdecimal():
             continue
         result = _read(path)

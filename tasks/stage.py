@@ -33,9 +33,7 @@ class StageFailed(Exception):
         self.retryable = retryable
 
 
-def student_stages(
-    benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None
-) -> list[str]:
+def student_stages(benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[str]:
     """Names of a benchmark's ``evaluate`` stages in dvc.yaml, of these methods and seeds or of all.
 
     Raises:
@@ -76,7 +74,9 @@ def plan(targets: Sequence[str]) -> list[Stage]:
 
 
 def run(
-    stage: str, on_event: Callable[[dict[str, Any]], None], environment: Mapping[str, str] | None = None
+    stage: str,
+    on_event: Callable[[dict[str, Any]], None],
+    environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
 
@@ -127,8 +127,7 @@ def _graph() -> dict[str, list[str]]:
     with _repository() as repo:
         graph = repo.index.graph
         return {
-            stage.addressing: [need.addressing for need in graph.successors(stage)]
-            for stage in graph.nodes
+            stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph.nodes
         }
 
 

@@ -17,7 +17,13 @@ COLUMNS = [
     ("pgd20", "nsd"),
     ("autoattack", "average"),
 ]
-NAMES = {"clean": "clean", "fgsm": "FGSM", "pgd20": "PGD-20", "cw30": "CW-30", "autoattack": "AutoAttack"}
+NAMES = {
+    "clean": "clean",
+    "fgsm": "FGSM",
+    "pgd20": "PGD-20",
+    "cw30": "CW-30",
+    "autoattack": "AutoAttack",
+}
 
 
 def cell(group: Group, attack: str, figure: str) -> str:
@@ -41,7 +47,9 @@ def print_table(
     if not groups:
         print(f"{benchmark}: no results yet")
         return
-    table = Table(title=f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes")
+    table = Table(
+        title=f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
+    )
     table.add_column("method", no_wrap=True)
     for attack, figure in COLUMNS:
         table.add_column(heading(groups, attack, figure), justify="right")

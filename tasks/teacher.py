@@ -56,10 +56,11 @@ def train_teacher(benchmark: str, progress: process.Progress) -> None:
     progress.start(training.epoch)
     for record in training.epochs():
         records.append(asdict(record))
-        run.log({f"teacher/{key}": value for key, value in records[-1].items() if key != "epoch"}, record.epoch)
-        save_state(
-            resume / "state.pt", {"training": training.state_dict(), "records": json.dumps(records)}
+        run.log(
+            {f"teacher/{key}": value for key, value in records[-1].items() if key != "epoch"},
+            record.epoch,
         )
+        save_state(resume / "state.pt", {"training": training.state_dict(), "records": json.dumps(records)})
         progress.advance(record.epoch, settings.teacher.epochs, unit="epoch", loss=record.loss)
     path = paths.teacher(benchmark)
     save_classifier(

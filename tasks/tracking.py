@@ -42,8 +42,10 @@ class Run:
             self._client.log_batch(self.run_id, metrics=self._pending)
             self._pending = []
         except MlflowException as error:
-            print(f"mlflow: {' '.join(str(error).split())}; keeping {len(self._pending)} metrics to send "
-                  "later", file=sys.stderr)
+            print(
+                f"mlflow: {' '.join(str(error).split())}; keeping {len(self._pending)} metrics to send later",
+                file=sys.stderr,
+            )
 
     def finish(self) -> None:
         """Mark the run as finished."""
@@ -88,7 +90,8 @@ def start_run(
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
         }
         run = client.create_run(
-            _experiment(client, benchmark), tags={key: value for key, value in tags.items() if value}
+            _experiment(client, benchmark),
+            tags={key: value for key, value in tags.items() if value},
         )
         from mlflow.entities import Param
 

@@ -1,6 +1,6 @@
-"""Try settings without touching the test images: distil with overrides, judge on validation images.
+r"""Try settings without touching the test images: distil with overrides, judge on validation images.
 
-    python -m tasks.validate --benchmark digits --method ferd --seeds 0 1 \\
+    python -m tasks.validate --benchmark digits --method ferd --seeds 0 1 \
         --set benchmarks.digits.distillation.synthesis.weights.uni=1.0
 
 Prints one JSON line a seed: what a data-free user may look at (agreement of the pool, robust
@@ -100,9 +100,7 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     teacher = load_classifier(args.teacher or paths.teacher(args.benchmark))
     torch.set_num_threads(benchmark.distillation.threads)
     train = load_images(paths.images(args.benchmark, "train"))
-    student = build(
-        benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed
-    )
+    student = build(benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         distillation = Distillation(
             teacher,

@@ -40,9 +40,7 @@ class ResNet(Classifier):
         blocks_per_group: 1 gives ResNet-8 over three groups, 2 gives ResNet-18 over four.
     """
 
-    def __init__(
-        self, widths: Sequence[int], blocks_per_group: int, *, classes: int, channels: int
-    ) -> None:
+    def __init__(self, widths: Sequence[int], blocks_per_group: int, *, classes: int, channels: int) -> None:
         super().__init__(classes, channels)
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
