@@ -6,4 +6,5 @@ import os
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-os.environ.setdefault("PREFECT_LOGGING_LEVEL", "WARNING")
+# The live view and one last line tell a person what happened; set INFO where a worker keeps logs.
+os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")

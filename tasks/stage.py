@@ -88,24 +88,24 @@ def run(
     kept = _read_uncached_outputs(stage)
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    process = subprocess.Popen(
+    tail: deque[str] = deque(maxlen=20)
+    message = ""
+    with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
-    )
-    tail: deque[str] = deque(maxlen=20)
-    message = ""
-    assert process.stdout is not None
-    for line in process.stdout:
-        event = _event(line)
-        if event is None:
-            tail.append(line.rstrip())
-        else:
-            message = event.get("message", message)
-            on_event(event)
-    if process.wait() != 0:
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            event = _event(line)
+            if event is None:
+                tail.append(line.rstrip())
+            else:
+                message = event.get("message", message)
+                on_event(event)
+    if process.returncode != 0:
         _put_back(stage, kept)
         raise StageFailed(stage, message or _last_error(tail), retryable=not message)
 
@@ -155,9 +155,11 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def _last_error(tail: Iterable[str]) -> str:
-    lines = [line for line in tail if line.strip()]
-    errors = [line for line in lines if "Error" in line and not line.startswith("ERROR: failed to")]
-    return (errors or lines or ["no output"])[-1].strip()
+    """What DVC or Python said last; DVC's own line says of a failed command only that it failed."""
+    lines = [line.strip() for line in tail if line.strip()]
+    telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
+    line = (telling or lines or ["it printed nothing"])[-1]
+    return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
 
 
 def _read_uncached_outputs(stage: str) -> dict[Path, bytes]:

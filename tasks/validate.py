@@ -64,6 +64,8 @@ def override(path: Path, overrides: list[str]) -> Params:
         *parents, last = key.split(".")
         block = content
         for parent in parents:
+            if not isinstance(block, dict) or parent not in block:
+                raise FerdError(f"--set {item}: params.yaml has no {key.partition(parent)[0]}{parent}")
             block = block[parent]
         block[last] = yaml.safe_load(value)
     return validate(content)

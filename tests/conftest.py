@@ -1,0 +1,127 @@
+"""A workspace: this project's code with settings that take seconds, in a folder of its own."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).parents[1]
+TINY_DISTILLATION = {
+    "rounds": 3,
+    "warmup_rounds": 1,
+    "batch_size": 16,
+    "synthesis": {"steps": 2},
+    "student": {"steps": 2},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """The machine is shared: threads are not what is tested."""
+    torch.set_num_threads(1)
+
+
+def tiny_params() -> dict:
+    """params.yaml with the smallest settings that still run every part of ``digits``."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    digits = params["benchmarks"]["digits"]
+    digits["data"] |= {"train_per_class": 20, "validation_per_class": 2, "test_per_class": 5}
+    digits["teacher"] |= {"epochs": 2, "attack_steps": 1}
+    for key, value in TINY_DISTILLATION.items():
+        if isinstance(value, dict):
+            digits["distillation"][key] |= value
+        else:
+            digits["distillation"][key] = value
+    digits["evaluation"]["attacks"] = {
+        "clean": "all",
+        "fgsm": "all",
+        "pgd20": "all",
+        "cw30": 10,
+        "autoattack": 10,
+    }
+    return params
+
+
+def environment() -> dict[str, str]:
+    """This environment, with this Python first, offline and without telemetry."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_"))}
+    return own | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "DVC_NO_ANALYTICS": "true"}
+
+
+def run_in(
+    folder: Path, *command: str, timeout: float = 300, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in a workspace; ``python`` is this Python."""
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def make_workspace(folder: Path) -> Path:
+    """Copy the code, write tiny settings, make it a Git and DVC repository."""
+    for name in ("ferd", "tasks", "flows"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / ".dvc").mkdir()
+    shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
+    (folder / "results" / "cifar10-mini").mkdir(parents=True)
+    (folder / "results" / "cifar10-mini" / ".keep").touch()
+    run_in(folder, "git", "init", "--quiet")
+    return folder
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A fresh workspace."""
+    return make_workspace(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace in which the flow has brought two methods up to date; not to be changed."""
+    folder = make_workspace(tmp_path_factory.mktemp("finished"))
+    flow = run_in(
+        folder, sys.executable, "-m", "flows.reproduce", "--methods", "ferd", "uniform-noise", "--seeds", "0"
+    )
+    (folder / "flow.log").write_text(flow.stdout + flow.stderr)
+    assert flow.returncode == 0, flow.stdout + flow.stderr
+    return folder
+
+
+@pytest.fixture
+def finished_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished workspace, to be changed."""
+    target = tmp_path / "copy"
+    shutil.copytree(finished, target, symlinks=True)
+    return target
+
+
+@pytest.fixture
+def change_params() -> Callable[..., None]:
+    """Set a value of a workspace's params.yaml: ``change_params(folder, value, *keys)``."""
+
+    def change(folder: Path, value: object, *keys: str) -> None:
+        path = folder / "params.yaml"
+        content = yaml.safe_load(path.read_text())
+        block = content
+        for key in keys[:-1]:
+            block = block[key]
+        block[keys[-1]] = value
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+    return change

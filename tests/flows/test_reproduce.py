@@ -1,0 +1,60 @@
+"""The flow as a person runs it: the real Prefect, DVC and MLflow on tiny settings."""
+
+import json
+import re
+import sys
+
+from tests.conftest import run_in
+
+COMMAND = [sys.executable, "-m", "flows.reproduce", "--seeds", "0", "--methods"]
+
+
+def test_the_flow_runs_every_stage_once_and_shows_the_table(finished):
+    log = (finished / "flow.log").read_text()
+    assert "8 of 8 stages to run, 2 at a time" in log
+    for name in ("data@digits", "teacher@digits", "evaluate-digits@resnet8-w8-ferd-s0", "report"):
+        assert log.count(f"] {name}: done") == 1
+    assert re.search(r"\d+ s in all, of which orchestration \(no stage was computing\) \d+ s", log)
+    assert log.index("teacher ") < log.index("uniform-noise ", log.index("teacher "))
+    assert "Traceback" not in log
+
+
+def test_results_have_the_promised_form(finished):
+    result = json.loads((finished / "results/digits/resnet8-w8/ferd/s0.json").read_text())
+    assert result["schema"] == "ferd-result/1"
+    assert (result["benchmark"], result["student"], result["method"], result["seed"]) == (
+        "digits",
+        "resnet8-w8",
+        "ferd",
+        0,
+    )
+    assert result["threat_model"]["epsilon"] == 0.1
+    assert result["attacks"]["clean"]["n"] == 50
+    assert result["attacks"]["autoattack"]["n"] == 10
+    for figures in result["attacks"].values():
+        assert set(figures) == {"n", "average", "worst", "nsd", "per_class"}
+        assert len(figures["per_class"]) == 10
+    assert "seconds" not in json.dumps(result)
+
+
+def test_a_second_run_finds_everything_up_to_date(finished):
+    again = run_in(finished, *COMMAND, "ferd", "uniform-noise")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "all 8 stages are up to date; nothing to run" in again.stdout
+
+
+def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finished_copy, change_params):
+    change_params(finished_copy, -1, "methods", "no-fae", "utae", "gamma")
+    failed = run_in(finished_copy, *COMMAND, "no-fae")
+    assert failed.returncode != 0
+    assert failed.stderr.strip().splitlines()[-1].startswith("reproduce: methods.no-fae.utae.gamma")
+
+    change_params(finished_copy, 0.5, "methods", "no-fae", "utae", "gamma")
+    in_the_way = finished_copy / "checkpoints/digits/resnet8-w8/no-fae"
+    in_the_way.write_text("")
+    failed = run_in(finished_copy, *COMMAND, "no-fae", "no-utae")
+    assert failed.returncode != 0
+    assert len(failed.stderr.strip().splitlines()) == 1, failed.stderr
+    assert "checkpoints/digits/resnet8-w8/no-fae" in failed.stderr
+    assert (finished_copy / "results/digits/resnet8-w8/no-utae/s0.json").exists()
+    assert not (finished_copy / "results/digits/resnet8-w8/no-fae/s0.json").exists()

@@ -1,0 +1,133 @@
+"""Bad input ends a stage with one line saying what, where and what to do; outputs stay."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ferd.checkpoint import save_classifier
+from ferd.models.registry import build
+from tests.conftest import run_in
+
+TEACHER = Path("checkpoints/digits/teacher.safetensors")
+STUDENT = Path("checkpoints/digits/resnet8-w8/ferd/s0.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(finished, tmp_path_factory):
+    target = tmp_path_factory.mktemp("bad") / "workspace"
+    shutil.copytree(finished, target, symlinks=True)
+    return target
+
+
+@pytest.fixture(autouse=True)
+def restored(folder):
+    """Each test breaks something; params.yaml and the checkpoints come back."""
+    kept = {name: (folder / name).read_bytes() for name in ("params.yaml", TEACHER, STUDENT)}
+    yield
+    for name, content in kept.items():
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_bytes(content)
+
+
+def distil(folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_in(folder, sys.executable, "-m", "tasks.distill", "digits", "resnet8-w8", "ferd", "s0")
+
+
+def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> None:
+    lines = failed.stderr.strip().splitlines()
+    assert failed.returncode == 2, failed.stdout + failed.stderr
+    assert len(lines) == 1, failed.stderr
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "words"),
+    [
+        (("methods", "ferd", "utae", "gama"), 0.5, ["methods.ferd.utae.gama", "unknown key"]),
+        (("methods", "ferd", "utae", "gamma"), -0.1, ["methods.ferd.utae.gamma", "-0.1"]),
+        (("methods", "ferd", "fae"), "yes please", ["methods.ferd.fae", "yes please"]),
+        (("benchmarks", "digits", "threat_model", "epsilon"), 1.5, ["threat_model.epsilon", "1.5"]),
+        (("benchmarks", "digits", "students"), ["resnet9"], ["resnet9", "resnet18"]),
+        (("benchmarks", "digits", "distillation", "rounds"), "1e3", ["distillation.rounds", "1e3"]),
+    ],
+)
+def test_a_fault_in_params_names_its_key(folder, change_params, keys, value, words):
+    change_params(folder, value, *keys)
+    before = (folder / STUDENT).read_bytes()
+    assert_one_line(distil(folder), *words)
+    assert (folder / STUDENT).read_bytes() == before
+
+
+def test_an_unknown_student_or_method_lists_those_there_are(folder):
+    unknown = run_in(folder, sys.executable, "-m", "tasks.distill", "digits", "resnet9", "ferd", "s0")
+    assert_one_line(unknown, "resnet9", "resnet18")
+    unknown = run_in(folder, sys.executable, "-m", "tasks.distill", "digits", "resnet8-w8", "fred", "s0")
+    assert_one_line(unknown, "fred", "no-utae")
+
+
+def test_a_cut_off_teacher_is_refused(folder):
+    whole = (folder / TEACHER).read_bytes()
+    (folder / TEACHER).unlink()
+    (folder / TEACHER).write_bytes(whole[: len(whole) // 2])
+    assert_one_line(distil(folder), str(TEACHER), "cut off")
+
+
+def test_a_foreign_teacher_is_refused(folder):
+    (folder / TEACHER).unlink()
+    save_file({"weight": torch.zeros(3)}, folder / TEACHER)
+    assert_one_line(distil(folder), str(TEACHER), "another program")
+
+
+def test_a_teacher_of_other_classes_is_refused(folder):
+    (folder / TEACHER).unlink()
+    save_classifier(
+        folder / TEACHER,
+        build("resnet8-w16", classes=7, channels=1),
+        "resnet8-w16",
+        benchmark="digits",
+    )
+    assert_one_line(distil(folder), str(TEACHER), "classes", "7", "10")
+
+
+def test_a_missing_teacher_says_what_to_run(folder):
+    (folder / TEACHER).unlink()
+    assert_one_line(distil(folder), str(TEACHER), "run")
+
+
+def test_a_missing_data_folder_is_named(folder):
+    missing = run_in(folder, sys.executable, "-m", "tasks.data", "cifar10-mini", FERD_DATA="/nowhere")
+    assert_one_line(missing, "/nowhere/cifar-10-batches-py")
+
+
+def test_without_ferd_data_the_variable_is_named(folder):
+    unset = run_in(folder, sys.executable, "-m", "tasks.data", "cifar10-mini", FERD_DATA="")
+    assert_one_line(unset, "FERD_DATA")
+
+
+def test_a_results_folder_that_cannot_be_written_leaves_the_result(folder):
+    result = folder / "results/digits/resnet8-w8/no-fae"
+    result.write_text("in the way")
+    broken = run_in(folder, sys.executable, "-m", "tasks.distill", "digits", "resnet8-w8", "no-fae", "s0")
+    assert_one_line(broken, "results/digits/resnet8-w8/no-fae", "permissions")
+    assert result.read_text() == "in the way"
+    assert not list(folder.rglob("*.part-*"))
+    result.unlink()
+
+
+def test_a_diverging_student_is_reported_and_the_last_one_kept(folder, change_params):
+    change_params(folder, 1.0e30, "benchmarks", "digits", "distillation", "student", "learning_rate")
+    before = (folder / STUDENT).read_bytes()
+    assert_one_line(distil(folder), "loss", "learning_rate")
+    assert (folder / STUDENT).read_bytes() == before
+
+
+def test_an_mlflow_store_that_cannot_be_reached_is_named(folder):
+    command = [sys.executable, "-m", "tasks.distill", "digits", "resnet8-w8", "no-fae", "s0"]
+    broken = run_in(folder, *command, MLFLOW_TRACKING_URI="sqlite:////dev/null/mlflow.db")
+    assert_one_line(broken, "sqlite:////dev/null/mlflow.db", "MLFLOW_TRACKING_URI")

@@ -1,0 +1,120 @@
+"""Results are grouped over seeds, tabulated and drawn as they stand in their files."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ferd.errors import FerdError
+from tasks import report, results, table
+from tests.conftest import ROOT
+
+PER_CLASS = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
+
+
+def write_result(folder: Path, method: str, seed: int, average: float, student: str | None = "resnet8-w8"):
+    figures = {"n": 500, "average": average, "worst": 0.25, "nsd": 0.5, "per_class": PER_CLASS}
+    name = "teacher.json" if student is None else f"{student}/{method}/s{seed}.json"
+    path = folder / "results" / "digits" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attacks = dict.fromkeys(("clean", "pgd20", "autoattack"), figures)
+    path.write_text(
+        json.dumps(
+            {
+                "schema": "ferd-result/1",
+                "benchmark": "digits",
+                "student": student,
+                "method": method,
+                "seed": seed,
+                "network": "resnet8-w16",
+                "attacks": attacks,
+            }
+        )
+    )
+    path.with_suffix(".rounds.jsonl").write_text("{}\n")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    write_result(tmp_path, "teacher", 0, 0.95, student=None)
+    write_result(tmp_path, "uniform-noise", 0, 0.125)
+    write_result(tmp_path, "no-fae", 0, 0.5)
+    for seed, average in enumerate((0.5, 0.625, 0.75)):
+        write_result(tmp_path, "ferd", seed, average)
+    return tmp_path
+
+
+def test_teacher_comes_first_and_controls_last(folder):
+    assert [group.method for group in results.load("digits")] == [
+        "teacher",
+        "ferd",
+        "no-fae",
+        "uniform-noise",
+    ]
+
+
+def test_methods_and_seeds_are_selected_and_the_teacher_stays(folder):
+    groups = results.load("digits", methods=["ferd"], seeds=[1])
+    assert [(group.method, group.seeds) for group in groups] == [("teacher", [0]), ("ferd", [1])]
+
+
+def test_spread_is_mean_and_sample_standard_deviation():
+    assert results.spread([0.5, 0.625, 0.75]) == (0.625, 0.125)
+    assert results.spread([0.5]) == (0.5, None)
+
+
+def test_cells_are_percent_and_nsd_a_fraction(folder):
+    teacher, ferd, *_ = results.load("digits")
+    assert table.cell(ferd, "pgd20", "average") == "62.5 ± 12.5"
+    assert table.cell(ferd, "pgd20", "nsd") == "0.500 ± 0.000"
+    assert table.cell(teacher, "pgd20", "average") == "95.0"
+
+
+def test_the_size_of_an_attack_is_in_its_heading(folder):
+    assert table.heading(results.load("digits"), "autoattack", "average") == "AutoAttack (500) average"
+
+
+def test_the_markdown_table_has_a_row_a_method(folder):
+    lines = table.markdown("digits").splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[3].startswith("| `ferd` | 3 | 62.5 ± 12.5 |")
+
+
+def test_a_foreign_file_is_refused(folder):
+    (folder / "results/digits/resnet8-w8/ferd/s1.json").write_text("{}")
+    with pytest.raises(FerdError, match=r"ferd/s1\.json: not a result"):
+        results.load("digits")
+
+
+def test_the_summary_has_mean_and_std_of_every_figure(folder):
+    found = report.summary({"digits": results.load("digits"), "cifar10-mini": []})
+    (digits,) = found["benchmarks"].values()
+    assert digits[1]["method"] == "ferd"
+    assert digits[1]["seeds"] == [0, 1, 2]
+    assert digits[1]["attacks"]["pgd20"] == {
+        "n": 500,
+        "average": {"mean": 0.625, "std": 0.125},
+        "worst": {"mean": 0.25, "std": 0.0},
+        "nsd": {"mean": 0.5, "std": 0.0},
+    }
+
+
+def test_the_page_stands_alone_and_shows_every_row(folder, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["report"])
+    report.main()
+    page = (folder / "results/report/index.html").read_text()
+    assert "62.5 ± 12.5" in page
+    assert page.count("<svg") == 2
+    for outside in ('src="http', 'href="http', "@import", "url(http"):
+        assert outside not in page
+
+
+def test_without_results_the_page_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report"])
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    report.main()
+    assert "make demo" in (tmp_path / "results/report/index.html").read_text()
+    assert json.loads((tmp_path / "results/summary.json").read_text())["benchmarks"] == {}

@@ -1,0 +1,90 @@
+"""One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
+
+import pytest
+
+from ferd.errors import FerdError
+from tasks import stage
+
+FERD = "evaluate-digits@resnet8-w8-ferd-s0"
+STUDENT = "checkpoints/digits/resnet8-w8/ferd/s0.safetensors"
+
+
+@pytest.fixture
+def here(finished_copy, monkeypatch):
+    monkeypatch.chdir(finished_copy)
+    return finished_copy
+
+
+def test_a_finished_pipeline_has_nothing_stale(here):
+    planned = stage.plan(["evaluate-teacher@digits", FERD])
+    assert not [item.name for item in planned if item.stale]
+
+
+def test_a_plan_is_in_topological_order_and_ends_with_the_report(here):
+    planned = stage.plan([FERD])
+    names = [item.name for item in planned]
+    assert names == [
+        "data@digits",
+        "teacher@digits",
+        "distill-digits@resnet8-w8-ferd-s0",
+        FERD,
+        "report",
+    ]
+    assert set(planned[3].upstream) == {"distill-digits@resnet8-w8-ferd-s0", "data@digits"}
+    assert planned[4].upstream and set(planned[4].upstream) <= set(names)
+
+
+def test_what_follows_a_changed_stage_is_stale(here, change_params):
+    change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
+    stale = {item.name: item.stale for item in stage.plan([FERD])}
+    assert stale == {
+        "data@digits": False,
+        "teacher@digits": False,
+        "distill-digits@resnet8-w8-ferd-s0": True,
+        FERD: True,
+        "report": True,
+    }
+
+
+def test_an_unknown_stage_method_or_seed_is_one_line(here):
+    for wrong in (
+        lambda: stage.plan(["distill@nothing"]),
+        lambda: stage.student_stages("digits", ["fred"], None),
+        lambda: stage.student_stages("digits", None, [7]),
+    ):
+        with pytest.raises(FerdError, match=r"dvc\.yaml has no stage") as caught:
+            wrong()
+        assert "\n" not in str(caught.value)
+
+
+def test_student_stages_are_selected_by_method_and_seed(here):
+    assert stage.student_stages("digits", ["ferd", "no-fae"], [1]) == [
+        "evaluate-digits@resnet8-w8-ferd-s1",
+        "evaluate-digits@resnet8-w8-no-fae-s1",
+    ]
+    assert len(stage.student_stages("digits", None, [0])) == 8
+
+
+def test_events_are_passed_on(here, change_params):
+    change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
+    events = []
+    stage.run("distill-digits@resnet8-w8-ferd-s0", events.append)
+    assert [event["event"] for event in events] == ["computing", *["progress"] * 3, "computed"]
+    assert [event["done"] for event in events if event["event"] == "progress"] == [1, 2, 3]
+
+
+def test_a_failed_stage_says_why_and_puts_its_outputs_back(here, change_params):
+    outputs = [here / STUDENT, here / "results/digits/resnet8-w8/ferd/s0.rounds.jsonl"]
+    before = [path.read_bytes() for path in outputs]
+    change_params(here, 1.0e30, "benchmarks", "digits", "distillation", "student", "learning_rate")
+    with pytest.raises(stage.StageFailed, match=r"resnet8-w8-ferd-s0: student: the loss") as caught:
+        stage.run("distill-digits@resnet8-w8-ferd-s0", lambda event: None)
+    assert not caught.value.retryable
+    assert [path.read_bytes() for path in outputs] == before
+
+
+def test_a_fault_of_the_machine_is_worth_a_retry(here):
+    (here / "tasks" / "report.py").write_text("raise MemoryError('gone')\n")
+    with pytest.raises(stage.StageFailed, match="MemoryError: gone") as caught:
+        stage.run("report", lambda event: None)
+    assert caught.value.retryable

@@ -1,0 +1,72 @@
+"""MLflow holds one flat run a (student, method, seed), written by two stages."""
+
+import pytest
+from mlflow import MlflowClient
+
+from tasks import tracking
+from tasks.distill import metrics_of
+
+
+@pytest.fixture(scope="module")
+def client(finished):
+    return MlflowClient(f"sqlite:///{finished}/mlflow.db")
+
+
+def runs_of(client, key):
+    experiment = client.get_experiment_by_name("digits")
+    return client.search_runs([experiment.experiment_id], f"tags.run_key = '{key}'")
+
+
+@pytest.mark.parametrize("key", ["teacher", "resnet8-w8/ferd/s0", "resnet8-w8/uniform-noise/s0"])
+def test_training_and_evaluation_share_one_finished_run(client, key):
+    (run,) = runs_of(client, key)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["robust/pgd20/average"] >= 0
+    assert run.data.tags["mlflow.runName"] == key
+    assert "mlflow.parentRunId" not in run.data.tags
+
+
+def test_a_student_has_a_point_a_round_and_its_settings(client):
+    (run,) = runs_of(client, "resnet8-w8/ferd/s0")
+    history = client.get_metric_history(run.info.run_id, "generator/agreement")
+    assert [point.step for point in history] == [1, 2, 3]
+    assert run.data.params["gamma"] == "0.5"
+    assert run.data.params["synthesis.weights.uni"] == "1.0"
+    assert run.data.tags["dvc_stage"] == "distill-digits@resnet8-w8-ferd-s0"
+    assert len(run.data.tags["prefect_run"]) == 36
+
+
+def test_metrics_of_an_outage_are_sent_with_the_next_ones():
+    from mlflow.exceptions import MlflowException
+
+    class Store:
+        calls = 0
+        sent = ()
+
+        def log_batch(self, run_id, metrics):
+            self.calls += 1
+            if self.calls == 1:
+                raise MlflowException("away")
+            self.sent = [(metric.key, metric.step) for metric in metrics]
+
+    store = Store()
+    run = tracking.Run(store, "run")
+    run.log({"a": 1.0}, step=1)
+    run.log({"a": 2.0}, step=2)
+    assert store.sent == [("a", 1), ("a", 2)]
+
+
+def test_settings_are_flattened_to_dotted_keys():
+    assert tracking.flatten({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
+
+
+def test_a_warm_up_round_has_no_student_metrics():
+    from ferd.distillation import RoundRecord
+
+    record = RoundRecord(1, 0.1, 0.9, [0.25, 0.75], [None, 1.0], {"oh": 2.0}, {})
+    assert metrics_of(record) == {
+        "generator/agreement": 0.9,
+        "generator/largest_proportion": 0.75,
+        "generator/oh": 2.0,
+        "student/learning_rate": 0.1,
+    }
