@@ -14,8 +14,8 @@ from ferd.augmentation import augment
 from ferd.config import Augmentation, Teacher, ThreatModel
 from ferd.datasets import Images
 from ferd.errors import FerdError
-from ferd.models.classifier import Classifier, fast_layout
-from ferd.pool import to_float
+from ferd.models.classifier import Classifier, diverged, fast_layout
+from ferd.pixels import to_float
 from ferd.schedule import set_cosine_rate
 
 
@@ -75,7 +75,7 @@ class AdversarialTraining:
         """Train to the end, one record an epoch; the state may be saved between two."""
         while self.epoch < self.settings.epochs:
             record = self._train_epoch()
-            if not math.isfinite(record.loss):
+            if not math.isfinite(record.loss) or diverged(self.network, to_float(self.images[:2])):
                 raise FerdError(
                     f"teacher: the loss is {record.loss} in epoch {record.epoch}; lower teacher.learning_rate"
                 )

@@ -56,7 +56,7 @@ def random_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor
 
 
 def gaussian_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
-    """X + 0.001·N(0, 1), where a KL objective has no gradient at x itself."""
+    """Start at x + 0.001·N(0, 1), where a KL objective has no gradient at x itself."""
     noise = torch.empty_like(inputs).normal_(0.0, 0.001, generator=rng)
     return project(inputs + noise, inputs, epsilon)
 

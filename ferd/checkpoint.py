@@ -1,5 +1,6 @@
 """Weights and resumable state on disk: written whole or not at all, refused on mismatch."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,7 +52,10 @@ def read_facts(path: Path) -> dict[str, Any]:
         raise FerdError(
             f"{path}: cut off or not a safetensors file ({error}); delete it and make it again"
         ) from None
-    facts = json.loads(metadata.get("ferd", "{}"))
+    try:
+        facts = json.loads(metadata.get("ferd", "{}"))
+    except ValueError:
+        facts = {}
     if facts.get("format") != FORMAT:
         raise FerdError(
             f"{path}: written by another program (no {FORMAT!r} header); use a checkpoint made by "
@@ -76,7 +80,10 @@ def load_classifier(path: Path, **expected: Any) -> Classifier:
                 f"{path}: {key} is {facts.get(key)!r} but {value!r} is needed; it belongs to "
                 "another benchmark or to other settings"
             )
-    network = build(facts["network"], classes=facts["classes"], channels=facts["channels"])
+    try:
+        network = build(facts["network"], classes=facts["classes"], channels=facts["channels"])
+    except FerdError as error:
+        raise FerdError(f"{path}: {error}") from None
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     try:
@@ -90,7 +97,9 @@ def load_classifier(path: Path, **expected: Any) -> Classifier:
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a resumable state of tensors and plain values."""
     with atomic_write(path) as part:
-        torch.save(dict(state), part)
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)  # in memory first: torch reports a full disk as a RuntimeError
+        part.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:

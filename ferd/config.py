@@ -166,6 +166,7 @@ class Benchmark(Settings):
     evaluation: Evaluation
 
 
+PYDANTIC_TAGS = ("literal[", "constrained-", "[key]")  # in its paths: which alternative it tried
 S = TypeVar("S", bound=Settings)
 
 
@@ -179,7 +180,8 @@ def parse(kind: type[S], block: Mapping[str, Any], where: str) -> S:
         return kind.model_validate(block)
     except ValidationError as error:
         fault = error.errors()[0]
-        path = ".".join([where, *(str(part) for part in fault["loc"])])
+        keys = [str(part) for part in fault["loc"] if not str(part).startswith(PYDANTIC_TAGS)]
+        path = ".".join([where, *keys])
         if fault["type"] == "extra_forbidden":
             raise FerdError(f"{path}: unknown key; remove it or correct its spelling") from None
         if fault["type"] == "missing":

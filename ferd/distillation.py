@@ -16,9 +16,10 @@ from ferd.config import Augmentation, Method, ThreatModel
 from ferd.config import Distillation as Schedule
 from ferd.errors import FerdError
 from ferd.losses import ClassPrior, ikl
-from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.classifier import Classifier, diverged, fast_layout
 from ferd.models.generator import Generator
-from ferd.pool import Pool, to_float, to_uint8
+from ferd.pixels import to_float, to_uint8
+from ferd.pool import Pool
 from ferd.reweighting import adversarial_margins, proportions, update_difficulty
 from ferd.schedule import set_cosine_rate
 from ferd.synthesis import synthesise
@@ -218,7 +219,7 @@ class Distillation:
             inputs = augment(images, self.augmentation, self.rng)
             sums += self._train_batch(inputs, labels) / steps
         clean, adversarial = sums.tolist()
-        if not math.isfinite(clean + adversarial):
+        if not math.isfinite(clean + adversarial) or diverged(self.student, inputs):
             raise FerdError(
                 f"student: the loss is not finite in round {self.round + 1} (clean {clean}, "
                 f"adversarial {adversarial}); lower student.learning_rate"

@@ -13,7 +13,7 @@ from ferd.datasets import Images, first_per_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
-from ferd.pool import to_float
+from ferd.pixels import to_float
 
 PGD_STEPS = 20
 CW_STEPS = 30

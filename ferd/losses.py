@@ -65,7 +65,7 @@ class ClassPrior:
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
 
     def weights(self, labels: Tensor) -> Tensor:
-        """W (B, C) of samples whose classes have been seen."""
+        """The weights w (B, C) of samples whose classes have been seen."""
         return self.sums[labels] / self.counts[labels].unsqueeze(1)
 
 

@@ -9,16 +9,7 @@ from torch import Tensor
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[0, 1] float -> 0 ... 255, rounded."""
-    return (images * 255).round().to(torch.uint8)
-
-
-def to_float(images: Tensor) -> Tensor:
-    """0 ... 255 uint8 -> [0, 1] float32."""
-    return images.to(torch.float32) / 255
+from ferd.pixels import to_float
 
 
 class Pool:
@@ -58,7 +49,7 @@ class Pool:
         """Add a round: images (B, channels, H, W) uint8, labels (B,)."""
         shard = self._shard(self.rounds)
         with atomic_write(shard) as part:
-            save_file({"images": images.cpu(), "labels": labels.cpu()}, part)
+            save_file({"images": images.cpu().contiguous(), "labels": labels.cpu()}, part)
         self._take(images, labels)
 
     def keep_rounds(self, rounds: int) -> None:

@@ -5,16 +5,16 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, margins, pgd, random_start
 from ferd.config import ThreatModel
-from ferd.models.classifier import Classifier
+from ferd.models.classifier import Classifier, frozen
 
 
 def adversarial_margins(
     network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
 ) -> Tensor:
-    """M (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
+    """Margins m (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
     start = random_start(inputs, threat.epsilon, rng)
     adv_inputs = pgd(network, inputs, cross_entropy(labels), threat, start)
-    with torch.no_grad():
+    with frozen(network), torch.no_grad():
         return margins(network(adv_inputs), labels)
 
 
@@ -33,7 +33,7 @@ def update_difficulty(difficulty: Tensor, margin: Tensor, labels: Tensor) -> Ten
 
 
 def proportions(difficulty: Tensor, floor: float = 0.0) -> Tensor:
-    """P = floor + (1 − C·floor)·σ(D), Eq. 2; floor 0 is the paper's. (C,) -> (C,), sums to 1.
+    """Class proportions p = floor + (1 − C·floor)·σ(D), Eq. 2; floor 0 is the paper's. (C,) -> (C,).
 
     A class never seen (NaN) counts with the mean D of those seen; with none seen p is uniform.
     """

@@ -15,7 +15,8 @@ from ferd.datasets import dataset
 from ferd.distillation import Distillation, RoundRecord
 from ferd.files import atomic_write, write_json_lines
 from ferd.models.registry import build
-from ferd.pool import Pool, to_float
+from ferd.pixels import to_float
+from ferd.pool import Pool
 from tasks import params, paths, process, tracking
 from tasks.data import load_images
 

@@ -41,6 +41,10 @@ def main() -> None:
         page = environment.get_template(TEMPLATE.name).render(sections=sections)
         with atomic_write(PAGE) as part:
             part.write_text(page)
+        for name, found in groups.items():
+            if found:
+                with atomic_write(PAGE.with_name(f"{name}.png")) as part:
+                    overview_chart(name, found).savefig(part, format="png", dpi=150)
 
 
 def summary(groups: dict[str, list[Group]]) -> dict[str, Any]:
@@ -88,10 +92,11 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
             }
             for group in groups
         ],
+        "overview": svg(overview_chart(name, groups)),
         "charts": [
             {
                 "title": NAMES[attack],
-                "svg": per_class_chart(groups, attack, _class_names(benchmark)),
+                "svg": svg(per_class_chart(groups, attack, _class_names(benchmark))),
             }
             for attack in ("clean", "pgd20")
         ],
@@ -100,36 +105,61 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
     }
 
 
-def per_class_chart(groups: Sequence[Group], attack: str, class_names: Sequence[str]) -> str:
-    """Accuracy of each class as bars, the teacher's profile behind; classes by the teacher's accuracy."""
-    teacher = next((group for group in groups if group.method == "teacher"), groups[0])
-    profile = teacher.per_class(attack)
-    order = sorted(range(len(profile)), key=profile.__getitem__)
-    shown = [group for group in groups if group.method in SHOWN]
-    with mpl.rc_context({"svg.hashsalt": "ferd", "font.size": 9}):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
-        axes = figure.subplots()
-        axes.bar(
-            range(len(order)),
-            [100 * profile[c] for c in order],
-            0.95,
-            color="#dddddd",
-            label="teacher",
+def overview_chart(name: str, groups: Sequence[Group]) -> Figure:
+    """Accuracy under PGD-20 of every method: average and worst class, with std over seeds."""
+    figure = Figure(figsize=(9, 0.6 + 0.42 * len(groups)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(groups))
+    for number, (kind, colour) in enumerate((("average", COLOURS[0]), ("worst", COLOURS[1]))):
+        spreads = [spread(group.values("pgd20", kind)) for group in groups]
+        axes.barh(
+            [place + 0.38 * (number - 0.5) for place in places],
+            [100 * average for average, _ in spreads],
+            0.36,
+            xerr=[100 * (deviation or 0) for _, deviation in spreads],
+            color=colour,
+            ecolor="#444444",
+            label=f"{kind} of the classes" if kind == "average" else "worst class",
         )
-        width = 0.8 / max(1, len(shown))
-        for number, group in enumerate(shown):
-            values = group.per_class(attack)
-            left = [place + (number + 0.5) * width - 0.4 for place in range(len(order))]
-            colour = COLOURS[SHOWN.index(group.method)]
-            axes.bar(left, [100 * values[c] for c in order], width, color=colour, label=group.method)
-        axes.set_xticks(range(len(order)), [class_names[c] for c in order])
-        axes.set_ylim(0, 100)
-        axes.set_ylabel("accuracy, %")
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="outside upper center", ncols=len(shown) + 1, frameon=False)
-        buffer = io.StringIO()
+    axes.set_yticks(places, [f"{group.method} ({len(group.seeds)})" for group in groups])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"{name}: accuracy under PGD-20, % (seeds in brackets; bars: std over seeds)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper right", ncols=2, frameon=False)
+    return figure
+
+
+def per_class_chart(groups: Sequence[Group], attack: str, class_names: Sequence[str]) -> Figure:
+    """Accuracy of each class, the first group's (the teacher's) behind; its weakest class first."""
+    profile = groups[0].per_class(attack)
+    order = sorted(range(len(profile)), key=profile.__getitem__)
+    shown = [group for group in groups[1:] if group.method in SHOWN]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    axes.bar(
+        range(len(order)), [100 * profile[c] for c in order], 0.95, color="#dddddd", label=groups[0].method
+    )
+    width = 0.8 / max(1, len(shown))
+    for number, group in enumerate(shown):
+        values = group.per_class(attack)
+        left = [place + (number + 0.5) * width - 0.4 for place in range(len(order))]
+        colour = COLOURS[SHOWN.index(group.method)]
+        axes.bar(left, [100 * values[c] for c in order], width, color=colour, label=group.method)
+    axes.set_xticks(range(len(order)), [class_names[c] for c in order])
+    axes.set_ylim(0, 100)
+    axes.set_ylabel("accuracy, %")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    return figure
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element; equal figures give equal text."""
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": "ferd"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
+    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
 def _class_names(benchmark: Benchmark) -> tuple[str, ...]:

@@ -75,6 +75,13 @@ def fast_layout(network: N, device: torch.device) -> N:
     return network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
+@torch.no_grad()
+def diverged(network: Classifier, inputs: Tensor) -> bool:
+    """Whether the network, in eval mode, gives logits that are not finite."""
+    with frozen(network):
+        return not bool(network(inputs).isfinite().all())
+
+
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
     """Hold networks in eval mode without weight gradients, then put everything back.

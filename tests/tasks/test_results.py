@@ -106,7 +106,8 @@ def test_the_page_stands_alone_and_shows_every_row(folder, monkeypatch):
     report.main()
     page = (folder / "results/report/index.html").read_text()
     assert "62.5 ± 12.5" in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    assert (folder / "results/report/digits.png").read_bytes().startswith(b"\x89PNG")
     for outside in ('src="http', 'href="http', "@import", "url(http"):
         assert outside not in page
 

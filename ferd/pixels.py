@@ -1,0 +1,14 @@
+"""Images as bytes and as numbers."""
+
+import torch
+from torch import Tensor
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[0, 1] float -> 0 ... 255, rounded."""
+    return (images * 255).round().to(torch.uint8)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """0 ... 255 uint8 -> [0, 1] float32."""
+    return images.to(torch.float32) / 255

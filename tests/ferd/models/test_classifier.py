@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from ferd.models.classifier import fast_layout, frozen
+from ferd.models.registry import NETWORKS, build
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet8-w8", 3), ("resnet18", 8)])
+def test_head_after_features_is_forward_at_every_layer(name, blocks, rng):
+    network = build(name, classes=7, channels=3).eval()
+    inputs = torch.rand(2, 3, 8, 8, generator=rng)
+    with torch.no_grad():
+        expected = network(inputs)
+        for layer in range(-blocks, 0):
+            features = network.features(inputs, layer)
+            assert torch.allclose(network.head(features, layer), expected, atol=1e-6), layer
+
+
+@pytest.mark.parametrize("layer", [0, 1, -4])
+def test_a_layer_that_does_not_exist_is_refused(layer, images):
+    network = build("resnet8-w8", classes=10, channels=1)
+    with pytest.raises(ValueError, match=f"layer {layer} is not in -3"):
+        network.features(images, layer)
+
+
+def test_features_are_taken_after_an_activation_and_at_the_depth_of_their_layer(rng):
+    network = build("resnet8-w8", classes=10, channels=1).eval()
+    inputs = torch.rand(2, 1, 8, 8, generator=rng)
+    shapes = {-1: (2, 32, 2, 2), -2: (2, 16, 4, 4), -3: (2, 8, 8, 8)}
+    for layer, shape in shapes.items():
+        features = network.features(inputs, layer)
+        assert features.shape == shape
+        assert features.min() == 0
+
+
+def test_the_fast_layout_does_not_change_what_a_network_computes(images):
+    network = build("resnet8-w8", classes=10, channels=1).eval()
+    before = network(images)
+    assert torch.allclose(fast_layout(network, torch.device("cpu"))(images), before, atol=1e-6)
+
+
+def test_frozen_networks_are_in_eval_mode_and_take_no_gradient(images, untouched):
+    networks = [build("resnet8-w8", classes=10, channels=1, seed=seed) for seed in (0, 1)]
+    with untouched(networks[0]), untouched(networks[1]), frozen(*networks):
+        for network in networks:
+            assert not any(module.training for module in network.modules())
+            assert not network(images).requires_grad
+
+
+def test_frozen_puts_back_mixed_modes_and_gradients_even_after_an_error(untouched):
+    network = build("resnet8-w8", classes=10, channels=1).train()
+    network.layer1.eval()
+    network.linear.bias.requires_grad_(False)
+    with untouched(network), pytest.raises(KeyError), frozen(network):
+        raise KeyError
+    assert network.training and not network.layer1[0].bn1.training
+
+
+def test_frozen_blocks_nest(untouched):
+    network = build("resnet8-w8", classes=10, channels=1).train()
+    with untouched(network), frozen(network):
+        with frozen(network):
+            pass
+        assert not network.training
+        assert not network.linear.weight.requires_grad
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_gives_a_logit_a_class(name):
+    network = build(name, classes=5, channels=3).eval()
+    assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
+    assert (network.classes, network.channels) == (5, 3)

@@ -1,0 +1,121 @@
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ferd.checkpoint import load_classifier, load_state, read_facts, save_classifier, save_state
+from ferd.errors import FerdError
+from ferd.models.classifier import fast_layout
+from ferd.models.registry import build
+
+
+@pytest.fixture
+def network(make_network):
+    return make_network()
+
+
+@pytest.fixture
+def path(tmp_path, network):
+    save_classifier(tmp_path / "w.safetensors", network, "resnet8-w8", benchmark="digits")
+    return tmp_path / "w.safetensors"
+
+
+def refusal(path, **expected):
+    with pytest.raises(FerdError) as raised:
+        load_classifier(path, **expected)
+    text = str(raised.value)
+    assert str(path) in text
+    assert "\n" not in text
+    return text
+
+
+def test_a_saved_network_gives_the_same_logits_in_eval_mode_and_frozen(path, network, images):
+    loaded = load_classifier(path, classes=10, channels=1, benchmark="digits")
+    assert torch.equal(loaded(images), network(images))
+    assert not loaded.training
+    assert not any(weight.requires_grad for weight in loaded.parameters())
+
+
+def test_equal_weights_give_equal_bytes_whatever_their_layout(path, network):
+    before = path.read_bytes()
+    other = fast_layout(load_classifier(path), torch.device("cpu")).train()
+    save_classifier(path, other, "resnet8-w8", benchmark="digits")
+    assert path.read_bytes() == before
+    with torch.no_grad():
+        network.linear.bias[0] += 1e-3
+    save_classifier(path, network, "resnet8-w8", benchmark="digits")
+    assert path.read_bytes() != before
+
+
+def test_the_order_of_facts_does_not_change_the_bytes(tmp_path, network):
+    one, two = tmp_path / "one", tmp_path / "two"
+    save_classifier(one, network, "resnet8-w8", seed=0, benchmark="digits")
+    save_classifier(two, network, "resnet8-w8", benchmark="digits", seed=0)
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_facts_are_read_without_the_weights(path):
+    facts = read_facts(path)
+    assert facts["network"] == "resnet8-w8" and facts["classes"] == 10
+    assert facts["channels"] == 1 and facts["benchmark"] == "digits"
+
+
+@pytest.mark.parametrize("left", [0, 1, 8, 200, 20_000, -1])
+def test_a_cut_off_file_is_refused(path, left):
+    path.write_bytes(path.read_bytes()[:left])
+    assert "cut off" in refusal(path)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    assert "no such checkpoint" in refusal(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ferd": "{}"}, {"ferd": "text"}])
+def test_a_foreign_file_is_refused(tmp_path, metadata):
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
+    assert "another program" in refusal(path)
+
+
+def test_another_number_of_classes_is_refused(path):
+    text = refusal(path, classes=100)
+    assert "classes" in text and "10" in text and "100" in text
+
+
+def test_a_fact_that_was_never_saved_is_refused(path):
+    assert "seed" in refusal(path, seed=0)
+
+
+@pytest.mark.parametrize("claimed", ["resnet8-w16", "resnet18"])
+def test_weights_of_another_shape_are_refused(tmp_path, network, claimed):
+    path = tmp_path / "other.safetensors"
+    save_classifier(path, network, claimed)
+    assert claimed in refusal(path)
+
+
+def test_a_network_that_is_unknown_here_is_refused_by_path(tmp_path, network):
+    path = tmp_path / "unknown.safetensors"
+    save_classifier(path, network, "resnet9")
+    assert "resnet9" in refusal(path)
+
+
+def test_a_state_comes_back_as_it_was(tmp_path):
+    optimiser = torch.optim.SGD(build("resnet8-w8", classes=2, channels=1).parameters(), 0.1)
+    state = {"round": 3, "rng": torch.Generator().get_state(), "o": optimiser.state_dict()}
+    save_state(tmp_path / "state.pt", state)
+    loaded = load_state(tmp_path / "state.pt")
+    assert loaded["round"] == 3 and loaded["o"] == state["o"]
+    assert torch.equal(loaded["rng"], state["rng"])
+
+
+def test_no_state_is_none(tmp_path):
+    assert load_state(tmp_path / "state.pt") is None
+
+
+@pytest.mark.parametrize("left", [0, 1, 100, -1])
+def test_a_cut_off_state_is_refused(tmp_path, left):
+    path = tmp_path / "state.pt"
+    save_state(path, {"a": torch.zeros(100)})
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(FerdError) as raised:
+        load_state(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)

@@ -1,0 +1,180 @@
+import copy
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from ferd.config import Benchmark, Method, ThreatModel, fingerprint, parse
+from ferd.errors import FerdError
+
+METHOD = {
+    "images": "generator",
+    "reweighting": True,
+    "fae": True,
+    "utae": {"gamma": 0.5, "model": "student"},
+}
+BENCHMARK = {
+    "data": {
+        "dataset": "digits",
+        "train_per_class": 100,
+        "validation_per_class": 20,
+        "test_per_class": 0,
+    },
+    "threat_model": {"norm": "linf", "epsilon": 0.1, "step_size": 0.025, "steps": 20},
+    "augmentation": {"padding": 1, "flip": False},
+    "students": ["resnet8-w8"],
+    "teacher": {
+        "network": "resnet8-w16",
+        "method": "trades",
+        "beta": 6.0,
+        "attack_steps": 7,
+        "attack_step_size": 0.025,
+        "epochs": 50,
+        "batch_size": 128,
+        "learning_rate": 0.2,
+        "weight_decay": 5e-4,
+        "threads": 1,
+    },
+    "distillation": {
+        "rounds": 12,
+        "warmup_rounds": 3,
+        "batch_size": 64,
+        "proportion_floor": 0.05,
+        "utae_steps": 10,
+        "synthesis": {
+            "steps": 40,
+            "latent_dim": 100,
+            "generator_learning_rate": 2e-3,
+            "latent_learning_rate": 0.015,
+            "weights": {"adv": 0.1, "bn": 1.0, "oh": 5.0, "uni": 1.0},
+            "bottleneck": {
+                "threshold": "mean",
+                "steps": 50,
+                "learning_rate": 0.1,
+                "beta": 0.3,
+                "layer": -1,
+            },
+        },
+        "student": {
+            "steps": 80,
+            "learning_rate": 0.2,
+            "weight_decay": 5e-4,
+            "adversarial_weight": 0.5,
+        },
+        "threads": 1,
+    },
+    "evaluation": {
+        "batch_size": 100,
+        "attacks": {"clean": "all", "autoattack": 100},
+        "threads": 1,
+    },
+}
+ABSENT = object()
+
+
+def changed(block, path, value):
+    block = copy.deepcopy(block)
+    *parents, last = path.split(".")
+    inner = block
+    for key in parents:
+        inner = inner[key]
+    if value is ABSENT:
+        del inner[last]
+    else:
+        inner[last] = value
+    return block
+
+
+def refusal(kind, block, where):
+    with pytest.raises(FerdError) as raised:
+        parse(kind, block, where)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_whole_blocks_are_taken_as_they_are():
+    assert parse(Method, METHOD, "m").model_dump() == METHOD
+    assert parse(Benchmark, BENCHMARK, "b").model_dump() == BENCHMARK
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("fea", True),
+        ("utae.gama", 0.5),
+        ("fae", ABSENT),
+        ("utae.gamma", ABSENT),
+        ("utae.gamma", -0.1),
+        ("utae.gamma", math.nan),
+        ("utae.gamma", math.inf),
+        ("utae.gamma", "0.5"),
+        ("utae.gamma", "many\nlines"),
+        ("reweighting", 1),
+        ("reweighting", "yes"),
+        ("images", "photos"),
+        ("utae", None),
+    ],
+)
+def test_a_fault_in_a_method_names_its_key(path, value):
+    text = refusal(Method, changed(METHOD, path, value), "methods.ferd")
+    assert text.startswith(f"methods.ferd.{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("threat_model.epsilon", 1.01),
+        ("threat_model.epsilon", 0.0),
+        ("threat_model.epsilon", math.nan),
+        ("threat_model.norm", "l2"),
+        ("threat_model.steps", 0),
+        ("threat_model.steps", 2.5),
+        ("augmentation.padding", -1),
+        ("data.train_per_class", True),
+        ("teacher.batch_size", 1),
+        ("teacher.weight_decay", "5e-4"),
+        ("distillation.synthesis.weights.adv", -1.0),
+        ("distillation.synthesis.bottleneck.layer", 0),
+        ("distillation.synthesis.bottleneck.delta", 1e-10),
+        ("distillation.student.adversarial_weight", 1.5),
+        ("distillation.warmup_rounds", ABSENT),
+        ("evaluation.attacks.pgd40", "all"),
+        ("evaluation.attacks.autoattack", 0),
+        ("evaluation.attacks.autoattack", "some"),
+    ],
+)
+def test_a_fault_in_a_benchmark_names_its_key(path, value):
+    assert f"b.digits.{path}" in refusal(Benchmark, changed(BENCHMARK, path, value), "b.digits")
+
+
+def test_a_schedule_that_never_trains_the_student_is_refused():
+    text = refusal(Benchmark, changed(BENCHMARK, "distillation.warmup_rounds", 12), "b.digits")
+    assert "b.digits.distillation" in text and "12" in text
+
+
+def test_settings_cannot_be_changed():
+    with pytest.raises(ValidationError, match="frozen"):
+        parse(Method, METHOD, "m").fae = False
+
+
+def test_with_steps_changes_nothing_else():
+    threat = parse(ThreatModel, BENCHMARK["threat_model"], "t")
+    assert threat.with_steps(3).model_dump() == {**BENCHMARK["threat_model"], "steps": 3}
+    assert threat.steps == 20
+
+
+def test_the_fingerprint_does_not_depend_on_the_order_of_keys():
+    reordered = dict(reversed(METHOD.items()))
+    reordered["utae"] = dict(reversed(METHOD["utae"].items()))
+    assert fingerprint(METHOD, 1) == fingerprint(reordered, 1)
+    assert fingerprint(parse(Method, METHOD, "m"), 1) == fingerprint(METHOD, 1)
+
+
+def test_the_fingerprint_depends_on_every_value_and_on_the_order_of_parts():
+    prints = [
+        fingerprint(METHOD, 1),
+        fingerprint(METHOD, 2),
+        fingerprint(1, METHOD),
+        fingerprint(changed(METHOD, "utae.gamma", 0.4), 1),
+    ]
+    assert len(set(prints)) == 4

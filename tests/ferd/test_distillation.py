@@ -1,0 +1,334 @@
+import logging
+
+import pytest
+import torch
+
+from ferd.checkpoint import load_state, save_state
+from ferd.config import Augmentation, Distillation, Method, Utae
+from ferd.distillation import Distillation as Run
+from ferd.errors import FerdError
+from ferd.losses import kl_divergence
+from ferd.pixels import to_float
+
+CPU = torch.device("cpu")
+UTAE = Utae(gamma=0.5, model="student")
+FERD = Method(images="generator", reweighting=True, fae=True, utae=UTAE)
+SCHEDULE = Distillation.model_validate(
+    {
+        "rounds": 3,
+        "warmup_rounds": 1,
+        "batch_size": 16,
+        "proportion_floor": 0.02,
+        "utae_steps": 2,
+        "synthesis": {
+            "steps": 3,
+            "latent_dim": 8,
+            "generator_learning_rate": 2e-3,
+            "latent_learning_rate": 0.015,
+            "weights": {"adv": 0.1, "bn": 1.0, "oh": 5.0, "uni": 1.0},
+            "bottleneck": {
+                "threshold": "mean",
+                "steps": 30,
+                "learning_rate": 0.2,
+                "beta": 0.3,
+                "layer": -1,
+            },
+        },
+        "student": {
+            "steps": 3,
+            "learning_rate": 0.1,
+            "weight_decay": 5e-4,
+            "adversarial_weight": 0.5,
+        },
+        "threads": 1,
+    }
+)
+SOURCES = ["generator", "untrained-generator", "uniform-noise", "real-data"]
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.ERROR)
+
+
+@pytest.fixture
+def make_run(make_network, threat, tmp_path):
+    """A fresh distillation; ``changes`` are of the schedule, ``learning_rate`` of the student."""
+
+    def make(folder="pool", channels=1, method=FERD, seed=0, real_images=None, **changes):
+        student = changes.pop("student", {})
+        settings = SCHEDULE.student.model_copy(update=student)
+        return Run(
+            make_network(channels),
+            make_network(channels, seed=1),
+            (channels, 8, 8),
+            SCHEDULE.model_copy(update={**changes, "student": settings}),
+            Augmentation(padding=1, flip=False),
+            method,
+            threat,
+            seed,
+            tmp_path / folder,
+            CPU,
+            real_images,
+        )
+
+    return make
+
+
+def method(**changes):
+    return FERD.model_copy(update=changes)
+
+
+def real_images(channels=1, count=40):
+    source = torch.Generator().manual_seed(8)
+    images = torch.randint(0, 256, (count, channels, 8, 8), generator=source).to(torch.uint8)
+    return images, torch.arange(count) % 10
+
+
+def weights(network):
+    return {key: value.clone() for key, value in network.state_dict().items()}
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def shards(run):
+    return {path.name: path.read_bytes() for path in run.pool.folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("source", "finished"),
+    [
+        ("generator", 1),
+        ("generator", 2),
+        ("untrained-generator", 2),
+        ("uniform-noise", 1),
+        ("real-data", 2),
+    ],
+)
+def test_a_resumed_run_ends_at_the_same_bits(make_run, tmp_path, source, finished):
+    given = real_images() if source == "real-data" else None
+    arguments = {"method": method(images=source), "real_images": given}
+    whole = make_run("whole", **arguments)
+    records = list(whole.rounds())
+    stopped = make_run("stopped", **arguments)
+    rounds = stopped.rounds()
+    for _ in range(finished):
+        next(rounds)
+    save_state(tmp_path / "state.pt", stopped.state_dict())
+    next(rounds)  # a round that was made, but not saved
+    rest = make_run("stopped", **arguments)
+    rest.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert list(rest.rounds()) == records[finished:]
+    assert equal(weights(rest.student), weights(whole.student))
+    assert shards(rest) == shards(whole)
+
+
+def test_another_seed_gives_other_images(make_run):
+    runs = [make_run(str(seed), seed=seed) for seed in (0, 1)]
+    for run in runs:
+        next(run.rounds())
+    assert not torch.equal(runs[0].pool.images, runs[1].pool.images)
+
+
+@pytest.mark.parametrize("attacked", ["student", "teacher"])
+def test_the_teacher_is_untouched_by_a_whole_run(make_run, untouched, attacked):
+    run = make_run(method=method(utae=Utae(gamma=0.5, model=attacked)))
+    with untouched(run.teacher):
+        for _ in run.rounds():
+            assert not any(module.training for module in run.teacher.modules())
+    assert not any(module._forward_pre_hooks for module in run.teacher.modules())
+
+
+def test_a_teacher_given_in_train_mode_is_put_in_eval_mode(make_run, make_network):
+    run = make_run()
+    other = Run(
+        make_network().train(),
+        make_network(seed=1),
+        run.shape,
+        run.schedule,
+        run.augmentation,
+        run.method,
+        run.threat,
+        0,
+        run.pool.folder,
+        CPU,
+    )
+    assert not any(module.training for module in other.teacher.modules())
+    assert not any(weight.requires_grad for weight in other.teacher.parameters())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("source", SOURCES)
+def test_every_source_gives_uint8_images_of_the_right_shape(make_run, source, channels):
+    given = real_images(channels) if source == "real-data" else None
+    run = make_run(channels=channels, method=method(images=source), real_images=given)
+    records = list(run.rounds())
+    assert run.pool.images.shape == (48, channels, 8, 8)
+    assert run.pool.images.dtype == torch.uint8
+    assert run.pool.images.float().std() > 1
+    assert [record.round for record in records] == [1, 2, 3]
+    assert bool(records[0].generator) == (source == "generator")
+
+
+def test_noise_and_an_untrained_generator_are_labelled_by_the_teacher(make_run):
+    for source in ("uniform-noise", "untrained-generator"):
+        run = make_run(source, method=method(images=source))
+        assert [record.agreement for record in run.rounds()] == [1.0, 1.0, 1.0]
+
+
+def test_real_images_come_with_their_own_labels_and_none_twice_a_round(make_run):
+    images, labels = real_images()
+    run = make_run(method=method(images="real-data"), real_images=(images, labels))
+    next(run.rounds())
+    rows = [(images == image).all((1, 2, 3)).nonzero().item() for image in run.pool.images]
+    assert len(set(rows)) == 16
+    assert torch.equal(labels[rows], run.pool.labels)
+
+
+def test_without_reweighting_the_proportions_stay_uniform(make_run):
+    for record in make_run(method=method(reweighting=False)).rounds():
+        assert record.proportions == pytest.approx([0.1] * 10)
+        assert record.difficulty == [None] * 10
+
+
+def test_with_reweighting_the_difficulty_of_a_round_sets_the_next_proportions(make_run):
+    first, second, _ = make_run().rounds()
+    assert first.proportions == pytest.approx([0.1] * 10)
+    seen = [d for d in first.difficulty if d is not None]
+    mean = sum(seen) / len(seen)
+    filled = torch.tensor([mean if d is None else d for d in first.difficulty])
+    expected = 0.02 + 0.8 * filled.softmax(0)
+    assert second.proportions == pytest.approx(expected.tolist(), rel=1e-4)
+    assert max(second.proportions) > 0.11
+
+
+def test_labels_are_drawn_in_the_proportions(make_run):
+    run = make_run(rounds=2, batch_size=400, student={"steps": 1})
+    rounds = run.rounds()
+    run.difficulty = torch.tensor([9.0] + [0.0] * 9)
+    next(rounds)
+    shares = run.pool.labels.bincount(minlength=10) / 400
+    assert shares[0].item() == pytest.approx(0.82, abs=0.06)
+
+
+def test_warm_up_rounds_leave_the_student_as_it_is(make_run):
+    run = make_run(warmup_rounds=2)
+    before = weights(run.student)
+    rounds = run.rounds()
+    for _ in range(2):
+        record = next(rounds)
+        assert record.student == {} and "adv" not in record.generator
+        assert equal(weights(run.student), before)
+    assert set(next(rounds).student) == {"clean_loss", "adversarial_loss"}
+    assert not torch.equal(run.student.conv1.weight, before["conv1.weight"])
+
+
+def test_the_generator_disagrees_with_the_student_only_once_it_is_trained(make_run):
+    assert ["adv" in record.generator for record in make_run().rounds()] == [False, False, True]
+
+
+def test_fae_off_leaves_the_uniform_term_out(make_run):
+    assert "uni" in next(make_run("on").rounds()).generator
+    assert "uni" not in next(make_run("off", method=method(fae=False)).rounds()).generator
+
+
+def test_gamma_and_the_attacked_network_change_the_student(make_run):
+    choices = [(0.0, "student"), (0.5, "student"), (0.5, "teacher")]
+    students = []
+    for gamma, attacked in choices:
+        chosen = method(images="uniform-noise", utae=Utae(gamma=gamma, model=attacked))
+        run = make_run(f"{gamma}-{attacked}", method=chosen)
+        list(run.rounds())
+        students.append(weights(run.student))
+    assert not equal(students[0], students[1])
+    assert not equal(students[1], students[2])
+
+
+def test_the_prior_of_a_run_is_the_mean_teacher_softmax_and_not_one_hot(make_run):
+    run = make_run()
+    list(run.rounds())
+    assert run.prior.counts.sum() == 2 * 3 * 16  # rounds that train, steps, batch
+    present = run.prior.counts.nonzero().squeeze(1)
+    prior = run.prior.weights(present)
+    assert torch.allclose(prior.sum(1), torch.ones(len(present)), atol=1e-5)
+    assert prior.max() < 0.999
+
+
+def test_the_student_takes_the_weighted_sum_of_its_clean_and_adversarial_gradient(make_run):
+    def step(share, attack_steps):
+        student = {"adversarial_weight": share, "weight_decay": 0.0, "steps": 1}
+        chosen = {"rounds": 2, "utae_steps": attack_steps, "student": student}
+        run = make_run(f"{share}-{attack_steps}", method=method(images="uniform-noise"), **chosen)
+        before = run.student.conv1.weight.detach().clone()
+        list(run.rounds())
+        return run.student.conv1.weight.detach() - before
+
+    clean, adversarial, mixed = (step(share, 4) for share in (0.0, 1.0, 0.25))
+    assert clean.abs().max() > 1e-3 and not torch.allclose(clean, adversarial, rtol=0.05)
+    assert torch.allclose(mixed, 0.75 * clean + 0.25 * adversarial, atol=1e-5)
+    assert torch.equal(clean, step(0.0, 1))  # without the attack's part
+
+
+def test_the_learning_rate_is_a_cosine_over_all_rounds(make_run):
+    rates = [record.learning_rate for record in make_run().rounds()]
+    assert rates == pytest.approx([0.1, 0.075, 0.025])
+
+
+def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
+    given = (digits["train"].images, digits["train"].labels)
+    chosen = {"rounds": 4, "student": {"steps": 20}}
+    run = make_run(method=method(images="real-data"), real_images=given, **chosen)
+    inputs = to_float(given[0])
+
+    def distance():
+        with torch.no_grad():
+            target = run.teacher(inputs).softmax(1)
+            return kl_divergence(target, run.student.eval()(inputs)).mean().item()
+
+    before = distance()
+    list(run.rounds())
+    assert distance() < 0.5 * before
+
+
+@pytest.mark.parametrize(("source", "given"), [("real-data", False), ("generator", True)])
+def test_real_images_belong_to_their_control_and_to_no_other_method(make_run, source, given):
+    with pytest.raises(ValueError, match="real images"):
+        make_run(method=method(images=source), real_images=real_images() if given else None)
+
+
+def test_a_floor_above_an_equal_share_is_refused(make_run):
+    with pytest.raises(FerdError, match=r"proportion_floor 0\.11.*1/10") as raised:
+        make_run(proportion_floor=0.11)
+    assert "\n" not in str(raised.value)
+
+
+def assert_diverges(run):
+    with pytest.raises(FerdError, match=r"round 2") as raised:
+        list(run.rounds())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_student_that_diverges_is_refused_in_one_line_naming_the_round(make_run):
+    assert_diverges(make_run(student={"learning_rate": 1e30}))
+
+
+def test_a_student_that_diverges_in_the_very_last_step_is_refused_too(make_run):
+    assert_diverges(make_run(rounds=2, student={"learning_rate": 1e30, "steps": 1}))
+
+
+def test_a_mask_that_holds_everything_is_warned_of(make_run, caplog):
+    caplog.set_level(logging.WARNING)
+    bottleneck = SCHEDULE.synthesis.bottleneck.model_copy(update={"steps": 1})
+    synthesis = SCHEDULE.synthesis.model_copy(update={"bottleneck": bottleneck})
+    record = next(make_run(synthesis=synthesis).rounds())
+    assert record.generator["robust_fraction"] == 1
+    assert "round 1" in caplog.text and "bottleneck.threshold" in caplog.text
+
+
+def test_the_global_generator_is_left_alone(make_run):
+    run = make_run()
+    before = torch.get_rng_state()
+    list(run.rounds())
+    assert torch.equal(torch.get_rng_state(), before)

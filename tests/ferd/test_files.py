@@ -1,0 +1,119 @@
+import errno
+import json
+import resource
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from ferd.checkpoint import save_classifier, save_state
+from ferd.errors import FerdError
+from ferd.files import atomic_write, write_json, write_json_lines
+from ferd.models.registry import build
+
+
+def write(path, text):
+    with atomic_write(path) as part:
+        part.write_text(text)
+
+
+@contextmanager
+def files_limited_to(size):
+    """Every longer write fails half-way, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+WRITERS = {
+    "json": lambda path: write_json(path, list(range(5000))),
+    "json lines": lambda path: write_json_lines(path, [{"a": n} for n in range(5000)]),
+    "state": lambda path: save_state(path, {"a": torch.zeros(10_000)}),
+    "classifier": lambda path: save_classifier(
+        path, build("resnet8-w8", classes=10, channels=1), "resnet8-w8"
+    ),
+}
+
+
+def assert_one_line(error, path):
+    assert str(path) in str(error)
+    assert "\n" not in str(error)
+
+
+def test_a_file_is_written_with_its_folders_and_nothing_else(tmp_path):
+    write(tmp_path / "a" / "b" / "c.txt", "content")
+    assert (tmp_path / "a" / "b" / "c.txt").read_text() == "content"
+    assert [p.name for p in (tmp_path / "a" / "b").iterdir()] == ["c.txt"]
+
+
+def test_the_old_file_is_whole_until_the_block_ends(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with atomic_write(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+def test_a_block_that_raises_leaves_the_old_file_and_no_part(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyError), atomic_write(path) as part:
+        part.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(regular_file):
+    path = regular_file / "a.json"
+    with pytest.raises(FerdError) as raised:
+        write(path, "content")
+    assert_one_line(raised.value, path)
+    assert regular_file.read_text() == "not a folder"
+
+
+def test_a_full_disk_at_the_last_moment_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FerdError, match="No space left on device") as raised:
+        write(path, "new")
+    assert_one_line(raised.value, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_write_that_fails_half_way_is_one_line_and_leaves_the_old_file(tmp_path, name):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with files_limited_to(4096), pytest.raises(FerdError) as raised:
+        WRITERS[name](path)
+    assert_one_line(raised.value, path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_is_what_was_given(tmp_path):
+    write_json(tmp_path / "a.json", {"b": [1, 0.1], "a": None})
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == {"b": [1, 0.1], "a": None}
+    assert text.endswith("}\n")
+    write_json_lines(tmp_path / "a.jsonl", [{"round": 1}, {"round": 2}])
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
+
+
+@pytest.mark.parametrize("writer", [write_json, write_json_lines])
+def test_nan_is_refused_and_nothing_written(tmp_path, writer):
+    with pytest.raises(ValueError, match="JSON"):
+        writer(tmp_path / "a.json", [{"loss": float("nan")}])
+    assert list(tmp_path.iterdir()) == []

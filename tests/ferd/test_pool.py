@@ -1,0 +1,129 @@
+import pytest
+import torch
+
+from ferd.errors import FerdError
+from ferd.pixels import to_float, to_uint8
+from ferd.pool import Pool
+
+CPU = torch.device("cpu")
+
+
+def open_pool(folder, shape=(1, 4, 4)):
+    return Pool(folder, 20, shape, CPU)
+
+
+def a_round(number, shape=(1, 4, 4)):
+    source = torch.Generator().manual_seed(number)
+    images = torch.randint(0, 256, (4, *shape), generator=source).to(torch.uint8)
+    return images, torch.randint(0, 10, (4,), generator=source)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pool of three rounds."""
+    pool = open_pool(tmp_path / "pool")
+    for number in range(3):
+        pool.append(*a_round(number))
+    return tmp_path / "pool"
+
+
+def assert_rounds(pool, rounds):
+    assert pool.rounds == rounds and pool.size == 4 * rounds
+    for number in range(rounds):
+        images, labels = a_round(number)
+        rows = slice(4 * number, 4 * number + 4)
+        assert torch.equal(pool.images[rows], images)
+        assert torch.equal(pool.labels[rows], labels)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_every_uint8_value_survives_the_way_to_float_and_back():
+    values = torch.arange(256).to(torch.uint8)
+    assert torch.equal(to_uint8(to_float(values)), values)
+    assert to_float(values).min() == 0 and to_float(values).max() == 1
+    assert to_uint8(torch.tensor([0.0, 0.0021, 0.499, 1.0])).tolist() == [0, 1, 127, 255]
+
+
+def test_appending_leaves_earlier_rows_and_shards_as_they_are(folder):
+    pool, before = open_pool(folder), contents(folder)
+    earlier = pool.images.clone()
+    pool.append(*a_round(3))
+    assert torch.equal(pool.images[:12], earlier)
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 4
+    assert_rounds(open_pool(folder), 4)
+
+
+def test_a_new_pool_is_empty_and_a_reopened_one_whole(tmp_path, folder):
+    assert_rounds(open_pool(tmp_path / "new"), 0)
+    assert_rounds(open_pool(folder), 3)
+
+
+def test_colour_images_in_channels_last_order_are_kept(tmp_path):
+    images, labels = a_round(0, (3, 4, 4))
+    pool = open_pool(tmp_path / "pool", (3, 4, 4))
+    pool.append(images.contiguous(memory_format=torch.channels_last), labels)
+    assert torch.equal(open_pool(tmp_path / "pool", (3, 4, 4)).images, images)
+
+
+@pytest.mark.parametrize("left", [0, 1, 8, 60, -1])
+def test_a_last_shard_that_was_cut_off_is_dropped(folder, left):
+    shard = folder / "round-0003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:left])
+    pool = open_pool(folder)
+    assert_rounds(pool, 2)
+    assert not shard.exists()
+    pool.append(*a_round(2))
+    assert_rounds(open_pool(folder), 3)
+
+
+def test_a_cut_off_shard_with_later_ones_is_refused_and_nothing_is_deleted(folder):
+    shard = folder / "round-0002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    before = contents(folder)
+    with pytest.raises(FerdError, match=str(shard)) as raised:
+        open_pool(folder)
+    assert "\n" not in str(raised.value)
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3])
+def test_keep_rounds_forgets_the_later_ones_on_disk_too(folder, rounds):
+    pool = open_pool(folder)
+    pool.keep_rounds(rounds)
+    assert_rounds(pool, rounds)
+    assert_rounds(open_pool(folder), rounds)
+
+
+def test_a_pool_with_fewer_rounds_than_were_finished_is_refused(folder):
+    with pytest.raises(FerdError, match="holds 3 rounds where 4 were finished") as raised:
+        open_pool(folder).keep_rounds(4)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_samples_are_float_images_with_their_own_labels(tmp_path):
+    pool = open_pool(tmp_path / "pool")
+    labels = torch.arange(4)
+    images = (labels * 50).to(torch.uint8).view(4, 1, 1, 1).expand(4, 1, 4, 4).contiguous()
+    pool.append(images, labels)
+    drawn, of = pool.sample(200, torch.Generator().manual_seed(0))
+    assert drawn.dtype == torch.float32 and drawn.shape == (200, 1, 4, 4)
+    assert torch.allclose(drawn.mean((1, 2, 3)), of * 50 / 255)
+    assert set(of.tolist()) == {0, 1, 2, 3}
+
+
+def test_a_write_that_fails_leaves_the_pool_as_it_was(folder, monkeypatch):
+    pool, before = open_pool(folder), contents(folder)
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(FerdError, match="No space left"):
+        pool.append(*a_round(3))
+    assert_rounds(pool, 3)
+    assert contents(folder) == before

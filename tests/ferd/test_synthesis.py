@@ -1,0 +1,163 @@
+import pytest
+import torch
+
+from ferd.bottleneck import robust_channels
+from ferd.config import Augmentation, Bottleneck, Synthesis, SynthesisWeights
+from ferd.errors import FerdError
+from ferd.losses import kl_from_uniform
+from ferd.models.generator import Generator
+from ferd.synthesis import adversarial_loss, synthesise, uniformity_loss
+
+CROPS = Augmentation(padding=1, flip=False)
+SETTINGS = Synthesis(
+    steps=4,
+    latent_dim=16,
+    generator_learning_rate=2e-3,
+    latent_learning_rate=0.015,
+    weights=SynthesisWeights(adv=1.0, bn=1.0, oh=1.0, uni=1.0),
+    bottleneck=Bottleneck(threshold="mean", steps=60, learning_rate=0.1, beta=0.3, layer=-1),
+)
+
+
+@pytest.fixture
+def generator():
+    generator = Generator(16, 1, 8)
+    generator.reinitialise(torch.Generator().manual_seed(0))
+    return generator
+
+
+@pytest.fixture
+def run(teacher, generator, labels):
+    """One synthesis at seed 0, with changed settings."""
+
+    def synthesis(student=None, *, fae=False, seed=0, teacher=teacher, crops=CROPS, **changes):
+        settings = SETTINGS.model_copy(update=changes)
+        rng = torch.Generator().manual_seed(seed)
+        return synthesise(teacher, student, generator, labels, settings, crops, rng, fae=fae)
+
+    return synthesis
+
+
+@pytest.mark.parametrize("layer", [-1, -2])
+def test_uniformity_reaches_the_generator_through_the_features_and_not_through_the_mask(
+    teacher, generator, labels, layer
+):
+    with torch.no_grad():
+        teacher.layer2[0].bn2.weight.mul_(10)
+        teacher.layer3[0].bn2.weight.mul_(10)
+    latents = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+    bottleneck = SETTINGS.bottleneck.model_copy(update={"layer": layer})
+    settings = SETTINGS.model_copy(update={"bottleneck": bottleneck})
+    weights = list(generator.parameters())
+
+    features = teacher.features(generator(latents), layer)
+    mask = robust_channels(teacher, features, labels, bottleneck, torch.Generator().manual_seed(2))
+    assert all(weight.grad is None for weight in weights)
+    assert 0 < mask.float().mean() < 1
+    constant = torch.where(mask[:, :, None, None], 0.0, 1.0)
+    expected_loss = kl_from_uniform(teacher.head(features * constant, layer)).mean()
+    expected = torch.autograd.grad(expected_loss, weights)
+
+    features = teacher.features(generator(latents), layer)
+    rng = torch.Generator().manual_seed(2)
+    loss, fraction = uniformity_loss(teacher, features, labels, settings, rng)
+    got = torch.autograd.grad(loss, weights)
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
+    assert fraction.item() == pytest.approx(mask.float().mean().item())
+    assert got[0].abs().max() > 0
+    for one, two in zip(got, expected, strict=True):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-8)
+
+
+def test_adversarial_loss_of_equal_logits_is_minus_the_entropy():
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
+    assert adversarial_loss(logits, logits).item() == pytest.approx(-0.693147, rel=1e-5)
+
+
+def test_adversarial_loss_falls_as_the_student_disagrees():
+    teacher = torch.tensor([[2.0, 0.0, -1.0]])
+    near = adversarial_loss(teacher, torch.tensor([[1.5, 0.0, -1.0]]))
+    far = adversarial_loss(teacher, torch.tensor([[-1.0, 0.0, 2.0]]))
+    assert far < near < 0
+
+
+def test_adversarial_loss_pulls_the_teacher_by_nearly_uniform_weights():
+    teacher = torch.tensor([[2.0, 0.0, -2.0]], requires_grad=True)
+    adversarial_loss(teacher, torch.zeros(1, 3)).backward()
+    expected = torch.tensor([[-2 / 3, 0.0, 2 / 3]])  # of the variance under equal weights
+    assert torch.allclose(teacher.grad, expected, atol=0.02)
+
+
+def test_images_lie_in_the_unit_interval_and_carry_no_gradient(run):
+    images = run().images
+    assert images.shape == (16, 1, 8, 8)
+    assert images.min() >= 0 and images.max() <= 1
+    assert not images.requires_grad
+
+
+def test_the_kept_loss_never_rises_with_more_steps(run):
+    losses = [run(steps=steps).figures["loss"].item() for steps in (1, 2, 4, 8, 16)]
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_step_that_makes_the_loss_worse_is_not_kept(run):
+    wild = {"generator_learning_rate": 50.0, "latent_learning_rate": 50.0}
+    first = run(steps=1, **wild)
+    with_a_bad_step = run(steps=2, **wild)
+    assert torch.equal(first.images, with_a_bad_step.images)
+
+
+def test_only_the_terms_that_are_used_are_reported(run, make_network):
+    student = make_network(seed=1)
+    assert set(run().figures) == {"loss", "bn", "oh"}
+    assert set(run(student).figures) == {"loss", "bn", "oh", "adv"}
+    assert set(run(fae=True).figures) == {"loss", "bn", "oh", "uni", "robust_fraction"}
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(run, make_network):
+    weights = SynthesisWeights(adv=0.5, bn=2.0, oh=3.0, uni=7.0)
+    figures = run(make_network(seed=1), fae=True, weights=weights).figures
+    terms = {"adv": 0.5, "bn": 2.0, "oh": 3.0, "uni": 7.0}
+    expected = sum(weight * figures[name].item() for name, weight in terms.items())
+    assert figures["loss"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_second_pass_for_fae_does_not_count_in_the_statistics(run):
+    chosen = {
+        "crops": Augmentation(padding=0, flip=False),
+        "weights": SynthesisWeights(adv=0.0, bn=1.0, oh=1.0, uni=0.0),
+        "bottleneck": SETTINGS.bottleneck.model_copy(update={"layer": -2}),
+    }
+    without, with_fae = run(**chosen), run(**chosen, fae=True)
+    assert with_fae.figures["bn"].item() == pytest.approx(without.figures["bn"].item(), rel=1e-5)
+    assert torch.allclose(with_fae.images, without.images, atol=1e-5)
+
+
+def test_fitting_moves_images_towards_their_labels(run, trained, labels):
+    only = SynthesisWeights(adv=0.0, bn=0.0, oh=1.0, uni=0.0)
+    fast = {"teacher": trained, "weights": only, "generator_learning_rate": 0.01}
+    before, after = run(**fast, steps=1), run(**fast, steps=60)
+    assert after.figures["oh"] < 0.7 * before.figures["oh"]
+    assert (trained(after.images).argmax(1) == labels).float().mean() > 0.5
+
+
+def test_networks_come_out_as_they_went_in(run, teacher, make_network, untouched):
+    student = make_network(seed=1).train()
+    with untouched(teacher), untouched(student):
+        run(student, fae=True)
+    assert not any(module._forward_pre_hooks for module in teacher.modules())
+
+
+def test_equal_seeds_give_equal_images(run):
+    assert torch.equal(run(seed=5).images, run(seed=5).images)
+    assert not torch.equal(run(seed=5).images, run(seed=6).images)
+
+
+def test_a_loss_that_was_never_finite_is_refused_in_one_line(run, make_network):
+    broken = make_network().requires_grad_(False)
+    broken.linear.bias[0] = torch.nan
+    with pytest.raises(FerdError, match="not finite") as raised:
+        run(teacher=broken)
+    assert "\n" not in str(raised.value)
+    assert not any(module._forward_pre_hooks for module in broken.modules())
