@@ -26,6 +26,8 @@ def main() -> None:
         demo()
     except FerdError as error:
         sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit("demo: stopped; run it again to go on from here")
     print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")
     print("browse every run and round: make ui")

@@ -8,16 +8,31 @@ from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.futures import PrefectFuture
+from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params
-from tasks.stage import Stage, StageFailed, plan, run, student_stages
+from tasks.stage import Stage, StageFailed, plan, run, stop_running, student_stages
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
+
+
+class Session:
+    """What the stages of one flow run share: the view, the places to compute in, and a way to stop."""
+
+    def __init__(self, view: LiveView, slots: int) -> None:
+        self.view = view
+        self.slots = threading.Semaphore(slots)
+        self.stopping = threading.Event()
+
+    def stop(self) -> None:
+        """End what is running and start nothing more."""
+        self.stopping.set()
+        stop_running()
 
 
 def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -33,20 +48,26 @@ def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     cache_policy=NO_CACHE,  # DVC alone decides what is out of date
     persist_result=False,
 )
-def run_stage(stage: Stage, view: LiveView, slots: threading.Semaphore) -> str:
+def run_stage(stage: Stage, session: Session) -> str:
     """Run one stage when one of the slots is free; -> its name."""
     logger, context = get_run_logger(), FlowRunContext.get()
     environment = {}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
-    with slots:
+    with session.slots:
         logger.info("start")
         try:
-            run(stage.name, lambda event: view.on_event(stage.name, event), environment)
+            if session.stopping.is_set():
+                raise StageFailed(stage.name, "not run, since the flow was stopped", retryable=False)
+            run(stage.name, lambda event: session.view.on_event(stage.name, event), environment)
         except StageFailed as error:
-            view.finished(stage.name, f"failed: {error}")
+            error.retryable = error.retryable and not session.stopping.is_set()
+            if error.retryable and task_run.run_count <= RETRIES:
+                session.view.say(f"{error}; trying again")
+            else:
+                session.view.finished(stage.name, f"failed: {error}")
             raise
-    view.finished(stage.name)
+    session.view.finished(stage.name)
     return stage.name
 
 
@@ -81,16 +102,21 @@ def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
-    places = threading.Semaphore(slots)
+    session = Session(view, slots)
     futures: dict[str, PrefectFuture[str]] = {}
-    for stage in stages:
-        if stage.stale:
-            needed = [futures[name] for name in stage.upstream if name in futures]
-            submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
-            futures[stage.name] = submit(stage, view, places, wait_for=needed)
+    try:
+        for stage in stages:
+            if stage.stale:
+                needed = [futures[name] for name in stage.upstream if name in futures]
+                submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
+                futures[stage.name] = submit(stage, session, wait_for=needed)
+        for future in futures.values():
+            future.wait()
+    except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
+        session.stop()
+        raise
     failures = []
     for future in futures.values():
-        future.wait()
         error = future.state.result(raise_on_failure=False) if future.state.is_failed() else None
         if isinstance(error, StageFailed):
             failures.append(str(error))

@@ -71,11 +71,11 @@ class LiveView:
             self._finished += 1
             if stage in self._tasks:
                 self._bars.remove_task(self._tasks.pop(stage))
-            self.console.print(
-                f"[{self._finished}/{self._total}] {stage}: {outcome}",
-                markup=False,
-                highlight=False,
-            )
+            self.say(f"[{self._finished}/{self._total}] {stage}: {outcome}")
+
+    def say(self, line: str) -> None:
+        """Print a line above the bars."""
+        self.console.print(line, markup=False, highlight=False)
 
     def _start(self, stage: str) -> None:
         if not self._computing:

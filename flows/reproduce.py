@@ -45,6 +45,8 @@ def main() -> None:
         print_table(args.benchmark, args.methods, args.seeds)
     except FerdError as error:
         sys.exit(f"reproduce: {error}")
+    except KeyboardInterrupt:
+        sys.exit("reproduce: stopped; run it again to go on from here")
 
 
 if __name__ == "__main__":

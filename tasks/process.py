@@ -102,13 +102,21 @@ def discard(folder: Path) -> None:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Put a finished folder in place of ``target``."""
+    """Put a finished folder of files in place of ``target``.
+
+    By hard links: the source stays until its resume folder is discarded, so that a stage that is
+    killed between the two still finds what it needs to finish.
+    """
+    part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, part, copy_function=os.link)
         shutil.rmtree(target, ignore_errors=True)
-        os.replace(source, target)
+        part.replace(target)
     except OSError as error:
-        raise FerdError(f"{target}: cannot be written: {error.strerror}") from None
+        raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_cost(path: Path, progress: Progress, device: torch.device) -> None:

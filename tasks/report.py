@@ -17,7 +17,7 @@ from ferd.files import atomic_write, write_json
 from tasks import params, process
 from tasks.paths import RESULTS
 from tasks.results import FIGURES, Group, load, spread
-from tasks.table import COLUMNS, NAMES, cell, heading
+from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading
 
 PAGE = RESULTS / "report" / "index.html"
 SUMMARY = RESULTS / "summary.json"
@@ -82,13 +82,13 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
         "name": name,
         "epsilon": f"{threat.epsilon:.4g}",
         "teacher": benchmark.teacher.network,
-        "headings": [heading(groups, *column) for column in COLUMNS],
+        "headings": [*(heading(groups, *column) for column in COLUMNS), AGREEMENT],
         "rows": [
             {
                 "method": group.method,
                 "student": group.student or groups[0].results[0]["network"],
                 "seeds": len(group.seeds),
-                "cells": [cell(group, *column) for column in COLUMNS],
+                "cells": [*(cell(group, *column) for column in COLUMNS), agreement(group)],
             }
             for group in groups
         ],

@@ -21,6 +21,7 @@ class Group:
     student: str | None
     method: str
     results: tuple[dict[str, Any], ...]
+    paths: tuple[Path, ...]
 
     @property
     def seeds(self) -> list[int]:
@@ -35,6 +36,14 @@ class Group:
         """Each class's accuracy, the mean over seeds."""
         rows = [result["attacks"][attack]["per_class"] for result in self.results]
         return [mean(column) for column in zip(*rows, strict=True)]
+
+    def agreements(self) -> list[float]:
+        """Share of the pool that the teacher gives the requested label, one value a seed; students only."""
+        values = []
+        for path in self.paths:
+            lines = path.with_suffix(".rounds.jsonl").read_text().splitlines()
+            values += [mean(json.loads(line)["agreement"] for line in lines)] if self.student else []
+        return values
 
     def images(self, attack: str) -> int:
         """How many test images the attack was run on."""
@@ -54,22 +63,20 @@ def load(
     Raises:
         FerdError: a file is not a result of this project.
     """
-    grouped: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
-    for path in sorted(
-        [*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]
-    ):
-        if path.name != "teacher.json" and not path.stem.removeprefix("s").isdecimal():
-            continue
+    grouped: dict[tuple[str | None, str], list[tuple[Path, dict[str, Any]]]] = {}
+    for path in [*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]:
+        if path.stem != "teacher" and not path.stem.removeprefix("s").isdecimal():
+            continue  # costs
         result = _read(path)
         method = result["method"]
         if method == "teacher" or (
             (methods is None or method in methods) and (seeds is None or result["seed"] in seeds)
         ):
-            grouped.setdefault((result["student"], method), []).append(result)
-    groups = [
-        Group(student, method, tuple(sorted(results, key=lambda result: int(result["seed"]))))
-        for (student, method), results in grouped.items()
-    ]
+            grouped.setdefault((result["student"], method), []).append((path, result))
+    groups = []
+    for (student, method), found in grouped.items():
+        paths, results = zip(*sorted(found, key=lambda item: int(item[1]["seed"])), strict=True)
+        groups.append(Group(student, method, results, paths))
     return sorted(groups, key=_place)
 
 

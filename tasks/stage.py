@@ -2,11 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,16 @@ def plan(targets: Sequence[str]) -> list[Stage]:
     return list(planned.values())
 
 
+_running: set[subprocess.Popen[str]] = set()
+
+
+def stop_running() -> None:
+    """End all stages that ``run`` has under way; they go on where they were when they are run again."""
+    for process in list(_running):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+
 def run(
     stage: str,
     on_event: Callable[[dict[str, Any]], None],
@@ -96,7 +107,9 @@ def run(
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+        start_new_session=True,  # so that stop_running() reaches DVC and the command below it alike
     ) as process:
+        _running.add(process)
         assert process.stdout is not None
         for line in process.stdout:
             event = _event(line)
@@ -105,6 +118,7 @@ def run(
             else:
                 message = event.get("message", message)
                 on_event(event)
+    _running.discard(process)
     if process.returncode != 0:
         _put_back(stage, kept)
         raise StageFailed(stage, message or _last_error(tail), retryable=not message)
@@ -113,11 +127,14 @@ def run(
 @contextmanager
 def _repository() -> Iterator[Any]:
     from dvc.exceptions import DvcException
+    from dvc.lock import LockError
     from dvc.repo import Repo
 
     try:
         with Repo(".") as repo:
             yield repo
+    except LockError:
+        raise FerdError("another process is running stages of this folder; wait for it, or stop it") from None
     except DvcException as error:
         raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
 

@@ -17,6 +17,7 @@ COLUMNS = [
     ("pgd20", "nsd"),
     ("autoattack", "average"),
 ]
+AGREEMENT = "pool agreement"
 NAMES = {
     "clean": "clean",
     "fgsm": "FGSM",
@@ -32,6 +33,15 @@ def cell(group: Group, attack: str, figure: str) -> str:
     if figure == "nsd":
         return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
     return f"{100 * average:.1f}" if deviation is None else f"{100 * average:.1f} ± {100 * deviation:.1f}"
+
+
+def agreement(group: Group) -> str:
+    """Percent of the pool that the teacher gives the requested label."""
+    values = group.agreements()
+    if not values:
+        return ""
+    average, deviation = spread(values)
+    return f"{100 * average:.0f}" if deviation is None else f"{100 * average:.0f} ± {100 * deviation:.0f}"
 
 
 def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
@@ -61,11 +71,11 @@ def print_table(
 def markdown(benchmark: str) -> str:
     """The same table for a document."""
     groups = load(benchmark)
-    heads = ["method", "seeds", *(heading(groups, attack, figure) for attack, figure in COLUMNS)]
+    heads = ["method", "seeds", *(heading(groups, *column) for column in COLUMNS), AGREEMENT]
     rows = [heads, ["---"] * len(heads)]
     for group in groups:
         cells = [cell(group, attack, figure) for attack, figure in COLUMNS]
-        rows.append([f"`{group.method}`", str(len(group.seeds)), *cells])
+        rows.append([f"`{group.method}`", str(len(group.seeds)), *cells, agreement(group)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -2,9 +2,15 @@
 
 import json
 import re
+import signal
+import subprocess
 import sys
+import time
 
-from tests.conftest import run_in
+import psutil
+import pytest
+
+from tests.conftest import environment, run_in
 
 COMMAND = [sys.executable, "-m", "flows.reproduce", "--seeds", "0", "--methods"]
 
@@ -41,6 +47,36 @@ def test_a_second_run_finds_everything_up_to_date(finished):
     again = run_in(finished, *COMMAND, "ferd", "uniform-noise")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "all 8 stages are up to date; nothing to run" in again.stdout
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_params, number):
+    change_params(finished_copy, 500, "benchmarks", "digits", "distillation", "rounds")
+    command = [*COMMAND, "ferd"]
+    output = finished_copy / "stopped.log"
+    with (
+        output.open("w") as log,
+        subprocess.Popen(
+            command, cwd=finished_copy, env=environment(), stdout=log, stderr=log, start_new_session=True
+        ) as flow,
+    ):
+        states = finished_copy / ".resume"
+        for _ in range(600):
+            if list(states.glob("*/*/state.pt")) or flow.poll() is not None:
+                break
+            time.sleep(0.1)
+        flow.send_signal(number)
+        assert flow.wait(timeout=60) != 0
+    if number == signal.SIGINT:  # after SIGTERM, a worker's way, Prefect ends the process itself
+        assert "stopped; run it again" in output.read_text()
+    assert "Traceback" not in output.read_text()
+    assert list(states.glob("*/*/state.pt"))
+    left = [
+        p.info["cmdline"]
+        for p in psutil.process_iter(["cwd", "cmdline"])
+        if p.info["cwd"] == str(finished_copy)
+    ]
+    assert left == []
 
 
 def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finished_copy, change_params):

@@ -31,7 +31,8 @@ def write_result(folder: Path, method: str, seed: int, average: float, student: 
             }
         )
     )
-    path.with_suffix(".rounds.jsonl").write_text("{}\n")
+    rounds = [{"agreement": 0.75}, {"agreement": 0.25 * seed}]
+    path.with_suffix(".rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rounds))
 
 
 @pytest.fixture
@@ -80,6 +81,13 @@ def test_the_markdown_table_has_a_row_a_method(folder):
     lines = table.markdown("digits").splitlines()
     assert len(lines) == 2 + 4
     assert lines[3].startswith("| `ferd` | 3 | 62.5 ± 12.5 |")
+
+
+def test_agreement_is_the_mean_over_rounds_of_students(folder):
+    teacher, ferd, *_ = results.load("digits")
+    assert teacher.agreements() == []
+    assert ferd.agreements() == [0.375, 0.5, 0.625]
+    assert table.agreement(ferd) == "50 ± 12"
 
 
 def test_a_foreign_file_is_refused(folder):

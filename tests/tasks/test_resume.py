@@ -73,6 +73,21 @@ def test_a_teacher_killed_after_an_epoch_ends_with_the_same_bytes(prepared):
     assert teacher.read_bytes() == undisturbed
 
 
+def test_a_student_killed_when_all_but_the_clean_up_was_done_is_finished_again(prepared):
+    program = (
+        "import os, sys; from tasks import distill, process; process.discard = lambda folder: os._exit(9); "
+        f"sys.argv[1:] = {STUDENT}; distill.main()"
+    )
+    assert run_in(prepared, sys.executable, "-c", program).returncode == 9
+    (prepared / CHECKPOINT).unlink()
+    shutil.rmtree(prepared / CHECKPOINT.with_suffix(".pool"))  # as DVC does before it runs a stage
+    again = run_in(prepared, sys.executable, "-m", "tasks.distill", *STUDENT)
+    assert again.returncode == 0, again.stderr
+    assert (prepared / CHECKPOINT).read_bytes() == (prepared / "undisturbed.safetensors").read_bytes()
+    assert len(list((prepared / CHECKPOINT.with_suffix(".pool")).iterdir())) == 3
+    (prepared / CHECKPOINT).unlink()
+
+
 def test_other_settings_never_resume(prepared, change_params):
     kill_after(prepared, "tasks.distill", STUDENT, 2)
     change_params(prepared, 0.9, "methods", "ferd", "utae", "gamma")
