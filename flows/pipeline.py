@@ -88,7 +88,12 @@ def bring_up_to_date(
         return
     print(f"{benchmark}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
     with LiveView(stale) as view:
-        failures = run_stages(stages, view, slots)
+        failures, lost = run_stages(stages, view, slots)
+        if lost and not failures:
+            view.say(f"Prefect did not run {', '.join(lost)}; submitting again")
+            again = [stage for stage in stages if stage.name in lost]
+            failures, lost = run_stages(again, view, slots)
+            failures = failures or [f"{name}: not run: {reason}" for name, reason in lost.items()]
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
@@ -97,10 +102,14 @@ def bring_up_to_date(
         raise FerdError("; ".join(failures))
 
 
-def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]:
-    """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
+def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> tuple[list[str], dict[str, str]]:
+    """Submit the stale stages as tasks, each after those it needs.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
+
+    Returns:
+        What failed, a line each; and the stages that were not run, with Prefect's reason: behind a
+        failed one, or, with none failed, since Prefect lost their task.
     """
     session = Session(view, slots)
     futures: dict[str, PrefectFuture[str]] = {}
@@ -115,9 +124,11 @@ def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]
     except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
         session.stop()
         raise
-    failures = []
-    for future in futures.values():
+    failures, lost = [], {}
+    for name, future in futures.items():
         error = future.state.result(raise_on_failure=False) if future.state.is_failed() else None
         if isinstance(error, StageFailed):
             failures.append(str(error))
-    return failures
+        elif not future.state.is_completed():
+            lost[name] = f"{future.state.name}: {future.state.message}"
+    return failures, lost
