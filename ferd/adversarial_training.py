@@ -15,6 +15,7 @@ from ferd.config import Augmentation, Teacher, ThreatModel
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout
+from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.schedule import set_cosine_rate
 
@@ -56,6 +57,7 @@ class AdversarialTraining:
         device: torch.device,
     ) -> None:
         self.network = fast_layout(network, device)
+        self._twin = Folded(self.network)
         self.settings = settings
         self.augmentation = augmentation
         self.threat = threat.model_copy(
@@ -127,9 +129,11 @@ class AdversarialTraining:
         return torch.stack([loss.detach(), robust])
 
     def _attack(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        self._twin.refresh()
+        attacked = self._twin.network
         if self.settings.method == "trades":
             with torch.no_grad():
-                clean_probs = self.network.eval()(inputs).softmax(1)
-            return utae(self.network, inputs, clean_probs, 0.0, self.threat, self.rng)
+                clean_probs = attacked(inputs).softmax(1)
+            return utae(attacked, inputs, clean_probs, 0.0, self.threat, self.rng)
         start = random_start(inputs, self.threat.epsilon, self.rng)
-        return pgd(self.network, inputs, cross_entropy(labels), self.threat, start)
+        return pgd(attacked, inputs, cross_entropy(labels), self.threat, start)

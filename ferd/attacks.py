@@ -34,12 +34,20 @@ def negative_margin(labels: Tensor) -> Objective:
     return lambda logits: -margins(logits, labels)
 
 
-def uniform_target(clean_probs: Tensor, gamma: float) -> Objective:
-    """KL(q ‖ f(x)) − γ·KL(U ‖ f(x)), Eq. 10; γ = 0 is plain KL, the attack of TRADES."""
+def entropy(logits: Tensor) -> Tensor:
+    """H(σ(o)) = −Σ σ(o) log σ(o) a sample; (B, C) -> (B,)."""
+    log_probs = F.log_softmax(logits, 1)
+    return -(log_probs.exp() * log_probs).sum(1)
+
+
+def uniform_target(clean_probs: Tensor, gamma: float | Tensor) -> Objective:
+    """KL(q ‖ f(x)) − γ·KL(U ‖ f(x)), Eq. 10; γ = 0 is plain KL, the attack of TRADES; γ may be (B,)."""
 
     def objective(logits: Tensor) -> Tensor:
         away = kl_divergence(clean_probs, logits)
-        return away - gamma * kl_from_uniform(logits) if gamma else away
+        if isinstance(gamma, float) and gamma == 0:
+            return away
+        return away - gamma * kl_from_uniform(logits)
 
     return objective
 
@@ -95,10 +103,29 @@ def utae(
     network: Classifier,
     inputs: Tensor,
     clean_probs: Tensor,
-    gamma: float,
+    gamma: float | Tensor,
     threat: ThreatModel,
     rng: torch.Generator,
 ) -> Tensor:
     """Uniform-target adversarial examples, Eq. 10, from x + 0.001·N(0, 1)."""
     start = gaussian_start(inputs, threat.epsilon, rng)
     return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)
+
+
+def least_steps(
+    network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, start: Tensor
+) -> Tensor:
+    """How many of the points x_0 ... x_{T−1} of a PGD on the cross-entropy were all still classified as y.
+
+    0 where x_0 is wrong already, T (``threat.steps``) where no point is; -> (B,) int64.
+    """
+    survived = torch.zeros_like(labels)
+    alive = torch.ones_like(labels, dtype=torch.bool)
+
+    def objective(logits: Tensor) -> Tensor:
+        alive.logical_and_(logits.argmax(1) == labels)
+        survived.add_(alive)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+    pgd(network, inputs, objective, threat, start)
+    return survived

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ferd.config import Bottleneck
+from ferd.config import Bottleneck, NonRobust
 from ferd.models.classifier import LAST_BLOCK, Classifier
 
 NoiseGradient = Callable[[Tensor], Tensor]
@@ -84,22 +84,28 @@ def robust_channels(
     network: Classifier,
     features: Tensor,
     labels: Tensor,
+    choice: NonRobust,
     settings: Bottleneck,
     rng: torch.Generator,
 ) -> Tensor:
-    """Mask (B, K): true where λ² exceeds the sample's largest (or mean) v, Eq. 5.
+    """Mask (B, K): true where λ² exceeds the largest (or mean) v of the sample (or batch), Eq. 5.
 
     The network must be frozen. Z is a constant in here, and so is the mask outside.
     """
     features = features.detach()
     variance = channel_variance(features)
-    if settings.layer == LAST_BLOCK:
+    if choice.layer == LAST_BLOCK:
         gradient = pooled_noise_gradient(network, features, labels)
     else:
-        gradient = spatial_noise_gradient(network, features, labels, settings.layer)
+        gradient = spatial_noise_gradient(network, features, labels, choice.layer)
     scales = noise_scales(gradient, variance, settings, rng)
-    reduced = variance.amax(1) if settings.threshold == "max" else variance.mean(1)
-    return scales.square() > reduced.unsqueeze(1)
+    return scales.square() > threshold(variance, choice, settings)
+
+
+def threshold(variance: Tensor, choice: NonRobust, settings: Bottleneck) -> Tensor:
+    """v (B, K) reduced over the channels of each sample, (B, 1), or of the whole batch, (1, 1)."""
+    rows = variance if choice.threshold_over == "sample" else variance.reshape(1, -1)
+    return rows.amax(1, keepdim=True) if settings.threshold == "max" else rows.mean(1, keepdim=True)
 
 
 def nonrobust_features(features: Tensor, robust: Tensor) -> Tensor:

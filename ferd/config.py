@@ -15,6 +15,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Attack = Literal["clean", "fgsm", "pgd20", "cw30", "autoattack"]
 Quantity = Annotated[int, Field(ge=0)]
+Precision = Literal["float32", "bf16-attacks", "bf16", "auto"]
 
 
 class Settings(BaseModel):
@@ -71,13 +72,12 @@ class Teacher(Settings):
 
 
 class Bottleneck(Settings):
-    """Eq. 3-6: the noise each channel bears. ``threshold`` reduces v over the channels of a sample."""
+    """Eq. 3-6: the noise each channel bears. ``threshold`` reduces v over the channels."""
 
     threshold: Literal["max", "mean"]
     steps: Count
     learning_rate: Positive
     beta: NonNegative
-    layer: Annotated[int, Field(le=-1)]
 
 
 class SynthesisWeights(Settings):
@@ -112,6 +112,7 @@ class Student(Settings):
 class Distillation(Settings):
     """The schedule that all methods of a benchmark share."""
 
+    precision: Precision  # see ferd.models.folding
     rounds: Count
     warmup_rounds: Quantity
     batch_size: Annotated[int, Field(ge=2)]
@@ -130,6 +131,13 @@ class Distillation(Settings):
         return self
 
 
+class NonRobust(Settings):
+    """Which features L_uni looks at: block ``layer`` from the end, v reduced a sample or a batch."""
+
+    layer: Annotated[int, Field(le=-1)]
+    threshold_over: Literal["sample", "batch"]
+
+
 class Utae(Settings):
     """Eq. 10: weight γ of the uniform target, and the network under attack."""
 
@@ -138,12 +146,37 @@ class Utae(Settings):
 
 
 class Method(Settings):
-    """A method is a choice of images and of the paper's three mechanisms."""
+    """A method is a choice of images and of four pieces of the paper's loop.
 
-    images: Literal["generator", "untrained-generator", "uniform-noise", "real-data"]
-    reweighting: bool
-    fae: bool
+    Attributes:
+        images: where a round's images come from; ``pool-of-M`` replays the finished pool of method M.
+        sampler: which classes a round asks for (``ferd.samplers``).
+        synthesis: what a generator is fitted to (``ferd.synthesis``).
+        nonrobust: read by the synthesis ``fae`` alone.
+        adversary: the examples that the student is attacked with (``ferd.adversaries``).
+        utae: γ is read by the UTAE adversaries alone.
+        student_loss: what the student is trained on (``ferd.student_losses``).
+    """
+
+    images: Literal[
+        "generator",
+        "untrained-generator",
+        "uniform-noise",
+        "real-data",
+        "pool-of-ferd",
+        "pool-of-no-reweighting",
+    ]
+    sampler: Literal["uniform", "margin", "mixed", "released"]
+    synthesis: Literal["plain", "fae", "dfhl-rs"]
+    nonrobust: NonRobust
+    adversary: Literal["utae", "adaptive-utae", "high-entropy"]
     utae: Utae
+    student_loss: Literal["ikl", "soft-cross-entropy", "rslad", "fair-rslad", "absld", "hard-label"]
+
+    @property
+    def pool_of(self) -> str | None:
+        """The method whose pool is replayed, if any."""
+        return self.images.removeprefix("pool-of-") if self.images.startswith("pool-of-") else None
 
 
 class Evaluation(Settings):

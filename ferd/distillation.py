@@ -1,6 +1,9 @@
-"""The paper's loop: each round synthesises a batch, reweights the classes and trains the student."""
+"""The paper's loop: each round takes a batch of images, reweights the classes and trains the student.
 
-import logging
+A method is a composition of five pieces: an image source, a label sampler, a synthesis loss, an
+adversary and a student loss. This file holds what they share.
+"""
+
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,21 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferd.attacks import utae
+from ferd.adversaries import build_adversary
 from ferd.augmentation import augment
 from ferd.config import Augmentation, Method, ThreatModel
 from ferd.config import Distillation as Schedule
 from ferd.errors import FerdError
-from ferd.losses import ClassPrior, ikl
+from ferd.image_sources import (
+    FittedGenerator,
+    ImageSource,
+    RealImages,
+    ReplayedPool,
+    UniformNoise,
+    UntrainedGenerator,
+)
 from ferd.models.classifier import Classifier, diverged, fast_layout
-from ferd.models.generator import Generator
-from ferd.pixels import to_float, to_uint8
+from ferd.models.folding import Folded, attack_dtype
+from ferd.pixels import to_float
 from ferd.pool import Pool
-from ferd.reweighting import adversarial_margins, proportions, update_difficulty
+from ferd.samplers import build_sampler
 from ferd.schedule import set_cosine_rate
-from ferd.synthesis import synthesise
-
-LOGGER = logging.getLogger(__name__)
+from ferd.student_losses import Batch, build_student_loss
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,9 @@ class Distillation:
         teacher: frozen and in eval mode, always.
         student: trained in place, on ``device``.
         shape: (channels, H, W) of an image.
-        pool_folder: where the synthetic images are kept.
-        real_images: uint8 (N, channels, H, W) with labels (N,); for the ``real-data`` control only.
+        pool_folder: where the images of all rounds are kept.
+        given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
+            with labels (N,), or the folder of the pool that is replayed.
     """
 
     def __init__(
@@ -69,27 +78,26 @@ class Distillation:
         seed: int,
         pool_folder: Path,
         device: torch.device,
-        real_images: tuple[Tensor, Tensor] | None = None,
+        given: tuple[Tensor, Tensor] | Path | None = None,
     ) -> None:
         if schedule.proportion_floor * teacher.classes > 1:
             raise FerdError(
                 f"proportion_floor {schedule.proportion_floor} is more than 1/{teacher.classes}, an "
                 "equal share of every class; lower it"
             )
-        if (real_images is None) == (method.images == "real-data"):
-            raise ValueError("real images belong to the real-data control, and to no other method")
+        classes = teacher.classes
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
         self.student = fast_layout(student, device)
-        self.schedule, self.augmentation = schedule, augmentation
-        self.method, self.threat = method, threat
-        self.shape, self.device, self.real_images = shape, device, real_images
+        self.schedule, self.augmentation, self.method = schedule, augmentation, method
+        self.shape, self.device = shape, device
         self.rng = torch.Generator(device).manual_seed(seed)
-        capacity = schedule.rounds * schedule.batch_size
-        self.pool = Pool(pool_folder, capacity, shape, device)
-        self.prior = ClassPrior(teacher.classes, device)
-        self.difficulty = torch.full((teacher.classes,), math.nan, device=device)
-        generator = Generator(schedule.synthesis.latent_dim, shape[0], shape[1])
-        self.generator = fast_layout(generator, device)
+        self._fold(attack_dtype(schedule.precision, device))
+        self.source = self._build_source(given)
+        self.pool = Pool(pool_folder, schedule.rounds * schedule.batch_size, shape, device)
+        self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
+        student_threat = threat.with_steps(schedule.utae_steps)
+        self.adversary = build_adversary(method, student_threat, classes, device)
+        self.student_loss = build_student_loss(method, student_threat, classes, device)
         self.optimiser = torch.optim.SGD(
             student.parameters(),
             schedule.student.learning_rate,
@@ -112,8 +120,9 @@ class Distillation:
             "round": self.round,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "difficulty": self.difficulty,
-            "prior": {"sums": self.prior.sums, "counts": self.prior.counts},
+            "difficulty": self.sampler.difficulty,
+            "adversary": self.adversary.state_dict(),
+            "student_loss": self.student_loss.state_dict(),
             "rng": self.rng.get_state(),
         }
 
@@ -122,94 +131,70 @@ class Distillation:
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.difficulty = state["difficulty"].to(self.device)
-        self.prior.sums = state["prior"]["sums"].to(self.device)
-        self.prior.counts = state["prior"]["counts"].to(self.device)
+        self.sampler.difficulty = state["difficulty"].to(self.device)
+        self.adversary.load_state_dict(state["adversary"])
+        self.student_loss.load_state_dict(state["student_loss"])
         self.rng.set_state(state["rng"])
 
+    def _fold(self, dtype: torch.dtype) -> None:
+        """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked."""
+        self._teacher_twin, self._student_twin = Folded(self.teacher), Folded(self.student)
+        self._attacked_teacher, self._attacked_student = self._teacher_twin, self._student_twin
+        if dtype is not torch.float32:
+            self._attacked_teacher, self._attacked_student = (
+                Folded(self.teacher, dtype),
+                Folded(self.student, dtype),
+            )
+
+    def _build_source(self, given: tuple[Tensor, Tensor] | Path | None) -> ImageSource:
+        method, schedule, teacher = self.method, self.schedule, self._teacher_twin.network
+        batch = schedule.batch_size
+        if method.images == "real-data":
+            if not isinstance(given, tuple):
+                raise ValueError("real-data is given images and labels")
+            return RealImages(*given, batch)
+        if method.pool_of:
+            if not isinstance(given, Path):
+                raise ValueError(f"{method.images} is given the folder of that pool")
+            finished = Pool(given, schedule.rounds * batch, self.shape, self.device)
+            return ReplayedPool(finished, schedule.rounds, batch)
+        if given is not None:
+            raise ValueError(f"{method.images} makes its own images and is given none")
+        if method.images == "uniform-noise":
+            return UniformNoise(teacher, self.shape, batch)
+        if method.images == "untrained-generator":
+            return UntrainedGenerator(teacher, self.shape, schedule, self.device)
+        student = self._student_twin.network
+        return FittedGenerator(
+            self.teacher, student, self.shape, schedule, self.augmentation, method, self.device
+        )
+
     def _run_round(self) -> RoundRecord:
-        shares = self._proportions()
-        images, labels, figures = self._next_images(shares)
+        self._student_twin.refresh()
+        shares = self.sampler.proportions()
+        images, labels, figures = self.source.draw(shares, self.round, self.rng)
         self.pool.append(images, labels)
         inputs = to_float(images)
         with torch.no_grad():
-            agreement = (self.teacher(inputs).argmax(1) == labels).float().mean()
-        if self.method.reweighting:
-            margin = adversarial_margins(self.teacher, inputs, labels, self.threat, self.rng)
-            self.difficulty = update_difficulty(self.difficulty, margin, labels)
+            agreement = (self._teacher_twin.network(inputs).argmax(1) == labels).float().mean()
+        self.sampler.observe(self._attacked_teacher.network, inputs, labels, self.rng)
         rate = set_cosine_rate(
             self.optimiser, self.schedule.student.learning_rate, self.round / self.schedule.rounds
         )
-        losses = self._train_student() if self.round >= self.schedule.warmup_rounds else {}
+        losses: dict[str, float] = {}
+        if self.round >= self.schedule.warmup_rounds:
+            losses = self._train_student()
+            self._attacked_student.refresh()
+            self.student_loss.end_round(self._attacked_student.network, inputs, labels, self.rng)
         return RoundRecord(
             round=self.round + 1,
             learning_rate=rate,
             agreement=agreement.item(),
             proportions=shares.tolist(),
-            difficulty=[None if math.isnan(d) else d for d in self.difficulty.tolist()],
+            difficulty=[None if math.isnan(d) else d for d in self.sampler.difficulty.tolist()],
             generator={key: value.item() for key, value in figures.items()},
             student=losses,
         )
-
-    def _proportions(self) -> Tensor:
-        if self.method.reweighting:
-            return proportions(self.difficulty, self.schedule.proportion_floor)
-        return torch.full_like(self.difficulty, 1 / self.teacher.classes)
-
-    def _next_images(self, shares: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """A round's images (B, channels, H, W) uint8, their labels (B,) and the loss terms."""
-        if self.method.images == "generator":
-            return self._synthesise(shares)
-        if self.method.images == "real-data":
-            return (*self._draw_real_images(), {})
-        images = to_uint8(self._unfitted_images())
-        with torch.no_grad():
-            return images, self.teacher(to_float(images)).argmax(1), {}
-
-    def _synthesise(self, shares: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        batch = self.schedule.batch_size
-        labels = torch.multinomial(shares, batch, replacement=True, generator=self.rng)
-        trained = self.round > self.schedule.warmup_rounds
-        result = synthesise(
-            self.teacher,
-            self.student if trained else None,
-            self.generator,
-            labels,
-            self.schedule.synthesis,
-            self.augmentation,
-            self.rng,
-            fae=self.method.fae,
-        )
-        self._warn_of_a_useless_mask(result.figures)
-        return to_uint8(result.images), labels, result.figures
-
-    def _warn_of_a_useless_mask(self, figures: dict[str, Tensor]) -> None:
-        if "robust_fraction" in figures and not 0.01 <= (share := figures["robust_fraction"].item()) <= 0.99:
-            LOGGER.warning(
-                "round %d: %.1f %% of the channels are robust, so that L_uni sees all or nothing; try "
-                "another bottleneck.threshold",
-                self.round + 1,
-                100 * share,
-            )
-
-    def _unfitted_images(self) -> Tensor:
-        """Uniform noise, or the images of a generator that was never fitted."""
-        batch = self.schedule.batch_size
-        if self.method.images == "uniform-noise":
-            return torch.rand(batch, *self.shape, generator=self.rng, device=self.device)
-        latents = torch.empty(batch, self.schedule.synthesis.latent_dim, device=self.device)
-        self.generator.reinitialise(self.rng)
-        with torch.no_grad():
-            images: Tensor = self.generator.train()(latents.normal_(generator=self.rng))
-        return images
-
-    def _draw_real_images(self) -> tuple[Tensor, Tensor]:
-        """As many real images as a round synthesises, drawn without replacement."""
-        assert self.real_images is not None
-        images, labels = self.real_images
-        rows = torch.randperm(len(images), generator=self.rng, device=self.device)
-        rows = rows[: self.schedule.batch_size]
-        return images.to(self.device)[rows], labels.to(self.device)[rows]
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
@@ -229,18 +214,31 @@ class Distillation:
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on Eq. 12; -> its clean and adversarial loss (2,)."""
         with torch.no_grad():
-            teacher_logits = self.teacher(inputs)
-        teacher_probs = teacher_logits.softmax(1)
-        self.prior.update(teacher_probs, labels)
-        weights = self.prior.weights(labels)
-        attacked = self.student if self.method.utae.model == "student" else self.teacher
-        threat = self.threat.with_steps(self.schedule.utae_steps)
-        adv_inputs = utae(attacked, inputs, teacher_probs, self.method.utae.gamma, threat, self.rng)
+            teacher_logits = self._teacher_twin.network(inputs)
+        adv_inputs = self._attack(inputs, labels, teacher_logits)
         self.student.train()
-        clean = ikl(teacher_logits, self.student(inputs), weights).mean()
-        adversarial = ikl(teacher_logits, self.student(adv_inputs), weights).mean()
+        bf16 = self.schedule.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            student_logits, student_adv_logits = self.student(inputs), self.student(adv_inputs)
+        teacher_adv_logits = None
+        if self.student_loss.needs_teacher_on_adversarial:
+            with torch.no_grad():
+                teacher_adv_logits = self._teacher_twin.network(adv_inputs)
+        batch = Batch(
+            labels, teacher_logits, student_logits.float(), student_adv_logits.float(), teacher_adv_logits
+        )
+        clean, adversarial = self.student_loss.losses(batch)
+        self.adversary.observe(labels, batch.student_adv_logits.detach())
         share = self.schedule.student.adversarial_weight
         self.optimiser.zero_grad()
         ((1 - share) * clean + share * adversarial).backward()
         self.optimiser.step()
         return torch.stack([clean, adversarial]).detach()
+
+    def _attack(self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Adversarial images of the batch, made on a twin of the network that the method attacks."""
+        twin = self._attacked_teacher
+        if self.method.utae.model == "student":
+            twin = self._attacked_student
+            twin.refresh()
+        return self.adversary.attack(twin.network, inputs, labels, teacher_logits.softmax(1), self.rng)

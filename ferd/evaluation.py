@@ -13,6 +13,7 @@ from ferd.datasets import Images, first_per_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.folding import Folded
 from ferd.pixels import to_float
 
 PGD_STEPS = 20
@@ -22,6 +23,7 @@ CW_STEPS = 30
 class Evaluation:
     """Correctness of each example under each attack; resumable between two batches.
 
+    Attacks run on a twin with BatchNorm folded in; every verdict is the network's own.
     Every batch has its own random numbers, so the order of work does not change a verdict.
 
     Attributes:
@@ -38,7 +40,8 @@ class Evaluation:
         seed: int,
         device: torch.device,
     ) -> None:
-        self.network = fast_layout(network, device)
+        self.network = fast_layout(network, device).eval()
+        self.attacked = Folded(self.network).network
         self.settings, self.threat, self.seed, self.device = settings, threat, seed, device
         self.subsets: dict[str, Images] = {
             attack: _subset(data, number, network.classes) for attack, number in settings.attacks.items()
@@ -87,23 +90,23 @@ class Evaluation:
     def _judge(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         adv_images = self._attack(attack, images, labels, batch_seed)
         with torch.no_grad():
-            predicted: Tensor = self.network.eval()(adv_images).argmax(1)
+            predicted: Tensor = self.network(adv_images).argmax(1)
         return predicted == labels
 
     def _attack(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         if attack == "clean":
             return images
         if attack == "fgsm":
-            return fgsm(self.network, images, labels, self.threat.epsilon)
+            return fgsm(self.attacked, images, labels, self.threat.epsilon)
         if attack == "autoattack":
-            return _autoattack(self.network, images, labels, self.threat.epsilon, batch_seed)
+            return _autoattack(self.attacked, images, labels, self.threat.epsilon, batch_seed)
         rng = torch.Generator(self.device).manual_seed(batch_seed)
         start = random_start(images, self.threat.epsilon, rng)
         if attack == "pgd20":
             threat = self.threat.with_steps(PGD_STEPS)
-            return pgd(self.network, images, cross_entropy(labels), threat, start)
+            return pgd(self.attacked, images, cross_entropy(labels), threat, start)
         threat = self.threat.with_steps(CW_STEPS)
-        return pgd(self.network, images, negative_margin(labels), threat, start)
+        return pgd(self.attacked, images, negative_margin(labels), threat, start)
 
 
 def _subset(data: Images, number: int | str, classes: int) -> Images:
@@ -125,7 +128,7 @@ def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: fl
 
     with torch.random.fork_rng(devices=[]):
         attack = AutoAttack(
-            network.eval(),
+            network,
             norm="Linf",
             eps=epsilon,
             seed=seed,

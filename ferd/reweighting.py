@@ -43,3 +43,11 @@ def proportions(difficulty: Tensor, floor: float = 0.0) -> Tensor:
     seen = difficulty.nanmean().nan_to_num()
     filled = torch.where(difficulty.isnan(), seen, difficulty)
     return floor + (1 - classes * floor) * filled.softmax(0)
+
+
+def released_proportions(difficulty: Tensor) -> Tensor:
+    """The released code's p: D rescaled to [0.05, 0.2], divided by its sum; (C,) -> (C,)."""
+    known = difficulty.nan_to_num()
+    spread = known.max() - known.min()
+    scaled = 0.05 + 0.15 * (known - known.min()) / spread.clamp(min=torch.finfo(known.dtype).tiny)
+    return scaled / scaled.sum()

@@ -1,5 +1,8 @@
-"""One round of synthesis, Eq. 7-8: a fresh generator is fitted to the teacher, its best batch kept."""
+"""One round of synthesis, Eq. 7-8: a fresh generator is fitted to a loss, its best batch kept."""
 
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +11,18 @@ from torch import Tensor
 
 from ferd.augmentation import augment
 from ferd.bottleneck import nonrobust_features, robust_channels
-from ferd.config import Augmentation, Synthesis
+from ferd.config import Augmentation, Method, NonRobust, Synthesis
 from ferd.errors import FerdError
 from ferd.losses import BatchNormStatistics, ikl, kl_from_uniform
-from ferd.models.classifier import Classifier, frozen
+from ferd.models.classifier import LAST_BLOCK, Classifier, frozen
 from ferd.models.generator import Generator
 
 PRIOR_TEMPERATURE = 100.0  # w = σ(o_T/100) in L_adv, nearly uniform
+DIVERSITY_WEIGHT = 3.0  # of DFHL-RS
+SMOOTHING = 2.0  # of DFHL-RS, over the number of classes: 0.2 for 10, 0.02 for 100
+
+Terms = dict[str, Tensor]
+SynthesisLoss = Callable[[Tensor], Terms]  # inputs (B, channels, H, W) -> terms, their weighted sum "loss"
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ def uniformity_loss(
     teacher: Classifier,
     features: Tensor,
     labels: Tensor,
+    choice: NonRobust,
     settings: Synthesis,
     rng: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
@@ -42,29 +51,84 @@ def uniformity_loss(
 
     The mask is a constant; the gradient reaches the generator through Z_nr.
     """
-    bottleneck = settings.bottleneck
-    robust = robust_channels(teacher, features, labels, bottleneck, rng)
-    logits = teacher.head(nonrobust_features(features, robust), bottleneck.layer)
+    robust = robust_channels(teacher, features, labels, choice, settings.bottleneck, rng)
+    logits = teacher.head(nonrobust_features(features, robust), choice.layer)
     return kl_from_uniform(logits).mean(), robust.float().mean()
 
 
-def synthesise(
+@contextmanager
+def ferd_loss(
     teacher: Classifier,
     student: Classifier | None,
+    labels: Tensor,
+    nonrobust: NonRobust | None,
+    settings: Synthesis,
+    rng: torch.Generator,
+) -> Iterator[SynthesisLoss]:
+    """L = adv·L_adv + bn·L_bn + oh·L_oh + uni·L_uni, Eq. 8, while the networks are frozen.
+
+    Args:
+        student: the network to disagree with; None while it is still untrained (no L_adv).
+        nonrobust: the features of L_uni, which makes the images fairness-aware; None leaves it out.
+    """
+    weights = settings.weights
+    layer = nonrobust.layer if nonrobust else LAST_BLOCK
+    networks = [teacher] if student is None else [teacher, student]
+    with frozen(*networks), BatchNormStatistics(teacher) as statistics:
+
+        def terms(inputs: Tensor) -> Terms:
+            features = teacher.features(inputs, layer)
+            logits = teacher.head(features, layer)
+            found = {"bn": statistics.loss(), "oh": F.cross_entropy(logits, labels)}
+            loss = weights.bn * found["bn"] + weights.oh * found["oh"]
+            if student is not None:
+                found["adv"] = adversarial_loss(logits, student(inputs))
+                loss = loss + weights.adv * found["adv"]
+            if nonrobust:
+                with statistics.paused():
+                    found["uni"], found["robust_fraction"] = uniformity_loss(
+                        teacher, features, labels, nonrobust, settings, rng
+                    )
+                loss = loss + weights.uni * found["uni"]
+            return {"loss": loss, **found}
+
+        yield terms
+
+
+def diversity_loss(logits: Tensor) -> Tensor:
+    """Σ_c q_c log10 q_c of the batch's mean softmax q, least where classes are even; (B, C) -> ()."""
+    mean = logits.softmax(1).mean(0)
+    return torch.xlogy(mean, mean).sum() / math.log(10)
+
+
+@contextmanager
+def dfhl_rs_loss(student: Classifier, labels: Tensor) -> Iterator[SynthesisLoss]:
+    """DFHL-RS (Yuan et al. 2024): CE(f^S(x), smoothed y) + 3·Σ q log10 q, the student frozen."""
+    smoothing = SMOOTHING / student.classes
+    with frozen(student):
+
+        def terms(inputs: Tensor) -> Terms:
+            logits = student(inputs)
+            oh = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            diversity = diversity_loss(logits)
+            return {"loss": oh + DIVERSITY_WEIGHT * diversity, "oh": oh, "diversity": diversity}
+
+        yield terms
+
+
+def synthesise(
+    loss: SynthesisLoss,
     generator: Generator,
     labels: Tensor,
     settings: Synthesis,
     augmentation: Augmentation,
     rng: torch.Generator,
-    *,
-    fae: bool,
 ) -> SynthesisResult:
-    """Fit a re-initialised generator and fresh latent codes to L = Σ weights · terms.
+    """Fit a re-initialised generator and fresh latent codes to a loss of their augmented images.
 
     Args:
-        student: the network to disagree with; None while it is still untrained (no L_adv).
-        labels: (B,) requested classes.
-        fae: add L_uni, so that the images are fairness-aware examples.
+        loss: terms of a batch of images; "loss" is what is minimised.
+        labels: (B,) requested classes, one image each.
 
     Raises:
         FerdError: no step had a finite loss.
@@ -80,36 +144,23 @@ def synthesise(
         ],
         betas=(0.5, 0.999),
     )
-    weights = settings.weights
-    networks = [teacher] if student is None else [teacher, student]
-    best: dict[str, Tensor] = {}
-    with frozen(*networks), BatchNormStatistics(teacher) as statistics:
-        for _ in range(settings.steps):
-            images = generator(latents)
-            inputs = augment(images, augmentation, rng)
-            features = teacher.features(inputs, settings.bottleneck.layer)
-            logits = teacher.head(features, settings.bottleneck.layer)
-            bn = statistics.loss()
-            oh = F.cross_entropy(logits, labels)
-            loss = weights.bn * bn + weights.oh * oh
-            figures = {"bn": bn, "oh": oh}
-            if student is not None:
-                figures["adv"] = adversarial_loss(logits, student(inputs))
-                loss = loss + weights.adv * figures["adv"]
-            if fae:
-                with statistics.paused():
-                    figures["uni"], figures["robust_fraction"] = uniformity_loss(
-                        teacher, features, labels, settings, rng
-                    )
-                loss = loss + weights.uni * figures["uni"]
-            best = _keep_lower(best, {"loss": loss, "images": images, **figures})
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
+    best: Terms = {}
+    for _ in range(settings.steps):
+        images = generator(latents)
+        terms = loss(augment(images, augmentation, rng))
+        best = _keep_lower(best, {"images": images, **terms})
+        optimiser.zero_grad()
+        terms["loss"].backward()
+        optimiser.step()
     if not torch.isfinite(best["loss"]):
         raise FerdError("synthesis: the generator's loss is not finite; lower its learning rates or weights")
     kept = best.pop("images")
     return SynthesisResult(kept, best)
+
+
+def nonrobust_of(method: Method) -> NonRobust | None:
+    """The features of L_uni where the method's synthesis has it."""
+    return method.nonrobust if method.synthesis == "fae" else None
 
 
 def _keep_lower(best: dict[str, Tensor], current: dict[str, Tensor]) -> dict[str, Tensor]:

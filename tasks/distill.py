@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torchvision.utils import save_image
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
 
 from ferd.checkpoint import load_classifier, load_state, save_classifier, save_state
-from ferd.config import fingerprint
+from ferd.config import Method, fingerprint
 from ferd.datasets import dataset
 from ferd.distillation import Distillation, RoundRecord
 from ferd.files import atomic_write, write_json_lines
 from ferd.models.registry import build
-from ferd.pixels import to_float
 from ferd.pool import Pool
 from tasks import params, paths, process, tracking
 from tasks.data import load_images
@@ -57,6 +58,9 @@ def distil_student(
         seed,
         device.type,
     ]
+    given = given_images(benchmark, student_name, method, seed)
+    if isinstance(given, Path):
+        what.append([process.sha256(shard) for shard in sorted(given.iterdir())])
     settings_hash = fingerprint(*what, process.sha256(teacher_path))
     resume = process.resume_folder(progress.task, settings_hash)
     distillation = Distillation(
@@ -70,7 +74,7 @@ def distil_student(
         seed,
         resume / "pool",
         device,
-        _real_images(benchmark) if method.images == "real-data" else None,
+        given,
     )
     state = load_state(resume / "state.pt")
     records: list[dict[str, Any]] = []
@@ -116,7 +120,7 @@ def distil_student(
     )
     result = paths.result_of(checkpoint)
     write_image_grid(result.with_suffix(".images.png"), distillation.pool, teacher.classes)
-    process.move_folder(resume / "pool", checkpoint.with_suffix(".pool"))
+    process.move_folder(resume / "pool", paths.pool(benchmark, student_name, method_name, seed))
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
     process.write_cost(result.with_suffix(".distill-cost.json"), progress, device)
     run.finish()
@@ -129,8 +133,10 @@ def write_image_grid(path: Path, pool: Pool, classes: int) -> None:
     for label in range(classes):
         images = pool.images[pool.labels == label][-GRID_COLUMNS:]
         grid[label, : len(images)] = images
+    framed = F.pad(grid, (0, 1, 0, 1))  # a black line between two images
+    rows = framed.permute(0, 3, 1, 4, 2).flatten(0, 1).flatten(1, 2)
     with atomic_write(path) as part:
-        save_image(to_float(grid.flatten(0, 1)), part, nrow=GRID_COLUMNS, padding=1, format="png")
+        Image.fromarray(rows.expand(-1, -1, 3).numpy()).save(part, format="png")
 
 
 def metrics_of(record: RoundRecord) -> dict[str, float]:
@@ -144,9 +150,16 @@ def metrics_of(record: RoundRecord) -> dict[str, float]:
     return metrics | {f"student/{key}": value for key, value in record.student.items()}
 
 
-def _real_images(benchmark: str) -> tuple[Any, Any]:
-    train = load_images(paths.images(benchmark, "train"))
-    return train.images, train.labels
+def given_images(
+    benchmark: str, student: str, method: Method, seed: int
+) -> tuple[Tensor, Tensor] | Path | None:
+    """What a method that does not make its own images is given: real ones, or a finished pool."""
+    if method.pool_of:
+        return paths.pool(benchmark, student, method.pool_of, seed)
+    if method.images == "real-data":
+        train = load_images(paths.images(benchmark, "train"))
+        return train.images, train.labels
+    return None
 
 
 if __name__ == "__main__":

@@ -18,8 +18,13 @@ def teacher(benchmark: str) -> Path:
 
 
 def student(benchmark: str, student: str, method: str, seed: int) -> Path:
-    """A student's weights; its synthetic pool is beside it, with the suffix ``.pool``."""
+    """A student's weights; its images are beside it, with the suffix ``.pool``."""
     return CHECKPOINTS / benchmark / student / method / f"s{seed}.safetensors"
+
+
+def pool(benchmark: str, student: str, method: str, seed: int) -> Path:
+    """The folder of images that a student was trained on."""
+    return CHECKPOINTS / benchmark / student / method / f"s{seed}.pool"
 
 
 def result_of(checkpoint: Path) -> Path:

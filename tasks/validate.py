@@ -30,6 +30,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from tasks import paths
 from tasks.data import load_images
+from tasks.distill import given_images
 from tasks.params import PARAMS, Params, validate
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
@@ -101,7 +102,6 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     kind = dataset(benchmark.data.dataset)
     teacher = load_classifier(args.teacher or paths.teacher(args.benchmark))
     torch.set_num_threads(benchmark.distillation.threads)
-    train = load_images(paths.images(args.benchmark, "train"))
     student = build(benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         distillation = Distillation(
@@ -115,7 +115,7 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
             seed,
             Path(folder) / "pool",
             torch.device("cpu"),
-            (train.images, train.labels) if method.images == "real-data" else None,
+            given_images(args.benchmark, benchmark.students[0], method, seed),
         )
         records = list(distillation.rounds())
     last = records[-1]

@@ -25,6 +25,9 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_width, width, 1, stride, bias=False), nn.BatchNorm2d(width)
             )
+        self.folds = [("conv1", "bn1"), ("conv2", "bn2")]
+        if len(self.shortcut):
+            self.folds.append(("shortcut.0", "shortcut.1"))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in_width, H, W) -> (B, width, H/stride, W/stride)."""
@@ -44,6 +47,7 @@ class ResNet(Classifier):
         super().__init__(classes, channels)
         self.conv1 = nn.Conv2d(channels, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
+        self.folds = [("conv1", "bn1")]
         self._groups = [f"layer{number}" for number in range(1, len(widths) + 1)]
         in_width = widths[0]
         for name, width in zip(self._groups, widths, strict=True):

@@ -12,10 +12,12 @@ from ferd.bottleneck import (
     pooled_noise_gradient,
     robust_channels,
     spatial_noise_gradient,
+    threshold,
 )
-from ferd.config import Bottleneck
+from ferd.config import Bottleneck, NonRobust
 
-SETTINGS = Bottleneck(threshold="mean", steps=20, learning_rate=0.1, beta=0.3, layer=-1)
+SETTINGS = Bottleneck(threshold="mean", steps=20, learning_rate=0.1, beta=0.3)
+LAST = NonRobust(layer=-1, threshold_over="sample")
 
 
 def settings(**changes):
@@ -52,7 +54,7 @@ def test_pooling_first_gives_the_gradient_of_noise_added_in_space(
 def test_pooling_first_gives_the_same_mask(double_teacher, double_features, labels, threshold):
     chosen = settings(threshold=threshold)
     rng = torch.Generator().manual_seed(5)
-    mask = robust_channels(double_teacher, double_features, labels, chosen, rng)
+    mask = robust_channels(double_teacher, double_features, labels, LAST, chosen, rng)
     variance = channel_variance(double_features)
     gradient = spatial_noise_gradient(double_teacher, double_features, labels, -1)
     scales = noise_scales(gradient, variance, chosen, torch.Generator().manual_seed(5))
@@ -63,7 +65,9 @@ def test_pooling_first_gives_the_same_mask(double_teacher, double_features, labe
 
 def test_a_mask_at_an_earlier_layer_has_its_channels(teacher, images, labels, rng):
     features = teacher.features(images, -2)
-    mask = robust_channels(teacher, features, labels, settings(layer=-2), rng)
+    mask = robust_channels(
+        teacher, features, labels, NonRobust(layer=-2, threshold_over="sample"), SETTINGS, rng
+    )
     assert mask.shape == (16, 16) and mask.dtype == torch.bool
 
 
@@ -124,19 +128,28 @@ def test_channels_constant_over_space_give_no_nan(teacher, features, labels, rng
     scales = noise_scales(gradient, channel_variance(features), long, rng)
     assert scales.isfinite().all()
     assert information(scales, channel_variance(features)).isfinite()
-    mask = robust_channels(teacher, features, labels, long, rng)
+    mask = robust_channels(teacher, features, labels, LAST, long, rng)
     assert 0 < mask.float().mean() < 1
 
 
 def test_the_largest_variance_as_threshold_is_stricter_than_the_mean(teacher, features, labels):
     masks = {
         name: robust_channels(
-            teacher, features, labels, settings(threshold=name), torch.Generator().manual_seed(0)
+            teacher, features, labels, LAST, settings(threshold=name), torch.Generator().manual_seed(0)
         )
         for name in ("max", "mean")
     }
     assert (masks["mean"] | ~masks["max"]).all()
     assert masks["mean"].sum() > masks["max"].sum()
+
+
+def test_the_threshold_over_a_batch_is_one_number_and_over_samples_one_each():
+    variance = torch.tensor([[1.0, 3.0], [5.0, 7.0]])
+    batch = NonRobust(layer=-1, threshold_over="batch")
+    assert threshold(variance, LAST, settings(threshold="max")).tolist() == [[3.0], [7.0]]
+    assert threshold(variance, LAST, settings(threshold="mean")).tolist() == [[2.0], [6.0]]
+    assert threshold(variance, batch, settings(threshold="max")).tolist() == [[7.0]]
+    assert threshold(variance, batch, settings(threshold="mean")).tolist() == [[4.0]]
 
 
 def test_nonrobust_features_zero_exactly_the_robust_channels(rng):
@@ -150,9 +163,9 @@ def test_nonrobust_features_zero_exactly_the_robust_channels(rng):
 def test_the_mask_is_a_constant_and_its_loop_leaves_no_gradient(teacher, images, labels, rng):
     inputs = images.clone().requires_grad_()
     features = teacher.features(inputs)
-    mask = robust_channels(teacher, features, labels, SETTINGS, rng)
+    mask = robust_channels(teacher, features, labels, LAST, SETTINGS, rng)
     assert not mask.requires_grad
     assert inputs.grad is None
     assert all(weight.grad is None for weight in teacher.parameters())
-    other = robust_channels(teacher, features.detach(), labels, SETTINGS, rng.manual_seed(0))
+    other = robust_channels(teacher, features.detach(), labels, LAST, SETTINGS, rng.manual_seed(0))
     assert torch.equal(mask, other)

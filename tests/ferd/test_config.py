@@ -9,9 +9,12 @@ from ferd.errors import FerdError
 
 METHOD = {
     "images": "generator",
-    "reweighting": True,
-    "fae": True,
+    "sampler": "margin",
+    "synthesis": "fae",
+    "nonrobust": {"layer": -1, "threshold_over": "sample"},
+    "adversary": "utae",
     "utae": {"gamma": 0.5, "model": "student"},
+    "student_loss": "ikl",
 }
 BENCHMARK = {
     "data": {
@@ -36,6 +39,7 @@ BENCHMARK = {
         "threads": 1,
     },
     "distillation": {
+        "precision": "float32",
         "rounds": 12,
         "warmup_rounds": 3,
         "batch_size": 64,
@@ -52,7 +56,6 @@ BENCHMARK = {
                 "steps": 50,
                 "learning_rate": 0.1,
                 "beta": 0.3,
-                "layer": -1,
             },
         },
         "student": {
@@ -102,15 +105,16 @@ def test_whole_blocks_are_taken_as_they_are():
     [
         ("fea", True),
         ("utae.gama", 0.5),
-        ("fae", ABSENT),
+        ("synthesis", ABSENT),
         ("utae.gamma", ABSENT),
         ("utae.gamma", -0.1),
         ("utae.gamma", math.nan),
         ("utae.gamma", math.inf),
         ("utae.gamma", "0.5"),
         ("utae.gamma", "many\nlines"),
-        ("reweighting", 1),
-        ("reweighting", "yes"),
+        ("sampler", 1),
+        ("sampler", "yes"),
+        ("nonrobust.layer", 0),
         ("images", "photos"),
         ("utae", None),
     ],
@@ -134,7 +138,7 @@ def test_a_fault_in_a_method_names_its_key(path, value):
         ("teacher.batch_size", 1),
         ("teacher.weight_decay", "5e-4"),
         ("distillation.synthesis.weights.adv", -1.0),
-        ("distillation.synthesis.bottleneck.layer", 0),
+        ("distillation.precision", "float16"),
         ("distillation.synthesis.bottleneck.delta", 1e-10),
         ("distillation.student.adversarial_weight", 1.5),
         ("distillation.warmup_rounds", ABSENT),
@@ -154,7 +158,7 @@ def test_a_schedule_that_never_trains_the_student_is_refused():
 
 def test_settings_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
-        parse(Method, METHOD, "m").fae = False
+        parse(Method, METHOD, "m").synthesis = "plain"
 
 
 def test_with_steps_changes_nothing_else():

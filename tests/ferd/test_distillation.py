@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, Distillation, Method, Utae
+from ferd.config import Augmentation, Distillation, Method, NonRobust, ThreatModel, Utae
 from ferd.distillation import Distillation as Run
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence
@@ -12,9 +12,18 @@ from ferd.pixels import to_float
 
 CPU = torch.device("cpu")
 UTAE = Utae(gamma=0.5, model="student")
-FERD = Method(images="generator", reweighting=True, fae=True, utae=UTAE)
+FERD = Method(
+    images="generator",
+    sampler="margin",
+    synthesis="fae",
+    nonrobust=NonRobust(layer=-1, threshold_over="sample"),
+    adversary="utae",
+    utae=UTAE,
+    student_loss="ikl",
+)
 SCHEDULE = Distillation.model_validate(
     {
+        "precision": "float32",
         "rounds": 3,
         "warmup_rounds": 1,
         "batch_size": 16,
@@ -31,7 +40,6 @@ SCHEDULE = Distillation.model_validate(
                 "steps": 30,
                 "learning_rate": 0.2,
                 "beta": 0.3,
-                "layer": -1,
             },
         },
         "student": {
@@ -55,7 +63,7 @@ def quiet(caplog):
 def make_run(make_network, threat, tmp_path):
     """A fresh distillation; ``changes`` are of the schedule, ``learning_rate`` of the student."""
 
-    def make(folder="pool", channels=1, method=FERD, seed=0, real_images=None, **changes):
+    def make(folder="pool", channels=1, method=FERD, seed=0, given=None, **changes):
         student = changes.pop("student", {})
         settings = SCHEDULE.student.model_copy(update=student)
         return Run(
@@ -69,7 +77,7 @@ def make_run(make_network, threat, tmp_path):
             seed,
             tmp_path / folder,
             CPU,
-            real_images,
+            given,
         )
 
     return make
@@ -109,7 +117,7 @@ def shards(run):
 )
 def test_a_resumed_run_ends_at_the_same_bits(make_run, tmp_path, source, finished):
     given = real_images() if source == "real-data" else None
-    arguments = {"method": method(images=source), "real_images": given}
+    arguments = {"method": method(images=source), "given": given}
     whole = make_run("whole", **arguments)
     records = list(whole.rounds())
     stopped = make_run("stopped", **arguments)
@@ -150,7 +158,7 @@ def test_a_teacher_given_in_train_mode_is_put_in_eval_mode(make_run, make_networ
         run.schedule,
         run.augmentation,
         run.method,
-        run.threat,
+        ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=5),
         0,
         run.pool.folder,
         CPU,
@@ -163,7 +171,7 @@ def test_a_teacher_given_in_train_mode_is_put_in_eval_mode(make_run, make_networ
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_source_gives_uint8_images_of_the_right_shape(make_run, source, channels):
     given = real_images(channels) if source == "real-data" else None
-    run = make_run(channels=channels, method=method(images=source), real_images=given)
+    run = make_run(channels=channels, method=method(images=source), given=given)
     records = list(run.rounds())
     assert run.pool.images.shape == (48, channels, 8, 8)
     assert run.pool.images.dtype == torch.uint8
@@ -180,7 +188,7 @@ def test_noise_and_an_untrained_generator_are_labelled_by_the_teacher(make_run):
 
 def test_real_images_come_with_their_own_labels_and_none_twice_a_round(make_run):
     images, labels = real_images()
-    run = make_run(method=method(images="real-data"), real_images=(images, labels))
+    run = make_run(method=method(images="real-data"), given=(images, labels))
     next(run.rounds())
     rows = [(images == image).all((1, 2, 3)).nonzero().item() for image in run.pool.images]
     assert len(set(rows)) == 16
@@ -188,7 +196,7 @@ def test_real_images_come_with_their_own_labels_and_none_twice_a_round(make_run)
 
 
 def test_without_reweighting_the_proportions_stay_uniform(make_run):
-    for record in make_run(method=method(reweighting=False)).rounds():
+    for record in make_run(method=method(sampler="uniform")).rounds():
         assert record.proportions == pytest.approx([0.1] * 10)
         assert record.difficulty == [None] * 10
 
@@ -207,7 +215,7 @@ def test_with_reweighting_the_difficulty_of_a_round_sets_the_next_proportions(ma
 def test_labels_are_drawn_in_the_proportions(make_run):
     run = make_run(rounds=2, batch_size=400, student={"steps": 1})
     rounds = run.rounds()
-    run.difficulty = torch.tensor([9.0] + [0.0] * 9)
+    run.sampler.difficulty = torch.tensor([9.0] + [0.0] * 9)
     next(rounds)
     shares = run.pool.labels.bincount(minlength=10) / 400
     assert shares[0].item() == pytest.approx(0.82, abs=0.06)
@@ -231,7 +239,7 @@ def test_the_generator_disagrees_with_the_student_only_once_it_is_trained(make_r
 
 def test_fae_off_leaves_the_uniform_term_out(make_run):
     assert "uni" in next(make_run("on").rounds()).generator
-    assert "uni" not in next(make_run("off", method=method(fae=False)).rounds()).generator
+    assert "uni" not in next(make_run("off", method=method(synthesis="plain")).rounds()).generator
 
 
 def test_gamma_and_the_attacked_network_change_the_student(make_run):
@@ -249,9 +257,9 @@ def test_gamma_and_the_attacked_network_change_the_student(make_run):
 def test_the_prior_of_a_run_is_the_mean_teacher_softmax_and_not_one_hot(make_run):
     run = make_run()
     list(run.rounds())
-    assert run.prior.counts.sum() == 2 * 3 * 16  # rounds that train, steps, batch
-    present = run.prior.counts.nonzero().squeeze(1)
-    prior = run.prior.weights(present)
+    assert run.student_loss.prior.counts.sum() == 2 * 3 * 16  # rounds that train, steps, batch
+    present = run.student_loss.prior.counts.nonzero().squeeze(1)
+    prior = run.student_loss.prior.weights(present)
     assert torch.allclose(prior.sum(1), torch.ones(len(present)), atol=1e-5)
     assert prior.max() < 0.999
 
@@ -279,7 +287,7 @@ def test_the_learning_rate_is_a_cosine_over_all_rounds(make_run):
 def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
     given = (digits["train"].images, digits["train"].labels)
     chosen = {"rounds": 4, "student": {"steps": 20}}
-    run = make_run(method=method(images="real-data"), real_images=given, **chosen)
+    run = make_run(method=method(images="real-data"), given=given, **chosen)
     inputs = to_float(given[0])
 
     def distance():
@@ -294,8 +302,8 @@ def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
 
 @pytest.mark.parametrize(("source", "given"), [("real-data", False), ("generator", True)])
 def test_real_images_belong_to_their_control_and_to_no_other_method(make_run, source, given):
-    with pytest.raises(ValueError, match="real images"):
-        make_run(method=method(images=source), real_images=real_images() if given else None)
+    with pytest.raises(ValueError, match="given"):
+        make_run(method=method(images=source), given=real_images() if given else None)
 
 
 def test_a_floor_above_an_equal_share_is_refused(make_run):

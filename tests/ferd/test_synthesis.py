@@ -2,11 +2,11 @@ import pytest
 import torch
 
 from ferd.bottleneck import robust_channels
-from ferd.config import Augmentation, Bottleneck, Synthesis, SynthesisWeights
+from ferd.config import Augmentation, Bottleneck, NonRobust, Synthesis, SynthesisWeights
 from ferd.errors import FerdError
 from ferd.losses import kl_from_uniform
 from ferd.models.generator import Generator
-from ferd.synthesis import adversarial_loss, synthesise, uniformity_loss
+from ferd.synthesis import adversarial_loss, ferd_loss, synthesise, uniformity_loss
 
 CROPS = Augmentation(padding=1, flip=False)
 SETTINGS = Synthesis(
@@ -15,7 +15,7 @@ SETTINGS = Synthesis(
     generator_learning_rate=2e-3,
     latent_learning_rate=0.015,
     weights=SynthesisWeights(adv=1.0, bn=1.0, oh=1.0, uni=1.0),
-    bottleneck=Bottleneck(threshold="mean", steps=60, learning_rate=0.1, beta=0.3, layer=-1),
+    bottleneck=Bottleneck(threshold="mean", steps=60, learning_rate=0.1, beta=0.3),
 )
 
 
@@ -30,10 +30,12 @@ def generator():
 def run(teacher, generator, labels):
     """One synthesis at seed 0, with changed settings."""
 
-    def synthesis(student=None, *, fae=False, seed=0, teacher=teacher, crops=CROPS, **changes):
+    def synthesis(student=None, *, fae=False, layer=-1, seed=0, teacher=teacher, crops=CROPS, **changes):
         settings = SETTINGS.model_copy(update=changes)
         rng = torch.Generator().manual_seed(seed)
-        return synthesise(teacher, student, generator, labels, settings, crops, rng, fae=fae)
+        nonrobust = NonRobust(layer=layer, threshold_over="sample") if fae else None
+        with ferd_loss(teacher, student, labels, nonrobust, settings, rng) as loss:
+            return synthesise(loss, generator, labels, settings, crops, rng)
 
     return synthesis
 
@@ -46,12 +48,13 @@ def test_uniformity_reaches_the_generator_through_the_features_and_not_through_t
         teacher.layer2[0].bn2.weight.mul_(10)
         teacher.layer3[0].bn2.weight.mul_(10)
     latents = torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
-    bottleneck = SETTINGS.bottleneck.model_copy(update={"layer": layer})
-    settings = SETTINGS.model_copy(update={"bottleneck": bottleneck})
+    choice = NonRobust(layer=layer, threshold_over="sample")
     weights = list(generator.parameters())
 
     features = teacher.features(generator(latents), layer)
-    mask = robust_channels(teacher, features, labels, bottleneck, torch.Generator().manual_seed(2))
+    mask = robust_channels(
+        teacher, features, labels, choice, SETTINGS.bottleneck, torch.Generator().manual_seed(2)
+    )
     assert all(weight.grad is None for weight in weights)
     assert 0 < mask.float().mean() < 1
     constant = torch.where(mask[:, :, None, None], 0.0, 1.0)
@@ -60,7 +63,7 @@ def test_uniformity_reaches_the_generator_through_the_features_and_not_through_t
 
     features = teacher.features(generator(latents), layer)
     rng = torch.Generator().manual_seed(2)
-    loss, fraction = uniformity_loss(teacher, features, labels, settings, rng)
+    loss, fraction = uniformity_loss(teacher, features, labels, choice, SETTINGS, rng)
     got = torch.autograd.grad(loss, weights)
     assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-5)
     assert fraction.item() == pytest.approx(mask.float().mean().item())
@@ -127,7 +130,7 @@ def test_the_second_pass_for_fae_does_not_count_in_the_statistics(run):
     chosen = {
         "crops": Augmentation(padding=0, flip=False),
         "weights": SynthesisWeights(adv=0.0, bn=1.0, oh=1.0, uni=0.0),
-        "bottleneck": SETTINGS.bottleneck.model_copy(update={"layer": -2}),
+        "layer": -2,
     }
     without, with_fae = run(**chosen), run(**chosen, fae=True)
     assert with_fae.figures["bn"].item() == pytest.approx(without.figures["bn"].item(), rel=1e-5)

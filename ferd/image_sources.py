@@ -1,0 +1,148 @@
+"""Where a round's images come from: a fitted generator, a control, or another method's pool."""
+
+import logging
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ferd.config import Augmentation, Method
+from ferd.config import Distillation as Schedule
+from ferd.errors import FerdError
+from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.generator import Generator
+from ferd.pixels import to_float, to_uint8
+from ferd.pool import Pool
+from ferd.synthesis import dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
+
+LOGGER = logging.getLogger(__name__)
+Drawn = tuple[Tensor, Tensor, dict[str, Tensor]]
+
+
+class ImageSource(ABC):
+    """Gives each round its images."""
+
+    @abstractmethod
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """Images (B, channels, H, W) uint8, labels (B,), and the loss terms of a generator (()).
+
+        Args:
+            shares: p (C,), the class proportions asked for.
+            number: of the round, from 0.
+        """
+
+
+class FittedGenerator(ImageSource):
+    """The data-free methods: a generator is fitted each round to the method's synthesis loss.
+
+    Args:
+        teacher: as it is, since L_bn looks at the inputs of its BatchNorm layers.
+        student: a twin that follows the student's weights.
+    """
+
+    def __init__(
+        self,
+        teacher: Classifier,
+        student: Classifier,
+        shape: tuple[int, int, int],
+        schedule: Schedule,
+        augmentation: Augmentation,
+        method: Method,
+        device: torch.device,
+    ) -> None:
+        self.teacher, self.student = teacher, student
+        self.schedule, self.augmentation, self.method = schedule, augmentation, method
+        generator = Generator(schedule.synthesis.latent_dim, shape[0], shape[1])
+        self.generator = fast_layout(generator, device)
+
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """Labels by p, then images for them."""
+        labels = torch.multinomial(shares, self.schedule.batch_size, replacement=True, generator=rng)
+        settings = self.schedule.synthesis
+        if self.method.synthesis == "dfhl-rs":
+            context = dfhl_rs_loss(self.student, labels)
+        else:
+            student = self.student if number > self.schedule.warmup_rounds else None
+            nonrobust = nonrobust_of(self.method)
+            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng)
+        with context as loss:
+            result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
+        _warn_of_a_useless_mask(result.figures, number)
+        return to_uint8(result.images), labels, result.figures
+
+
+class UniformNoise(ImageSource):
+    """The control of independent uniform pixels, labelled by the teacher."""
+
+    def __init__(self, teacher: Classifier, shape: tuple[int, int, int], batch_size: int) -> None:
+        self.teacher, self.size = teacher, (batch_size, *shape)
+
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """p plays no part."""
+        images = to_uint8(torch.rand(self.size, generator=rng, device=rng.device))
+        return images, _predicted(self.teacher, images), {}
+
+
+class UntrainedGenerator(ImageSource):
+    """The control of a generator that is drawn anew each round and never fitted, labelled by the teacher."""
+
+    def __init__(
+        self, teacher: Classifier, shape: tuple[int, int, int], schedule: Schedule, device: torch.device
+    ) -> None:
+        self.teacher = teacher
+        self.size = (schedule.batch_size, schedule.synthesis.latent_dim)
+        self.generator = fast_layout(Generator(self.size[1], shape[0], shape[1]), device)
+
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """p plays no part."""
+        latents = torch.empty(self.size, device=rng.device)
+        self.generator.reinitialise(rng)
+        with torch.no_grad():
+            images = to_uint8(self.generator.train()(latents.normal_(generator=rng)))
+        return images, _predicted(self.teacher, images), {}
+
+
+class RealImages(ImageSource):
+    """The control of real training images (N, channels, H, W) uint8 with labels (N,)."""
+
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """As many as a round synthesises, without replacement within the round."""
+        rows = torch.randperm(len(self.images), generator=rng, device=rng.device)
+        rows = rows[: self.batch_size].to(self.images.device)
+        return self.images[rows].to(rng.device), self.labels[rows].to(rng.device), {}
+
+
+class ReplayedPool(ImageSource):
+    """Another method's finished pool, round by round as it grew: only the student's part differs."""
+
+    def __init__(self, pool: Pool, rounds: int, batch_size: int) -> None:
+        if pool.size != rounds * batch_size:
+            raise FerdError(
+                f"{pool.folder}: holds {pool.size} images where {rounds} rounds of {batch_size} are "
+                "replayed; run the method that makes it with the same schedule"
+            )
+        self.pool, self.batch_size = pool, batch_size
+
+    def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
+        """The images of that round."""
+        rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
+        return self.pool.images[rows], self.pool.labels[rows], {}
+
+
+@torch.no_grad()
+def _predicted(teacher: Classifier, images: Tensor) -> Tensor:
+    logits: Tensor = teacher(to_float(images))
+    return logits.argmax(1)
+
+
+def _warn_of_a_useless_mask(figures: dict[str, Tensor], number: int) -> None:
+    if "robust_fraction" in figures and not 0.01 <= (share := figures["robust_fraction"].item()) <= 0.99:
+        LOGGER.warning(
+            "round %d: %.1f %% of the channels are robust, so that L_uni sees all or nothing; try "
+            "another bottleneck.threshold",
+            number + 1,
+            100 * share,
+        )

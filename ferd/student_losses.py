@@ -1,0 +1,219 @@
+"""What the student is trained on, as pieces of a method: Eq. 12 and its rivals.
+
+Each gives a clean and an adversarial loss, a mean over the batch; the loop weighs them. What is
+learned on the way (class priors, weights, temperatures) is part of the resumable state.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferd.attacks import least_steps, random_start
+from ferd.config import Method, ThreatModel
+from ferd.losses import ClassPrior, ikl, kl_divergence, soft_cross_entropy
+from ferd.models.classifier import Classifier
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Logits (B, C) on clean and on adversarial images, and labels (B,)."""
+
+    labels: Tensor
+    teacher_logits: Tensor
+    student_logits: Tensor
+    student_adv_logits: Tensor
+    teacher_adv_logits: Tensor | None = None
+
+
+class StudentLoss(ABC):
+    """A clean and an adversarial loss a batch, with what it learns over batches and rounds."""
+
+    needs_teacher_on_adversarial = False
+
+    @abstractmethod
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(clean, adversarial), both ()."""
+
+    def end_round(  # noqa: B027
+        self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
+    ) -> None:
+        """Adjust to the trained student; images (B, channels, H, W) in [0, 1] of the round, labels (B,)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What later batches depend on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Go on where ``state_dict`` was taken."""
+
+
+class Ikl(StudentLoss):
+    """FERD: IKL(f^T(x), f^S(x)) and IKL(f^T(x), f^S(x')), weighted by the class prior (Eq. 11-12)."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.prior = ClassPrior(classes, device)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The prior takes in the batch first."""
+        self.prior.update(batch.teacher_logits.softmax(1), batch.labels)
+        weights = self.prior.weights(batch.labels)
+        clean = ikl(batch.teacher_logits, batch.student_logits, weights)
+        adversarial = ikl(batch.teacher_logits, batch.student_adv_logits, weights)
+        return clean.mean(), adversarial.mean()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The prior's sums and counts."""
+        return {"sums": self.prior.sums, "counts": self.prior.counts}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on averaging."""
+        self.prior.sums = state["sums"].to(self.prior.sums.device)
+        self.prior.counts = state["counts"].to(self.prior.counts.device)
+
+
+class SoftCrossEntropy(StudentLoss):
+    """The released code's loss: with its one-hot prior wMSE is 0, soft cross-entropy is left."""
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """−Σ σ(o_T) log σ(o_S), clean and adversarial."""
+        targets = batch.teacher_logits.softmax(1)
+        clean = soft_cross_entropy(targets, batch.student_logits)
+        return clean.mean(), soft_cross_entropy(targets, batch.student_adv_logits).mean()
+
+
+class Rslad(StudentLoss):
+    """RSLAD (Zi et al. 2021): KL(T(x) ‖ S(x)) and KL(T(x) ‖ S(x'))."""
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The teacher's soft labels on both sides."""
+        targets = batch.teacher_logits.softmax(1)
+        clean = kl_divergence(targets, batch.student_logits)
+        return clean.mean(), kl_divergence(targets, batch.student_adv_logits).mean()
+
+
+class FairRslad(StudentLoss):
+    """Fair-RSLAD (Yue et al. 2023): RSLAD whose adversarial part weighs class c by κ_c^−2.
+
+    κ_c is the mean number of the attack's step that fools the student on class c, 1 to T + 1,
+    measured on each round's images. The weights have mean 1 before they are clamped to [5/6, 5/2].
+    """
+
+    POWER, LOWEST, HIGHEST = 2.0, 5 / 6, 5 / 2
+
+    def __init__(self, classes: int, threat: ThreatModel, device: torch.device) -> None:
+        self.threat = threat
+        self.kappa = torch.full((classes,), torch.nan, device=device)
+
+    def weights(self) -> Tensor:
+        """Weight of each class (C,); one never seen counts with the mean κ, and before any all are 1."""
+        mean = self.kappa.nanmean().nan_to_num(1.0)
+        kappa = torch.where(self.kappa.isnan(), mean, self.kappa)
+        raw = kappa.pow(-self.POWER)
+        return (raw / raw.mean()).clamp(self.LOWEST, self.HIGHEST)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """As RSLAD, the adversarial part weighted by class."""
+        targets = batch.teacher_logits.softmax(1)
+        clean = kl_divergence(targets, batch.student_logits).mean()
+        adversarial = kl_divergence(targets, batch.student_adv_logits)
+        return clean, (self.weights()[batch.labels] * adversarial).mean()
+
+    def end_round(self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
+        """Measure κ on the round's images; a class that is not among them keeps its own."""
+        start = random_start(images, self.threat.epsilon, rng)
+        steps = 1 + least_steps(student, images, labels, self.threat, start)
+        self.kappa = _class_means(steps, labels, self.kappa)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """κ of each class."""
+        return {"kappa": self.kappa}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with these weights."""
+        self.kappa = state["kappa"].to(self.kappa.device)
+
+
+class Absld(StudentLoss):
+    """ABSLD (Zhao et al. 2024): RSLAD with a temperature of the soft labels a class.
+
+    After each round τ_c −= 0.1·(R_c − R̄)/max|R − R̄|, clamped to [0.5, 5]: R_c is the student's mean
+    cross-entropy on class c over the round; a class at risk gets sharper labels. Clean and adversarial
+    temperatures are kept apart.
+    """
+
+    RATE, LOWEST, HIGHEST = 0.1, 0.5, 5.0
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self.temperatures = torch.ones(2, classes, device=device)
+        self._risks = torch.zeros(2, classes, device=device)
+        self._counts = torch.zeros(classes, device=device)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """KL(σ(o_T/τ_y) ‖ σ(o_S)), clean and adversarial."""
+        self._counts.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=self._counts.dtype))
+        losses = []
+        for part, logits in enumerate((batch.student_logits, batch.student_adv_logits)):
+            risk = F.cross_entropy(logits.detach(), batch.labels, reduction="none")
+            self._risks[part].index_add_(0, batch.labels, risk)
+            temperature = self.temperatures[part, batch.labels].unsqueeze(1)
+            targets = (batch.teacher_logits / temperature).softmax(1)
+            losses.append(kl_divergence(targets, logits).mean())
+        return losses[0], losses[1]
+
+    def end_round(self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
+        """One step of the temperatures; classes that were not drawn keep theirs."""
+        seen = self._counts > 0
+        if seen.any():
+            risk = self._risks[:, seen] / self._counts[seen]
+            gap = risk - risk.mean(1, keepdim=True)
+            step = self.RATE * gap / gap.abs().amax(1, keepdim=True).clamp(min=1e-12)
+            self.temperatures[:, seen] = (self.temperatures[:, seen] - step).clamp(self.LOWEST, self.HIGHEST)
+        self._risks.zero_()
+        self._counts.zero_()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The temperatures (2, C)."""
+        return {"temperatures": self.temperatures}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with these temperatures."""
+        self.temperatures = state["temperatures"].to(self.temperatures.device)
+
+
+class HardLabel(StudentLoss):
+    """DFHL-RS (Yuan et al. 2024): CE(f^S(x'), argmax f^T(x')), its only term, given as both parts."""
+
+    needs_teacher_on_adversarial = True
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Any weighting of the two equal parts is the one term."""
+        assert batch.teacher_adv_logits is not None
+        loss = F.cross_entropy(batch.student_adv_logits, batch.teacher_adv_logits.argmax(1))
+        return loss, loss
+
+
+def build_student_loss(
+    method: Method, threat: ThreatModel, classes: int, device: torch.device
+) -> StudentLoss:
+    """The student loss that a method names; ``threat`` holds the number of steps of its attacks."""
+    if method.student_loss == "ikl":
+        return Ikl(classes, device)
+    if method.student_loss == "soft-cross-entropy":
+        return SoftCrossEntropy()
+    if method.student_loss == "rslad":
+        return Rslad()
+    if method.student_loss == "fair-rslad":
+        return FairRslad(classes, threat, device)
+    if method.student_loss == "absld":
+        return Absld(classes, device)
+    return HardLabel()
+
+
+def _class_means(values: Tensor, labels: Tensor, before: Tensor) -> Tensor:
+    """Mean of values (B,) by class (C,); a class without a value keeps ``before``."""
+    counts = torch.bincount(labels, minlength=len(before))
+    sums = torch.zeros_like(before).index_add_(0, labels, values.to(before.dtype))
+    return torch.where(counts > 0, sums / counts.clamp(min=1), before)
