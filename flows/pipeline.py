@@ -1,5 +1,8 @@
 """Stages of ``dvc.yaml`` as Prefect tasks: what every flow of this project shares."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
 from flows.progress import LiveView
-from tasks import params
+from tasks import params, tracking
 from tasks.stage import Stage, StageFailed, plan, run, stop_running, student_stages
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
@@ -69,6 +72,13 @@ def run_stage(stage: Stage, session: Session) -> str:
             raise
     session.view.finished(stage.name)
     return stage.name
+
+
+def create_record() -> None:
+    """Begin to create MLflow's tables, in a process of its own, while Prefect starts."""
+    if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
+        quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
+        subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
 
 
 def bring_up_to_date(

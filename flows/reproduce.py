@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from prefect import flow
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, bring_up_to_date
+from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record
 from tasks.table import print_table
 
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--slots", type=int, default=2, help="stages that compute at a time")
     args = parser.parse_args()
+    create_record()
     try:
         reproduce(args.benchmark, args.methods, args.seeds, args.slots)
         print_table(args.benchmark, args.methods, args.seeds)

@@ -18,7 +18,8 @@ from ferd.config import Settings
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 
-DEFAULT_STORE = "sqlite:///mlflow.db"
+DEFAULT_FILE = Path("mlflow.db")
+DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"
 SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -42,14 +43,18 @@ class Run:
             self._client.log_batch(self.run_id, metrics=self._pending)
             self._pending = []
         except MlflowException as error:
-            print(
-                f"mlflow: {' '.join(str(error).split())}; keeping {len(self._pending)} metrics to send later",
-                file=sys.stderr,
-            )
+            _say(error, f"keeping {len(self._pending)} metrics to send later")
 
     def finish(self) -> None:
-        """Mark the run as finished."""
-        self._client.set_terminated(self.run_id)
+        """Mark the run as finished; where MLflow is out, the results are on disk all the same."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._pending:
+                self._client.log_batch(self.run_id, metrics=self._pending)
+            self._client.set_terminated(self.run_id)
+        except MlflowException as error:
+            _say(error, f"run {self.run_id} stays open, {len(self._pending)} metrics are not in it")
 
 
 def resume_or_start(
@@ -147,6 +152,16 @@ def _experiment(client: Any, benchmark: str) -> str:
     return str(client.create_experiment(benchmark, artifact_location=location))
 
 
+def _say(error: Exception, consequence: str) -> None:
+    print(f"mlflow: {' '.join(str(error).split())}; {consequence}", file=sys.stderr)
+
+
+def main() -> None:
+    """``python -m tasks.tracking``: create the store's tables, which takes a first connection seconds."""
+    with _client() as client:
+        client.search_experiments(max_results=1)
+
+
 @contextmanager
 def _client() -> Iterator[Any]:
     """A connected client; one process at a time, since a first connection creates the tables."""
@@ -172,3 +187,7 @@ def _client() -> Iterator[Any]:
 def _git(*arguments: str) -> str:
     answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
     return answer.stdout.strip()
+
+
+if __name__ == "__main__":
+    main()
