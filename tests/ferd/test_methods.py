@@ -1,0 +1,208 @@
+"""Every method of params.yaml, and the pieces that the baselines bring."""
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ferd.adversaries import AdaptiveUtaeAdversary, HighEntropyAdversary
+from ferd.attacks import entropy, least_steps, utae
+from ferd.checkpoint import load_state, save_state
+from ferd.config import Augmentation, Distillation
+from ferd.distillation import Distillation as Run
+from ferd.errors import FerdError
+from ferd.image_sources import ReplayedPool
+from ferd.losses import ikl, kl_divergence
+from ferd.pool import Pool
+from ferd.reweighting import released_proportions
+from ferd.samplers import MarginSampler
+from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Rslad, SoftCrossEntropy
+from ferd.synthesis import diversity_loss
+from tasks import params
+from tests.ferd.test_distillation import SCHEDULE, equal, real_images, weights
+
+CPU = torch.device("cpu")
+METHODS = params.read(Path(__file__).parents[2] / "params.yaml").methods
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog):
+    caplog.set_level(logging.ERROR)
+
+
+@pytest.fixture
+def make_run(make_network, threat, tmp_path):
+    def make(name, folder, schedule: Distillation = SCHEDULE):
+        method = METHODS[name]
+        given = real_images() if method.images == "real-data" else None
+        if method.pool_of:
+            given = tmp_path / "finished"
+            if not given.exists():
+                pool = Pool(given, 48, (1, 8, 8), CPU)
+                images, labels = real_images(count=48)
+                for number in range(3):
+                    rows = slice(16 * number, 16 * number + 16)
+                    pool.append(images[rows], labels[rows])
+        crops = Augmentation(padding=1, flip=False)
+        networks = make_network(), make_network(seed=1)
+        target = tmp_path / folder
+        return Run(*networks, (1, 8, 8), schedule, crops, method, threat, 0, target, CPU, given)
+
+    return make
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_and_a_resumed_run_ends_at_the_same_bits(make_run, tmp_path, name):
+    whole = make_run(name, "whole")
+    records = list(whole.rounds())
+    assert [len(record.student) for record in records] == [0, 2, 2]
+    stopped = make_run(name, "stopped")
+    rounds = stopped.rounds()
+    next(rounds), next(rounds)
+    save_state(tmp_path / "state.pt", stopped.state_dict())
+    rest = make_run(name, "stopped")
+    rest.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert list(rest.rounds()) == records[2:]
+    assert equal(weights(rest.student), weights(whole.student))
+
+
+@pytest.mark.parametrize("precision", ["bf16-attacks", "bf16", "auto"])
+def test_every_precision_trains_a_float32_student(make_run, precision):
+    run = make_run("ferd", "pool", SCHEDULE.model_copy(update={"precision": precision}))
+    list(run.rounds())
+    assert run.student.conv1.weight.dtype == torch.float32
+
+
+def test_a_replayed_pool_gives_each_round_its_images_and_refuses_another_schedule(tmp_path):
+    pool = Pool(tmp_path, 40, (1, 8, 8), CPU)
+    pool.append(*real_images())
+    source = ReplayedPool(pool, 2, 20)
+    images, labels, figures = source.draw(torch.ones(10), 1, torch.Generator())
+    assert torch.equal(images, pool.images[20:]) and torch.equal(labels, pool.labels[20:])
+    assert figures == {}
+    with pytest.raises(FerdError, match="holds 40 images where 3 rounds of 20"):
+        ReplayedPool(pool, 3, 20)
+
+
+def test_a_mixed_sampler_is_half_softmax_and_half_even(threat):
+    sampler = MarginSampler(4, CPU, threat, 0.0, 0.5)
+    sampler.difficulty = torch.tensor([3.0, 0.0, 1.0, -1.0])
+    expected = 0.5 * sampler.difficulty.softmax(0) + 0.125
+    assert torch.allclose(sampler.proportions(), expected)
+
+
+def test_released_proportions_are_rescaled_and_even_before_any_margin():
+    found = released_proportions(torch.tensor([-1.0, 0.0, 1.0]))
+    assert found.tolist() == pytest.approx([0.05 / 0.375, 0.125 / 0.375, 0.2 / 0.375])
+    assert released_proportions(torch.full((4,), torch.nan)).tolist() == pytest.approx([0.25] * 4)
+
+
+def test_adaptive_gamma_rises_from_0_to_gamma_as_outcomes_concentrate(threat):
+    adversary = AdaptiveUtaeAdversary(0.5, threat, 4, CPU)
+    assert adversary.gammas().tolist() == pytest.approx([0.0] * 4, abs=1e-6)
+    adversary.outcomes = torch.tensor(
+        [[0.0, 8.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [1.0, 1.0, 0.0, 1.0], [5.0, 0.0, 0.0, 0.0]]
+    )
+    half = 0.5 * (1 - math.log(2) / math.log(3))
+    assert adversary.gammas().tolist() == pytest.approx([0.5, half, 0.0, 0.5], abs=1e-6)
+
+
+def test_adaptive_gamma_counts_only_what_left_its_class(threat):
+    adversary = AdaptiveUtaeAdversary(0.5, threat, 3, CPU)
+    adversary.observe(torch.tensor([0, 0, 1]), torch.eye(3)[[1, 0, 2]])
+    expected = 0.99 * (1 - torch.eye(3))
+    expected[0, 1] += 1
+    expected[1, 2] += 1
+    assert torch.allclose(adversary.outcomes, expected)
+
+
+def test_one_gamma_a_sample_is_the_attack_with_that_gamma(teacher, images, threat):
+    probs = teacher(images).softmax(1)
+    one = utae(teacher, images, probs, 0.5, threat, torch.Generator().manual_seed(0))
+    each = utae(teacher, images, probs, torch.full((16,), 0.5), threat, torch.Generator().manual_seed(0))
+    assert torch.equal(one, each)
+
+
+def test_high_entropy_examples_raise_every_entropy_and_stay_images(teacher, images, labels, rng):
+    adversary = HighEntropyAdversary(10)
+    adv_inputs = adversary.attack(teacher, images, labels, torch.empty(0), rng)
+    assert (entropy(teacher(adv_inputs)) > entropy(teacher(images)) + 0.01).all()
+    assert adv_inputs.min() >= 0 and adv_inputs.max() <= 1
+    assert (adv_inputs - images).abs().max() > 0.15
+
+
+def test_least_steps_counts_the_points_that_were_still_right(teacher, images, threat):
+    predicted = teacher(images).argmax(1)
+    wrong = least_steps(teacher, images, (predicted + 1) % 10, threat, images)
+    assert wrong.tolist() == [0] * 16
+    survived = least_steps(teacher, images, predicted, threat, images)
+    assert (survived >= 1).all() and (survived <= threat.steps).all()
+    still = threat.model_copy(update={"epsilon": 1e-9})
+    assert least_steps(teacher, images, predicted, still, images).tolist() == [threat.steps] * 16
+
+
+def batch(labels=(0, 1), classes=3):
+    source = torch.Generator().manual_seed(0)
+    logits = [torch.randn(len(labels), classes, generator=source) for _ in range(4)]
+    return Batch(torch.tensor(labels), *logits)
+
+
+def test_rslad_is_the_mean_kl_from_the_teacher():
+    given = batch()
+    clean, adversarial = Rslad().losses(given)
+    targets = given.teacher_logits.softmax(1)
+    assert torch.equal(clean, kl_divergence(targets, given.student_logits).mean())
+    assert torch.equal(adversarial, kl_divergence(targets, given.student_adv_logits).mean())
+
+
+def test_the_released_loss_is_ikl_with_a_one_hot_prior():
+    given = batch()
+    clean, _ = SoftCrossEntropy().losses(given)
+    one_hot = F.one_hot(given.labels, 3).float()
+    assert clean.item() == pytest.approx(
+        ikl(given.teacher_logits, given.student_logits, one_hot).mean().item()
+    )
+
+
+def test_fair_rslad_weighs_by_the_inverse_square_of_kappa_between_its_bounds(threat):
+    loss = FairRslad(3, threat, CPU)
+    assert loss.weights().tolist() == [1.0, 1.0, 1.0]
+    loss.kappa = torch.tensor([1.0, 2.0, torch.nan])  # the unseen class counts as 1.5
+    raw = [1.0, 0.25, 1 / 2.25]
+    mean = sum(raw) / 3
+    assert loss.weights().tolist() == pytest.approx([raw[0] / mean, 5 / 6, 5 / 6])
+    loss.kappa = torch.tensor([1.0, 10.0, 10.0])
+    assert loss.weights()[0].item() == pytest.approx(5 / 2)
+
+
+def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels, rng):
+    loss = Absld(3, CPU)
+    confident, wrong = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
+    logits = torch.cat([confident, confident.roll(1, 1)])
+    attacked = torch.cat([wrong, confident.roll(1, 1)])
+    loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+    loss.end_round(teacher, images, labels, rng)
+    assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
+    other = Absld(3, CPU)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.temperatures, loss.temperatures)
+    for _ in range(60):
+        loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+        loss.end_round(teacher, images, labels, rng)
+    assert loss.temperatures[1].tolist() == pytest.approx([0.5, 5.0, 1.0])
+
+
+def test_the_hard_label_loss_follows_the_teacher_on_the_attacked_images():
+    given = batch()
+    clean, adversarial = HardLabel().losses(given)
+    assert clean is adversarial
+    predicted = given.teacher_adv_logits.argmax(1)
+    assert torch.equal(clean, F.cross_entropy(given.student_adv_logits, predicted))
+
+
+def test_diversity_is_least_where_classes_are_even():
+    assert diversity_loss(torch.zeros(4, 10)).item() == pytest.approx(-1.0)
+    assert diversity_loss(100 * torch.eye(10)[[3, 3]]).item() == pytest.approx(0.0, abs=1e-6)
