@@ -8,21 +8,26 @@ import pytest
 import yaml
 from dvc.repo import Repo
 
+from ferd.models.registry import build
 from tasks import params
 from tests.conftest import ROOT, run_in
 
-# Events, paths, settings and the record: they carry a result, and do not change it.
+# Events, paths, settings, names and the record: they carry a result, and do not change it.
 PLUMBING = {
     "ferd/__init__.py",
     "ferd/errors.py",
     "ferd/files.py",
     "ferd/models/__init__.py",
+    "ferd/models/registry.py",  # network names; literal parameter counts are tested
     "tasks/__init__.py",
     "tasks/params.py",
     "tasks/paths.py",
     "tasks/process.py",
     "tasks/tracking.py",
 }
+
+
+NETWORKS = {f"ferd/models/{name}.py" for name in ("resnet", "preact_resnet", "wide_resnet", "mobilenet_v2")}
 
 
 def imports_of(path: Path) -> set[str]:
@@ -77,7 +82,18 @@ def code_deps(stage) -> set[str]:
 )
 def test_a_stage_depends_on_exactly_the_code_it_imports(stages, name):
     module = stages[name].cmd.split()[2].replace(".", "/") + ".py"
-    assert code_deps(stages[name]) == code_behind(module)
+    assert code_deps(stages[name]) - NETWORKS == code_behind(module) - NETWORKS
+
+
+@pytest.mark.parametrize("name", ["teacher", "evaluate-teacher", "distill", "evaluate"])
+def test_a_stage_depends_on_the_file_of_every_network_of_its_benchmark(stages, name):
+    for benchmark, block in params.read(ROOT / "params.yaml").benchmarks.items():
+        classes = {build(n, classes=2, channels=1) for n in (block.teacher.network, *block.students)}
+        files = {type(network).__module__.replace(".", "/") + ".py" for network in classes}
+        own = [s for s in stages if s.startswith((f"{name}@{benchmark}", f"{name}-{benchmark}@"))]
+        assert own
+        for stage in own:
+            assert code_deps(stages[stage]) & NETWORKS == files
 
 
 def test_no_data_free_student_depends_on_images(stages):
@@ -102,9 +118,15 @@ def test_students_and_methods_of_the_grid_are_those_of_params(stages):
             known.method(rest.removeprefix(f"{student}-").rpartition("-")[0])
 
 
-def test_every_method_is_run_on_digits(stages):
-    for method in params.read(ROOT / "params.yaml").methods:
-        assert f"evaluate-digits@resnet8-w8-{method}-s2" in stages
+def test_every_student_that_is_evaluated_is_distilled_by_a_method_of_params_yaml(stages):
+    known = params.read(ROOT / "params.yaml").methods
+    evaluated = [stage for name, stage in stages.items() if name.startswith("evaluate-") and "-s" in name]
+    assert len(evaluated) == 28
+    distilled = {stage.cmd.removeprefix("python -m tasks.distill ") for stage in stages.values()}
+    for stage in evaluated:
+        benchmark, student, method, seed = stage.cmd.split("checkpoints/")[1].split(".")[0].split("/")
+        assert method in known
+        assert f"{benchmark} {student} {method} {seed}" in distilled
 
 
 def out_of_date(folder: Path) -> set[str]:
