@@ -1,0 +1,103 @@
+"""Weights that other programs wrote."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ferd.attacks import cross_entropy, pgd, random_start
+from ferd.config import Data, ThreatModel
+from ferd.datasets import load_splits
+from ferd.errors import FerdError
+from ferd.foreign_checkpoint import load_foreign
+from ferd.models.registry import build
+from ferd.pixels import to_float
+
+
+@pytest.fixture
+def state():
+    return build("resnet8-w8", classes=10, channels=1, seed=3).state_dict()
+
+
+def load(path, classes=10):
+    return load_foreign(path, "resnet8-w8", classes=classes, channels=1)
+
+
+def prefixed(prefix, state):
+    return {prefix + key: value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state, "epoch": 7},
+        lambda state: prefixed("module.", state),
+        lambda state: {"net": prefixed("module.", state), "acc": 0.5},
+        lambda state: {"model_state_dict": prefixed("module.model.", state)},
+        lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+    ],
+)
+def test_the_usual_wrappings_load(tmp_path, state, wrap):
+    torch.save(wrap(state), tmp_path / "net.pt")
+    network = load(tmp_path / "net.pt")
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
+    assert not network.training and not network.linear.weight.requires_grad
+
+
+def test_half_precision_safetensors_become_float32(tmp_path, state):
+    save_file(
+        {k: v.half() if v.is_floating_point() else v for k, v in state.items()}, tmp_path / "n.safetensors"
+    )
+    network = load(tmp_path / "n.safetensors")
+    assert network.conv1.weight.dtype == torch.float32
+    assert torch.allclose(network.conv1.weight, state["conv1.weight"], atol=1e-3)
+
+
+def refused(path, classes=10):
+    with pytest.raises(FerdError) as raised:
+        load(path, classes)
+    assert "\n" not in str(raised.value) and str(path) in str(raised.value)
+    return str(raised.value)
+
+
+def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, state):
+    path = tmp_path / "net.pt"
+    torch.save(state, path)
+    assert "has other shapes than resnet8-w8: linear.bias, linear.weight" in refused(path, classes=7)
+    torch.save({**state, "extra.weight": torch.zeros(1)}, path)
+    assert "has more than resnet8-w8: extra.weight" in refused(path)
+    torch.save({key: value for key, value in state.items() if "layer3" not in key}, path)
+    assert "lacks resnet8-w8: layer3.0.bn1.bias" in refused(path) and "others" in refused(path)
+
+
+def test_files_without_plain_weights_are_refused_in_one_line(tmp_path, state):
+    path = tmp_path / "net.pt"
+    assert "no such weights" in refused(path)
+    torch.save({"state_dict": [1, 2]}, path)
+    assert "no dict of weights" in refused(path)
+    torch.save(Path("code"), path)  # a pickled object, not weights
+    assert "cannot be read" in refused(path)
+    torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:1000])
+    assert "cannot be read" in refused(path)
+
+
+@pytest.mark.skipif("FERD_DATA" not in os.environ, reason="FERD_DATA is not set: no CIFAR-10")
+def test_a_standard_network_that_is_not_robust_is_what_its_authors_say():
+    folder = Path(find_spec("pyautoattack").submodule_search_locations[0])
+    (path,) = [file for file in folder.rglob("*.pt*") if file.suffix in {".pt", ".pth"}]
+    network = load_foreign(path, "resnet18", classes=10, channels=3)
+    data = Data(dataset="cifar10", train_per_class=1, validation_per_class=0, test_per_class=20)
+    test = load_splits(data, Path(os.environ["FERD_DATA"]))["test"]
+    inputs, labels = to_float(test.images), test.labels
+    with torch.no_grad():
+        assert (network(inputs).argmax(1) == labels).float().mean() > 0.9
+    threat = ThreatModel(norm="linf", epsilon=8 / 255, step_size=2 / 255, steps=20)
+    some, true = inputs[:20], labels[:20]
+    start = random_start(some, threat.epsilon, torch.Generator().manual_seed(0))
+    adv_inputs = pgd(network, some, cross_entropy(true), threat, start)
+    assert (network(adv_inputs).argmax(1) == true).sum() == 0
