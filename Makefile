@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint ui clean
+.PHONY: help demo test plan lint ui clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +18,9 @@ test: $(READY) ## style, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+plan: $(READY) ## what is out of date, and what it would cost on this machine (make plan OF=digits: one benchmark)
+	@$(BIN)/python -m tasks.plan $(OF)
 
 lint: $(READY) ## mend style
 	$(BIN)/ruff check --fix .

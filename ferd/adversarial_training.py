@@ -1,5 +1,6 @@
-"""Teachers trained to be robust: PGD-AT (Madry et al. 2018) and TRADES (Zhang et al. 2019)."""
+"""Training on labelled images: standard, PGD-AT (Madry et al. 2018) and TRADES (Zhang et al. 2019)."""
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,22 +12,24 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
-from ferd.config import Augmentation, Teacher, ThreatModel
+from ferd.config import Augmentation, ThreatModel, Training
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout
-from ferd.models.folding import Folded
+from ferd.models.folding import Folded, attack_dtype
 from ferd.pixels import to_float
 from ferd.schedule import set_cosine_rate
+
+WARM_UP = 0.05  # share of all steps
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One epoch's means; the accuracy is on the adversarial training batches."""
+    """One epoch's means; the accuracy is on the batches that were trained on, adversarial or not."""
 
     epoch: int
     loss: float
-    robust_accuracy: float
+    accuracy: float
     learning_rate: float
 
 
@@ -37,33 +40,68 @@ def trades_loss(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: 
     return F.cross_entropy(clean_logits, labels) + beta * robust
 
 
+class WeightAverage:
+    """A moving average of weights: θ̄ ← d·θ̄ + (1 − d)·θ after each step, running statistics included.
+
+    d grows as (1 + t)/(10 + t) up to ``decay``, so that the first weights are soon forgotten.
+
+    Attributes:
+        network: a copy of the source with the averaged weights.
+        steps: t.
+    """
+
+    def __init__(self, source: Classifier, decay: float) -> None:
+        self._source, self.decay, self.steps = source, decay, 0
+        self.network = copy.deepcopy(source).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the source's weights."""
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        self.steps += 1
+        source = self._source.state_dict()
+        for key, value in self.network.state_dict().items():
+            if value.is_floating_point():
+                value.lerp_(source[key], 1 - decay)
+            else:
+                value.copy_(source[key])
+
+
 class AdversarialTraining:
-    """SGD with momentum 0.9 on adversarial examples of the training images; cosine to 0.
+    """SGD with momentum 0.9 on (adversarial) training images; cosine to 0.
 
     Args:
         network: trained in place, on ``device``.
         data: training images.
-        threat: the ball; its step size and steps are replaced by the teacher's own.
+        threat: the ball; its step size and steps are replaced by the settings' own.
+        warm_up: the learning rate rises over the first 5 % of the steps: for given weights.
     """
 
     def __init__(
         self,
         network: Classifier,
         data: Images,
-        settings: Teacher,
+        settings: Training,
         threat: ThreatModel,
         augmentation: Augmentation,
         seed: int,
         device: torch.device,
+        *,
+        warm_up: bool = False,
     ) -> None:
-        self.network = fast_layout(network, device)
-        self._twin = Folded(self.network)
+        self._trained = fast_layout(network, device).train()
+        self._twin = Folded(self._trained, attack_dtype(settings.precision, device))
+        self._average = (
+            WeightAverage(self._trained, settings.weight_average) if settings.weight_average else None
+        )
         self.settings = settings
         self.augmentation = augmentation
+        self.warm_up = WARM_UP if warm_up else 0.0
         self.threat = threat.model_copy(
             update={"step_size": settings.attack_step_size, "steps": settings.attack_steps}
         )
-        self.images, self.labels = data.images.to(device), data.labels.to(device)
+        self.images, self.labels = data.images, data.labels
+        self.device = device
         self.rng = torch.Generator(device).manual_seed(seed)
         self.optimiser = torch.optim.SGD(
             network.parameters(),
@@ -73,11 +111,17 @@ class AdversarialTraining:
         )
         self.epoch = 0
 
+    @property
+    def network(self) -> Classifier:
+        """What the training is for: the averaged network, or the trained one where none is averaged."""
+        return self._average.network if self._average else self._trained
+
     def epochs(self) -> Iterator[EpochRecord]:
         """Train to the end, one record an epoch; the state may be saved between two."""
         while self.epoch < self.settings.epochs:
             record = self._train_epoch()
-            if not math.isfinite(record.loss) or diverged(self.network, to_float(self.images[:2])):
+            some = to_float(self.images[:2].to(self.device))
+            if not math.isfinite(record.loss) or diverged(self._trained, some):
                 raise FerdError(
                     f"teacher: the loss is {record.loss} in epoch {record.epoch}; lower teacher.learning_rate"
                 )
@@ -86,49 +130,66 @@ class AdversarialTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the remaining epochs depend on."""
-        return {
+        state = {
             "epoch": self.epoch,
-            "network": self.network.state_dict(),
+            "network": self._trained.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "rng": self.rng.get_state(),
         }
+        if self._average:
+            state |= {"average": self._average.network.state_dict(), "averaged_steps": self._average.steps}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""
         self.epoch = state["epoch"]
-        self.network.load_state_dict(state["network"])
+        self._trained.load_state_dict(state["network"])
+        if self._average:
+            self._average.network.load_state_dict(state["average"])
+            self._average.steps = state["averaged_steps"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
 
     def _train_epoch(self) -> EpochRecord:
-        device, size = self.images.device, self.settings.batch_size
-        order = torch.randperm(len(self.images), generator=self.rng, device=device)
-        batches = [rows for rows in order.split(size) if len(rows) > 1]
-        sums = torch.zeros(2, device=device)
+        size = self.settings.batch_size
+        order = torch.randperm(len(self.images), generator=self.rng, device=self.device)
+        batches = [rows for rows in order.to(self.images.device).split(size) if len(rows) > 1]
+        sums = torch.zeros(2, device=self.device)
         rate = self.settings.learning_rate
         for number, rows in enumerate(batches):
             done = (self.epoch + number / len(batches)) / self.settings.epochs
-            rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done)
-            sums += self._train_batch(to_float(self.images[rows]), self.labels[rows]) / len(batches)
-        loss, robust = sums.tolist()
-        return EpochRecord(self.epoch + 1, loss, robust, rate)
+            rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done, self.warm_up)
+            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
+            sums += self._train_batch(to_float(images), labels) / len(batches)
+        loss, accuracy = sums.tolist()
+        return EpochRecord(self.epoch + 1, loss, accuracy, rate)
 
     def _train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step; -> its loss and accuracy (2,)."""
         inputs = augment(images, self.augmentation, self.rng)
-        adv_inputs = self._attack(inputs, labels)
-        self.network.train()
-        adv_logits = self.network(adv_inputs)
+        trained_inputs = self._attack(inputs, labels)
+        self._trained.train()
+        bf16 = self.settings.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            logits = self._trained(trained_inputs).float()
+            if self.settings.method == "trades":
+                clean_logits = self._trained(inputs).float()
         if self.settings.method == "trades":
-            loss = trades_loss(self.network(inputs), adv_logits, labels, self.settings.beta)
+            loss = trades_loss(clean_logits, logits, labels, self.settings.beta)
         else:
-            loss = F.cross_entropy(adv_logits, labels)
+            loss = F.cross_entropy(logits, labels)
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
-        robust = (adv_logits.argmax(1) == labels).float().mean()
-        return torch.stack([loss.detach(), robust])
+        if self._average:
+            self._average.update()
+        accuracy = (logits.argmax(1) == labels).float().mean()
+        return torch.stack([loss.detach(), accuracy])
 
     def _attack(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The inputs that are trained on: adversarial ones, but for standard training."""
+        if self.settings.method == "standard":
+            return inputs
         self._twin.refresh()
         attacked = self._twin.network
         if self.settings.method == "trades":

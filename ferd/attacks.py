@@ -34,6 +34,11 @@ def negative_margin(labels: Tensor) -> Objective:
     return lambda logits: -margins(logits, labels)
 
 
+def toward(targets: Tensor) -> Objective:
+    """−CE(f(x), t): a targeted attack, toward the classes t (B,)."""
+    return lambda logits: -F.cross_entropy(logits, targets, reduction="none")
+
+
 def entropy(logits: Tensor) -> Tensor:
     """H(σ(o)) = −Σ σ(o) log σ(o) a sample; (B, C) -> (B,)."""
     log_probs = F.log_softmax(logits, 1)

@@ -56,11 +56,22 @@ class Augmentation(Settings):
     flip: bool
 
 
-class Teacher(Settings):
-    """An adversarially trained teacher: PGD-AT (Madry et al. 2018) or TRADES (Zhang et al. 2019)."""
+class Weights(Settings):
+    """Weights that were made elsewhere: where they are, and the SHA-256 (hex) of the file.
 
-    network: str
-    method: Literal["pgd-at", "trades"]
+    ``location``: a file of the package ``ferd.assets``; a path, a relative one below ``FERD_DATA``; an
+    ``https://`` or ``s3://`` address; the name of a model of RobustBench's zoo.
+    """
+
+    source: Literal["package", "file", "https", "s3", "robustbench"]
+    location: str
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Training(Settings):
+    """Training on labelled images: standard, PGD-AT (Madry et al. 2018) or TRADES (Zhang et al. 2019)."""
+
+    method: Literal["standard", "pgd-at", "trades"]
     beta: NonNegative  # TRADES only: weight of the robust term
     attack_steps: Count
     attack_step_size: Positive
@@ -68,7 +79,35 @@ class Teacher(Settings):
     batch_size: Annotated[int, Field(ge=2)]
     learning_rate: Positive
     weight_decay: NonNegative
+    weight_average: Annotated[float, Field(ge=0, lt=1)]  # decay a step of the average that is kept; 0: none
+    precision: Precision  # see ferd.models.folding
+
+
+class Measure(Settings):
+    """How a teacher is measured before it is used: clean and PGD-20, on so many validation images.
+
+    One whose PGD-20 accuracy is below ``least_robust`` is refused, unless ``accept_not_robust``.
+    """
+
+    images: Count
+    least_robust: Fraction
+    accept_not_robust: bool
+
+
+class Teacher(Settings):
+    """A teacher: weights that were made elsewhere, or trained from scratch, or the first then the second."""
+
+    network: str
+    weights: Weights | None
+    training: Training | None
+    measure: Measure
     threads: Count
+
+    @model_validator(mode="after")
+    def _comes_from_somewhere(self) -> Self:
+        if self.weights is None and self.training is None:
+            raise ValueError("weights and training are both null; give one of them, or both to fine-tune")
+        return self
 
 
 class Bottleneck(Settings):
@@ -179,11 +218,42 @@ class Method(Settings):
         return self.images.removeprefix("pool-of-") if self.images.startswith("pool-of-") else None
 
 
+class OtherBall(Settings):
+    """A further threat model of the same norm, and how many test images each attack is given in it."""
+
+    epsilon: Annotated[float, Field(gt=0, le=1)]
+    step_size: Annotated[float, Field(gt=0, le=1)]
+    attacks: dict[Attack, Literal["all"] | Count]
+
+
 class Evaluation(Settings):
     """How many test images each attack is given; ``all`` or a stratified number."""
 
     batch_size: Count
-    attacks: dict[Attack, Literal["all"] | Count]
+    attacks: Annotated[dict[Attack, Literal["all"] | Count], Field(min_length=1)]
+    other_balls: list[OtherBall]
+    threads: Count
+
+
+class Analysis(Settings):
+    """What is looked at beside accuracy: the adaptive adversary, where UTAEs end up, the pool's images.
+
+    Attributes:
+        images_per_class: test images of each class that are attacked.
+        targeted_steps: of the PGD toward each other class.
+        gammas: γ of the UTAEs whose outcomes are counted.
+        pool_images: synthetic images that are judged.
+        judge: an independent classifier, trained on real images, that judges them.
+        inception: weights for Inception Score and Fréchet distance; without, the teacher's features serve.
+    """
+
+    images_per_class: Count
+    targeted_steps: Count
+    gammas: list[NonNegative]
+    pool_images: Count
+    judge: Teacher
+    inception: Weights | None
+    batch_size: Count
     threads: Count
 
 
@@ -197,6 +267,7 @@ class Benchmark(Settings):
     teacher: Teacher
     distillation: Distillation
     evaluation: Evaluation
+    analysis: Analysis
 
 
 PYDANTIC_TAGS = ("literal[", "constrained-", "[key]")  # in its paths: which alternative it tried

@@ -1,17 +1,15 @@
-"""Image sets as uint8 tensors, split so that test images are used for nothing but the last figures."""
+"""What is known of each dataset, and a benchmark's images as uint8 tensors on disk."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ferd.config import Data
 from ferd.errors import FerdError
-
-SPLIT_SEED = 0
+from ferd.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -24,65 +22,54 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a dataset before it is read, and how to read it.
-
-    ``read(root)`` gives its training images (in the order in which subsets are taken) and its
-    test images.
-    """
+    """What is known of a dataset before it is read; its class names stand in the order of its labels."""
 
     class_names: tuple[str, ...]
     channels: int
     size: int
-    read: Callable[[Path | None], tuple[Images, Images]]
 
 
-def _read_digits(_root: Path | None) -> tuple[Images, Images]:
-    """scikit-learn's 1,797 digits of 8×8; 50 a class are the test set, drawn at a fixed seed."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    everything = Images(torch.from_numpy(pixels).unsqueeze(1), torch.from_numpy(digits.target).long())
-    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(SPLIT_SEED))
-    shuffled = Images(everything.images[order], everything.labels[order])
-    test = first_per_class(shuffled.labels, 0, 50)
-    train = torch.ones(len(pixels), dtype=torch.bool)
-    train[test] = False
-    return (
-        Images(shuffled.images[train], shuffled.labels[train]),
-        Images(shuffled.images[test], shuffled.labels[test]),
-    )
-
-
-def _read_cifar10(root: Path | None) -> tuple[Images, Images]:
-    """CIFAR-10 from torchvision's layout below ``root`` (``cifar-10-batches-py``)."""
-    from torchvision.datasets import CIFAR10
-
-    if root is None:
-        raise FerdError(
-            "FERD_DATA is not set; set it to the folder that holds cifar-10-batches-py (see README)"
-        )
-    try:
-        parts = [CIFAR10(str(root), train=train, download=False) for train in (True, False)]
-    except RuntimeError:
-        raise FerdError(
-            f"{root}/cifar-10-batches-py: missing or damaged; put CIFAR-10's python batches there"
-        ) from None
-    train, test = (
-        Images(torch.from_numpy(part.data).movedim(-1, 1).contiguous(), torch.tensor(part.targets))
-        for part in parts
-    )
-    return train, test
-
+CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
+CIFAR100_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+    dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+    leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+    otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+    road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm
+"""
+# the first word or words of each class in words.txt, by WordNet number
+TINY_IMAGENET_CLASSES = """
+    goldfish European_fire_salamander bullfrog tailed_frog American_alligator boa_constrictor trilobite
+    scorpion black_widow tarantula centipede goose koala jellyfish brain_coral snail slug sea_slug
+    American_lobster spiny_lobster black_stork king_penguin albatross dugong Chihuahua Yorkshire_terrier
+    golden_retriever Labrador_retriever German_shepherd standard_poodle tabby Persian_cat Egyptian_cat
+    cougar lion brown_bear ladybug fly bee grasshopper walking_stick cockroach mantis dragonfly monarch
+    sulphur_butterfly sea_cucumber guinea_pig hog ox bison bighorn gazelle Arabian_camel orangutan
+    chimpanzee baboon African_elephant lesser_panda abacus academic_gown altar apron backpack bannister
+    barbershop barn barrel basketball bathtub beach_wagon beacon beaker beer_bottle bikini binoculars
+    birdhouse bow_tie brass broom bucket bullet_train butcher_shop candle cannon cardigan cash_machine
+    CD_player chain chest Christmas_stocking cliff_dwelling computer_keyboard confectionery convertible
+    crane dam desk dining_table drumstick dumbbell flagpole fountain freight_car frying_pan fur_coat
+    gasmask go-kart gondola hourglass iPod jinrikisha kimono lampshade lawn_mower lifeboat limousine
+    magnetic_compass maypole military_uniform miniskirt moving_van nail neck_brace obelisk oboe organ
+    parking_meter pay-phone picket_fence pill_bottle plunger pole police_van poncho pop_bottle
+    potter's_wheel projectile punching_bag reel refrigerator remote_control rocking_chair rugby_ball
+    sandal school_bus scoreboard sewing_machine snorkel sock sombrero space_heater spider_web sports_car
+    steel_arch_bridge stopwatch sunglasses suspension_bridge swimming_trunks syringe teapot teddy thatch
+    torch tractor triumphal_arch trolleybus turnstile umbrella vestment viaduct volleyball water_jug
+    water_tower wok wooden_spoon comic_book plate guacamole ice_cream ice_lolly pretzel mashed_potato
+    cauliflower bell_pepper mushroom orange lemon banana pomegranate meat_loaf pizza potpie espresso alp
+    cliff coral_reef lakeside seashore acorn
+"""
 
 DATASETS = {
-    "digits": Dataset(tuple("0123456789"), 1, 8, _read_digits),
-    "cifar10": Dataset(
-        ("airplane", "car", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
-        3,
-        32,
-        _read_cifar10,
-    ),
+    "digits": Dataset(tuple("0123456789"), 1, 8),
+    "cifar10": Dataset(tuple(CIFAR10_CLASSES.split()), 3, 32),
+    "cifar100": Dataset(tuple(CIFAR100_CLASSES.split()), 3, 32),
+    "tiny-imagenet": Dataset(tuple(TINY_IMAGENET_CLASSES.split()), 3, 64),
 }
 
 
@@ -115,17 +102,22 @@ def first_per_class(labels: Tensor, skip: int, count: int) -> Tensor:
     return torch.cat(chosen).sort().values
 
 
-def load_splits(settings: Data, root: Path | None) -> dict[str, Images]:
-    """The ``train``, ``validation`` and ``test`` images of a benchmark.
+def save_images(path: Path, part: Images) -> None:
+    """Write images and labels, whole or not at all."""
+    with atomic_write(path) as target:
+        save_file({"images": part.images, "labels": part.labels}, target)
 
-    Each split takes the first images of every class, validation after training ones.
+
+def load_images(path: Path) -> Images:
+    """Images that ``save_images`` wrote, mapped into memory: read from disk as they are used.
+
+    Raises:
+        FerdError: the file is missing or damaged.
     """
-    train, test = dataset(settings.dataset).read(root)
-    own = first_per_class(train.labels, 0, settings.train_per_class)
-    held_out = first_per_class(train.labels, settings.train_per_class, settings.validation_per_class)
-    splits = {"train": (train, own), "validation": (train, held_out)}
-    if settings.test_per_class:
-        splits["test"] = (test, first_per_class(test.labels, 0, settings.test_per_class))
-    else:
-        splits["test"] = (test, torch.arange(len(test.labels)))
-    return {name: Images(part.images[rows], part.labels[rows]) for name, (part, rows) in splits.items()}
+    again = f"run `dvc repro data@{path.parent.name}`"
+    try:
+        return Images(**load_file(path))
+    except FileNotFoundError:
+        raise FerdError(f"{path}: no such images; {again}") from None
+    except SafetensorError as error:
+        raise FerdError(f"{path}: cut off or damaged ({error}); {again}") from None

@@ -137,7 +137,10 @@ class Distillation:
         self.rng.set_state(state["rng"])
 
     def _fold(self, dtype: torch.dtype) -> None:
-        """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked."""
+        """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked.
+
+        With precision ``bf16`` the teacher's targets are taken from its twin in bfloat16 too.
+        """
         self._teacher_twin, self._student_twin = Folded(self.teacher), Folded(self.student)
         self._attacked_teacher, self._attacked_student = self._teacher_twin, self._student_twin
         if dtype is not torch.float32:
@@ -145,6 +148,8 @@ class Distillation:
                 Folded(self.teacher, dtype),
                 Folded(self.student, dtype),
             )
+        bf16 = self.schedule.precision == "bf16"
+        self._target_teacher = self._attacked_teacher if bf16 else self._teacher_twin
 
     def _build_source(self, given: tuple[Tensor, Tensor] | Path | None) -> ImageSource:
         method, schedule, teacher = self.method, self.schedule, self._teacher_twin.network
@@ -214,7 +219,7 @@ class Distillation:
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on Eq. 12; -> its clean and adversarial loss (2,)."""
         with torch.no_grad():
-            teacher_logits = self._teacher_twin.network(inputs)
+            teacher_logits = self._target_teacher.network(inputs)
         adv_inputs = self._attack(inputs, labels, teacher_logits)
         self.student.train()
         bf16 = self.schedule.precision == "bf16"
@@ -223,7 +228,7 @@ class Distillation:
         teacher_adv_logits = None
         if self.student_loss.needs_teacher_on_adversarial:
             with torch.no_grad():
-                teacher_adv_logits = self._teacher_twin.network(adv_inputs)
+                teacher_adv_logits = self._target_teacher.network(adv_inputs)
         batch = Batch(
             labels, teacher_logits, student_logits.float(), student_adv_logits.float(), teacher_adv_logits
         )

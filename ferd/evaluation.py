@@ -1,6 +1,7 @@
 """The verdict of every attack on every test image, and the figures that derive from them."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,16 +9,26 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
 from ferd.config import Evaluation as Settings
-from ferd.config import ThreatModel
+from ferd.config import OtherBall, ThreatModel
 from ferd.datasets import Images, first_per_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
+from ferd.validity import ORDER, Checks, compare, inspect
 
 PGD_STEPS = 20
 CW_STEPS = 30
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack in one ball, and the rows of the test images that it is given."""
+
+    attack: str
+    threat: ThreatModel
+    rows: Tensor
 
 
 class Evaluation:
@@ -27,8 +38,13 @@ class Evaluation:
     Every batch has its own random numbers, so the order of work does not change a verdict.
 
     Attributes:
-        verdicts: for each attack whether each of its images was still classified correctly, so
+        trials: by name; an attack in a further ball of ε is ``attack@ε``, e.g. ``pgd20@0.0157``.
+        verdicts: for each trial whether each of its images was still classified correctly, so
             far; the images are the first of every class, in order.
+
+    Raises:
+        FerdError: a trial's images cannot be split over the classes, two balls have one name, or
+            the network's outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -42,32 +58,61 @@ class Evaluation:
     ) -> None:
         self.network = fast_layout(network, device).eval()
         self.attacked = Folded(self.network).network
-        self.settings, self.threat, self.seed, self.device = settings, threat, seed, device
-        self.subsets: dict[str, Images] = {
-            attack: _subset(data, number, network.classes) for attack, number in settings.attacks.items()
-        }
-        self.verdicts: dict[str, Tensor] = {
-            attack: torch.empty(0, dtype=torch.bool) for attack in self.subsets
-        }
+        self.data, self.settings, self.threat = data, settings, threat
+        self.seed, self.device = seed, device
+        self.trials = self._trials()
+        self.verdicts: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in self.trials}
+        self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
 
     def batches(self) -> Iterator[tuple[str, int, int]]:
-        """Judge what is left; after each batch (attack, images judged, images in all)."""
-        for attack, subset in self.subsets.items():
-            total = len(subset.labels)
-            while (done := len(self.verdicts[attack])) < total:
-                rows = slice(done, done + self.settings.batch_size)
-                images = to_float(subset.images[rows].to(self.device))
-                labels = subset.labels[rows].to(self.device)
-                correct = self._judge(attack, images, labels, batch_seed=self.seed + done)
-                self.verdicts[attack] = torch.cat([self.verdicts[attack], correct.cpu()])
-                yield attack, done + len(labels), total
+        """Judge what is left; after each batch (trial, images judged, images in all)."""
+        for name, trial in self.trials.items():
+            total = len(trial.rows)
+            while (done := len(self.verdicts[name])) < total:
+                images, labels = self._batch(trial.rows[done : done + self.settings.batch_size])
+                correct = self._judge(trial, images, labels, batch_seed=self.seed + done)
+                self.verdicts[name] = torch.cat([self.verdicts[name], correct.cpu()])
+                yield name, done + len(labels), total
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """For each attack: n, average, worst, nsd, per_class (fractions 0-1)."""
+        """For each attack: n, average, worst, nsd, per_class (fractions 0-1).
+
+        ``all`` is correctness under every attack, clean images among them, on the images that all were given.
+        """
+        names = list(self.settings.attacks)
+        survived = torch.stack(list(self.common(*names).values())).all(0)
         return {
-            attack: self._summary(correct, self.subsets[attack].labels)
-            for attack, correct in self.verdicts.items()
+            **{name: self._summary(self.verdicts[name], self.trials[name].rows) for name in names},
+            "all": self._summary(survived, self._common_rows(*names)),
         }
+
+    def other_balls(self) -> list[dict[str, Any]]:
+        """For each further ball its threat model, and the figures of each attack in it."""
+        return [
+            {
+                "threat_model": self._ball(ball).model_dump(),
+                "attacks": {
+                    attack: self._summary(self.verdicts[name], self.trials[name].rows)
+                    for attack in ball.attacks
+                    for name in [_name(attack, ball)]
+                },
+            }
+            for ball in self.settings.other_balls
+        ]
+
+    def checks(self) -> Checks:
+        """What speaks against the figures (``ferd.validity``)."""
+        compared = [
+            compare(weaker, stronger, *self.common(weaker, stronger).values())
+            for weaker, stronger in ORDER
+            if weaker in self.trials and stronger in self.trials
+        ]
+        return Checks(self.network.classes, self.zero_gradients, tuple(compared))
+
+    def common(self, *names: str) -> dict[str, Tensor]:
+        """The verdicts of some trials on the images that all of them were given, row by row the same."""
+        rows = self._common_rows(*names)
+        return {name: self.verdicts[name][torch.isin(self.trials[name].rows, rows)] for name in names}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The verdicts so far."""
@@ -77,49 +122,76 @@ class Evaluation:
         """Go on where ``state_dict`` was taken."""
         self.verdicts = dict(state)
 
-    def _summary(self, correct: Tensor, labels: Tensor) -> dict[str, Any]:
-        per_class = per_class_accuracy(correct, labels, self.network.classes)
+    def _trials(self) -> dict[str, Trial]:
+        labels, classes = self.data.labels, self.network.classes
+        trials: dict[str, Trial] = {
+            attack: Trial(attack, self.threat, _rows(labels, number, classes))
+            for attack, number in self.settings.attacks.items()
+        }
+        for ball in self.settings.other_balls:
+            for attack, number in ball.attacks.items():
+                name = _name(attack, ball)
+                if name in trials:
+                    raise FerdError(f"evaluation.other_balls: {name} stands there twice; remove one of them")
+                trials[name] = Trial(attack, self._ball(ball), _rows(labels, number, classes))
+        return trials
+
+    def _ball(self, ball: OtherBall) -> ThreatModel:
+        return self.threat.model_copy(update={"epsilon": ball.epsilon, "step_size": ball.step_size})
+
+    def _batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        """Images (B, channels, H, W) in [0, 1] and labels (B,), on the device."""
+        return to_float(self.data.images[rows].to(self.device)), self.data.labels[rows].to(self.device)
+
+    def _common_rows(self, *names: str) -> Tensor:
+        """The rows of the smallest trial: the others' hold them all."""
+        return min((self.trials[name].rows for name in names), key=len)
+
+    def _summary(self, correct: Tensor, rows: Tensor) -> dict[str, Any]:
+        per_class = per_class_accuracy(correct, self.data.labels[rows], self.network.classes)
         return {
-            "n": len(labels),
+            "n": len(rows),
             "average": correct.double().mean().item(),
             "worst": worst(per_class),
             "nsd": nsd(per_class),
             "per_class": per_class.tolist(),
         }
 
-    def _judge(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
-        adv_images = self._attack(attack, images, labels, batch_seed)
+    def _judge(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
+        adv_images = self._attack(trial, images, labels, batch_seed)
         with torch.no_grad():
             predicted: Tensor = self.network(adv_images).argmax(1)
         return predicted == labels
 
-    def _attack(self, attack: str, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
-        if attack == "clean":
+    def _attack(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
+        threat = trial.threat
+        if trial.attack == "clean":
             return images
-        if attack == "fgsm":
-            return fgsm(self.attacked, images, labels, self.threat.epsilon)
-        if attack == "autoattack":
-            return _autoattack(self.attacked, images, labels, self.threat.epsilon, batch_seed)
+        if trial.attack == "fgsm":
+            return fgsm(self.attacked, images, labels, threat.epsilon)
+        if trial.attack == "autoattack":
+            return _autoattack(self.attacked, images, labels, threat.epsilon, batch_seed)
         rng = torch.Generator(self.device).manual_seed(batch_seed)
-        start = random_start(images, self.threat.epsilon, rng)
-        if attack == "pgd20":
-            threat = self.threat.with_steps(PGD_STEPS)
-            return pgd(self.attacked, images, cross_entropy(labels), threat, start)
-        threat = self.threat.with_steps(CW_STEPS)
-        return pgd(self.attacked, images, negative_margin(labels), threat, start)
+        start = random_start(images, threat.epsilon, rng)
+        if trial.attack == "pgd20":
+            return pgd(self.attacked, images, cross_entropy(labels), threat.with_steps(PGD_STEPS), start)
+        return pgd(self.attacked, images, negative_margin(labels), threat.with_steps(CW_STEPS), start)
 
 
-def _subset(data: Images, number: int | str, classes: int) -> Images:
-    """All images, or the first ``number``/C of each class."""
+def _name(attack: str, ball: OtherBall) -> str:
+    return f"{attack}@{ball.epsilon:.3g}"
+
+
+def _rows(labels: Tensor, number: int | str, classes: int) -> Tensor:
+    """All rows, or those of the first ``number``/C images of each class."""
     if number == "all":
-        return data
+        return torch.arange(len(labels))
     if not isinstance(number, int) or number % classes:
         raise FerdError(
             f"evaluation.attacks: {number} images cannot be split evenly over {classes} classes; "
             f"use a multiple of {classes}, or all"
         )
-    rows = first_per_class(data.labels, 0, number // classes)
-    return Images(data.images[rows], data.labels[rows])
+    return first_per_class(labels, 0, number // classes)
 
 
 def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:

@@ -64,7 +64,8 @@ class FittedGenerator(ImageSource):
         else:
             student = self.student if number > self.schedule.warmup_rounds else None
             nonrobust = nonrobust_of(self.method)
-            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng)
+            bf16 = self.schedule.precision == "bf16"
+            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, bf16)
         with context as loss:
             result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
         _warn_of_a_useless_mask(result.figures, number)

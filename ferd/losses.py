@@ -108,7 +108,8 @@ class BatchNormStatistics:
             return
         assert isinstance(layer, nn.BatchNorm2d)
         assert layer.running_mean is not None and layer.running_var is not None
-        var, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        precise = torch.promote_types(inputs[0].dtype, torch.float32)
+        var, mean = torch.var_mean(inputs[0].to(precise), (0, 2, 3), correction=0)
         self._terms.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
 
     def loss(self) -> Tensor:

@@ -64,12 +64,14 @@ def ferd_loss(
     nonrobust: NonRobust | None,
     settings: Synthesis,
     rng: torch.Generator,
+    bf16: bool = False,
 ) -> Iterator[SynthesisLoss]:
     """L = adv·L_adv + bn·L_bn + oh·L_oh + uni·L_uni, Eq. 8, while the networks are frozen.
 
     Args:
         student: the network to disagree with; None while it is still untrained (no L_adv).
         nonrobust: the features of L_uni, which makes the images fairness-aware; None leaves it out.
+        bf16: whether the networks run under autocast; the losses are float32 always.
     """
     weights = settings.weights
     layer = nonrobust.layer if nonrobust else LAST_BLOCK
@@ -77,17 +79,19 @@ def ferd_loss(
     with frozen(*networks), BatchNormStatistics(teacher) as statistics:
 
         def terms(inputs: Tensor) -> Terms:
-            features = teacher.features(inputs, layer)
-            logits = teacher.head(features, layer)
+            with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
+                features = teacher.features(inputs, layer)
+                logits = teacher.head(features, layer).float()
+                student_logits = None if student is None else student(inputs).float()
             found = {"bn": statistics.loss(), "oh": F.cross_entropy(logits, labels)}
             loss = weights.bn * found["bn"] + weights.oh * found["oh"]
-            if student is not None:
-                found["adv"] = adversarial_loss(logits, student(inputs))
+            if student_logits is not None:
+                found["adv"] = adversarial_loss(logits, student_logits)
                 loss = loss + weights.adv * found["adv"]
             if nonrobust:
                 with statistics.paused():
                     found["uni"], found["robust_fraction"] = uniformity_loss(
-                        teacher, features, labels, nonrobust, settings, rng
+                        teacher, features.float(), labels, nonrobust, settings, rng
                     )
                 loss = loss + weights.uni * found["uni"]
             return {"loss": loss, **found}

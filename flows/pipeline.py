@@ -17,19 +17,25 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params, tracking
+from tasks.process import SLOTS
 from tasks.stage import Stage, StageFailed, plan, run, stop_running, student_stages
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
+WAITING_ROOM = 2  # stages that load their code while others compute
 
 
 class Session:
-    """What the stages of one flow run share: the view, the places to compute in, and a way to stop."""
+    """What the stages of one flow run share: the view, how many may run, and a way to stop.
+
+    ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile.
+    """
 
     def __init__(self, view: LiveView, slots: int) -> None:
         self.view = view
-        self.slots = threading.Semaphore(slots)
+        self.slots = slots
+        self.places = threading.Semaphore(slots + WAITING_ROOM)
         self.stopping = threading.Event()
 
     def stop(self) -> None:
@@ -52,12 +58,12 @@ def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     persist_result=False,
 )
 def run_stage(stage: Stage, session: Session) -> str:
-    """Run one stage when one of the slots is free; -> its name."""
+    """Run one stage when there is a place for it; -> its name."""
     logger, context = get_run_logger(), FlowRunContext.get()
-    environment = {}
+    environment = {SLOTS: str(session.slots)}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
-    with session.slots:
+    with session.places:
         logger.info("start")
         try:
             if session.stopping.is_set():
@@ -82,15 +88,25 @@ def create_record() -> None:
 
 
 def bring_up_to_date(
-    benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None, slots: int
+    benchmark: str,
+    methods: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    slots: int,
+    *,
+    analyse: bool = False,
 ) -> None:
     """Run what is out of date among a benchmark's teacher, students and results, and the report.
+
+    Args:
+        analyse: also what ``tasks.analyse`` looks at, for the students that dvc.yaml has it for.
 
     Raises:
         FerdError: the settings are at fault, or stages failed: says which, and why.
     """
     params.read().benchmark(benchmark)
     targets = student_stages(benchmark, methods, seeds)
+    if analyse:
+        targets += student_stages(benchmark, None, None, ["tasks.analyse"])
     stages = plan([f"evaluate-teacher@{benchmark}", *targets])
     stale = sum(stage.stale for stage in stages)
     if not stale:

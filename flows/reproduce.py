@@ -20,6 +20,7 @@ def reproduce(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     slots: int = 2,
+    analyse: bool = False,
 ) -> None:
     """Bring a benchmark's students, their results and the report up to date.
 
@@ -28,8 +29,9 @@ def reproduce(
         methods: names of params.yaml; by default all that dvc.yaml has for the benchmark.
         seeds: by default all that dvc.yaml has.
         slots: how many stages compute at a time.
+        analyse: also the adaptive adversary, where UTAEs end up and the quality of the images.
     """
-    bring_up_to_date(benchmark, methods, seeds, slots)
+    bring_up_to_date(benchmark, methods, seeds, slots, analyse=analyse)
 
 
 def main() -> None:
@@ -39,10 +41,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")
     parser.add_argument("--slots", type=int, default=2, help="stages that compute at a time")
+    parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     create_record()
     try:
-        reproduce(args.benchmark, args.methods, args.seeds, args.slots)
+        reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
     except FerdError as error:
         sys.exit(f"reproduce: {error}")

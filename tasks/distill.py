@@ -13,13 +13,12 @@ from torch import Tensor
 
 from ferd.checkpoint import load_classifier, load_state, save_classifier, save_state
 from ferd.config import Method, fingerprint
-from ferd.datasets import dataset
+from ferd.datasets import dataset, load_images
 from ferd.distillation import Distillation, RoundRecord
 from ferd.files import atomic_write, write_json_lines
 from ferd.models.registry import build
 from ferd.pool import Pool
 from tasks import params, paths, process, tracking
-from tasks.data import load_images
 
 GRID_COLUMNS = 12
 

@@ -1,6 +1,7 @@
 """Stage ``evaluate``: a checkpoint -> its accuracy, a class and an attack at a time."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,10 @@ import numpy as np
 
 from ferd.checkpoint import load_classifier, load_state, read_facts, save_state
 from ferd.config import fingerprint
-from ferd.datasets import dataset
+from ferd.datasets import dataset, load_images
 from ferd.evaluation import Evaluation
 from ferd.files import atomic_write, write_json
 from tasks import params, paths, process, tracking
-from tasks.data import load_images
 
 SEED = 0  # of the attacks; the student's own seed is part of its name
 
@@ -54,17 +54,18 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     resume = process.resume_folder(progress.task, what)
     evaluation.load_state_dict(load_state(resume / "verdicts.pt") or evaluation.state_dict())
     run = tracking.find_run(benchmark, paths.run_key(checkpoint), facts["settings"])
-    total = sum(len(subset.labels) for subset in evaluation.subsets.values())
+    total = sum(len(trial.rows) for trial in evaluation.trials.values())
     progress.start(judged(evaluation))
     for attack, _, _ in evaluation.batches():
         save_state(resume / "verdicts.pt", evaluation.state_dict())
         progress.advance(judged(evaluation), total, unit="image", attack=attack)
-    figures = evaluation.figures()
-    write_outputs(benchmark, checkpoint, settings.threat_model.model_dump(), evaluation, figures)
+    for warning in evaluation.checks().warnings():
+        print(f"{progress.task}: warning: {warning}", file=sys.stderr)
+    write_outputs(benchmark, checkpoint, evaluation)
     process.write_cost(paths.result_of(checkpoint).with_suffix(".evaluate-cost.json"), progress, device)
     if run is None:
         run = tracking.start_run(benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {})
-    run.log(metrics_of(figures))
+    run.log(metrics_of(evaluation))
     run.finish()
     process.discard(resume)
 
@@ -74,13 +75,7 @@ def judged(evaluation: Evaluation) -> int:
     return sum(len(verdicts) for verdicts in evaluation.verdicts.values())
 
 
-def write_outputs(
-    benchmark: str,
-    checkpoint: Path,
-    threat_model: dict[str, Any],
-    evaluation: Evaluation,
-    figures: dict[str, dict[str, Any]],
-) -> None:
+def write_outputs(benchmark: str, checkpoint: Path, evaluation: Evaluation) -> None:
     """The result as JSON, and beside it the verdict on every image."""
     result = paths.result_of(checkpoint)
     student, method, seed = paths.identity(checkpoint)
@@ -96,16 +91,22 @@ def write_outputs(
             "method": method,
             "seed": seed,
             "network": read_facts(checkpoint)["network"],
-            "threat_model": threat_model,
-            "attacks": figures,
+            "threat_model": evaluation.threat.model_dump(),
+            "attacks": evaluation.figures(),
+            "other_balls": evaluation.other_balls(),
+            "checks": evaluation.checks().as_json(),
         },
     )
 
 
-def metrics_of(figures: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """A result's figures as MLflow metrics."""
+def metrics_of(evaluation: Evaluation) -> dict[str, float]:
+    """Figures as MLflow metrics: ``robust/<attack>/<figure>``, in a further ball ``robust-<ε>/...``."""
+    balls = {"robust": evaluation.figures()} | {
+        f"robust-{ball['threat_model']['epsilon']:.3g}": ball["attacks"] for ball in evaluation.other_balls()
+    }
     return {
-        f"robust/{attack}/{key}": values[key]
+        f"{ball}/{attack}/{key}": values[key]
+        for ball, figures in balls.items()
         for attack, values in figures.items()
         for key in ("average", "worst", "nsd")
     }

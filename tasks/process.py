@@ -7,6 +7,7 @@ A stage prints one JSON line an event, for whoever shows progress:
 Events are ``computing`` and ``computed`` (around the work itself), ``progress`` and ``error``.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -25,6 +26,8 @@ from ferd.errors import FerdError
 from ferd.files import write_json
 
 RESUME = Path(".resume")
+SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
+SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
 
 
@@ -35,13 +38,17 @@ class Progress:
         self.task = task
         self._started = time.monotonic()
         self._first = 0
+        self._slot: IO[str] | None = None
 
     def event(self, event: str, **details: Any) -> None:
         """Print one JSON line."""
         print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
 
     def start(self, done: int = 0) -> None:
-        """Computing begins; ``done`` units were finished by an earlier attempt."""
+        """Computing begins, when a slot is free; ``done`` units were finished by an earlier attempt."""
+        slots = int(os.environ.get(SLOTS, "0"))
+        if slots and not self._slot:
+            self._slot = take_slot(slots)
         self._started, self._first = time.monotonic(), done
         self.event("computing")
 
@@ -50,10 +57,32 @@ class Progress:
         rate = self.seconds / max(1, done - self._first)
         self.event("progress", done=done, total=total, seconds_left=round(rate * (total - done)), **details)
 
+    def finish(self) -> None:
+        """Computing has ended; the slot is free for another stage."""
+        if self._slot:
+            self._slot.close()
+        self.event("computed")
+
     @property
     def seconds(self) -> float:
         """Seconds of computing in this process."""
         return time.monotonic() - self._started
+
+
+def take_slot(slots: int) -> IO[str]:
+    """Wait for one of the folder's places to compute in; it is free again when the file is closed.
+
+    A place is a lock on a file, so that a process that is killed gives its own back.
+    """
+    RESUME.mkdir(exist_ok=True)
+    while True:
+        for number in range(slots):
+            slot = (RESUME / f"slot-{number}").open("w")
+            with suppress(BlockingIOError):
+                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return slot
+            slot.close()
+        time.sleep(SLOT_POLL_SECONDS)
 
 
 @contextmanager
@@ -62,7 +91,7 @@ def running(task: str) -> Iterator[Progress]:
     progress = Progress(task)
     try:
         yield progress
-        progress.event("computed")
+        progress.finish()
     except FerdError as error:
         progress.event("error", message=str(error))
         print(f"{task}: {error}", file=sys.stderr)

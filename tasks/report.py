@@ -16,8 +16,8 @@ from ferd.datasets import dataset
 from ferd.files import atomic_write, write_json
 from tasks import params, process
 from tasks.paths import RESULTS
-from tasks.results import FIGURES, Group, load, spread
-from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading
+from tasks.results import FIGURES, Group, load, spread, students
+from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading, identity, warnings
 
 PAGE = RESULTS / "report" / "index.html"
 SUMMARY = RESULTS / "summary.json"
@@ -57,7 +57,8 @@ def summary(groups: dict[str, list[Group]]) -> dict[str, Any]:
                     "student": group.student,
                     "method": group.method,
                     "seeds": group.seeds,
-                    "attacks": {attack: _figures(group, attack) for attack in group.results[0]["attacks"]},
+                    "attacks": {attack: _figures(group, attack) for attack in group.attacks},
+                    "warnings": group.warnings(),
                 }
                 for group in found
             ]
@@ -92,12 +93,14 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
             }
             for group in groups
         ],
+        "warnings": warnings(groups),
         "overview": svg(overview_chart(name, groups)),
         "charts": [
             {
-                "title": NAMES[attack],
-                "svg": svg(per_class_chart(groups, attack, _class_names(benchmark))),
+                "title": f"{NAMES[attack]}, {student}",
+                "svg": svg(per_class_chart(_beside(student, groups), attack, _class_names(benchmark))),
             }
+            for student in students(groups) or ["teacher"]
             for attack in ("clean", "pgd20")
         ],
         "grids": _grids(name, groups),
@@ -121,7 +124,11 @@ def overview_chart(name: str, groups: Sequence[Group]) -> Figure:
             ecolor="#444444",
             label=f"{kind} of the classes" if kind == "average" else "worst class",
         )
-    axes.set_yticks(places, [f"{group.method} ({len(group.seeds)})" for group in groups])
+    rows = zip(*identity(groups).values(), strict=True)
+    names = [" ".join(filter(None, row)) for row in rows]
+    axes.set_yticks(
+        places, [f"{name} ({len(group.seeds)})" for name, group in zip(names, groups, strict=True)]
+    )
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"{name}: accuracy under PGD-20, % (seeds in brackets; bars: std over seeds)")
@@ -162,6 +169,11 @@ def svg(figure: Figure) -> str:
     return buffer.getvalue()[buffer.getvalue().index("<svg") :]
 
 
+def _beside(student: str, groups: Sequence[Group]) -> list[Group]:
+    """The teacher's results and one student's."""
+    return [group for group in groups if group.student in (None, student)]
+
+
 def _class_names(benchmark: Benchmark) -> tuple[str, ...]:
     return dataset(benchmark.data.dataset).class_names
 
@@ -175,7 +187,9 @@ def _grids(name: str, groups: Sequence[Group]) -> list[dict[str, str]]:
         path = RESULTS / name / group.student / group.method / f"s{group.seeds[0]}.images.png"
         if path.exists():
             data = base64.b64encode(path.read_bytes()).decode()
-            grids.append({"title": group.method, "source": f"data:image/png;base64,{data}"})
+            grids.append(
+                {"title": f"{group.student} {group.method}", "source": f"data:image/png;base64,{data}"}
+            )
     return grids
 
 

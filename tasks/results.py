@@ -28,8 +28,16 @@ class Group:
         """Seeds in order."""
         return [result["seed"] for result in self.results]
 
+    @property
+    def attacks(self) -> list[str]:
+        """What every one of the results was judged under; older ones lack ``all``."""
+        first, *others = (result["attacks"] for result in self.results)
+        return [attack for attack in first if all(attack in other for other in others)]
+
     def values(self, attack: str, figure: str) -> list[float]:
-        """One value a seed."""
+        """One value a seed; none where a result lacks the attack."""
+        if attack not in self.attacks:
+            return []
         return [result["attacks"][attack][figure] for result in self.results]
 
     def per_class(self, attack: str) -> list[float]:
@@ -48,6 +56,19 @@ class Group:
     def images(self, attack: str) -> int:
         """How many test images the attack was run on."""
         return int(self.results[0]["attacks"][attack]["n"])
+
+    def warnings(self) -> list[str]:
+        """What speaks against the figures, a line a result and reason; older results were not checked."""
+        return [
+            f"{'/'.join(filter(None, (self.student, self.method)))} s{result['seed']}: {warning}"
+            for result in self.results
+            for warning in result.get("checks", {}).get("warnings", [])
+        ]
+
+
+def students(groups: Sequence[Group]) -> list[str]:
+    """The students' networks, by name."""
+    return sorted({group.student for group in groups if group.student is not None})
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None]:

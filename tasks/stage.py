@@ -13,17 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from ferd.errors import FerdError
+from tasks import paths
 
 REPORT = "report"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of ``dvc.yaml``: its name, the planned stages it needs, and whether it must run."""
+    """A stage of ``dvc.yaml``: its name, the planned stages it needs, and whether it must run.
+
+    ``command`` is the module that it runs, and its arguments.
+    """
 
     name: str
     upstream: tuple[str, ...]
     stale: bool
+    command: tuple[str, ...]
 
 
 class StageFailed(Exception):
@@ -34,23 +39,37 @@ class StageFailed(Exception):
         self.retryable = retryable
 
 
-def student_stages(benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None) -> list[str]:
-    """Names of a benchmark's ``evaluate`` stages in dvc.yaml, of these methods and seeds or of all.
+def student_stages(
+    benchmark: str,
+    methods: Sequence[str] | None,
+    seeds: Sequence[int] | None,
+    kinds: Sequence[str] = ("tasks.evaluate",),
+) -> list[str]:
+    """Names of the stages that judge a benchmark's students, of these methods and seeds or of all.
+
+    Args:
+        kinds: the modules that the stages run.
 
     Raises:
         FerdError: dvc.yaml has no stage for a method or seed that was named.
     """
-    prefix = f"evaluate-{benchmark}@"
-    names = [name for name in _graph() if name.startswith(prefix)]
-    for kind, wanted in (("method", methods), ("seed", [f"s{seed}" for seed in seeds or ()])):
+    with _repository() as repo:
+        commands = {stage.addressing: _command(stage.cmd) for stage in repo.index.stages}
+    found = {
+        name: paths.identity(Path(command[1]))
+        for name, command in commands.items()
+        if command[0] in kinds and Path(command[1]).parts[1] == benchmark
+    }
+    students = {name: known for name, known in found.items() if known[0] is not None}
+    for position, wanted in ((1, methods), (2, seeds)):
         for value in wanted or ():
-            if not any(f"-{value}-" in f"{name}-" for name in names):
+            if value not in {known[position] for known in students.values()}:
+                kind = "method" if position == 1 else "seed"
                 raise FerdError(f"dvc.yaml has no stage of {benchmark} for {kind} {value!r}; add it there")
     return [
         name
-        for name in names
-        if (methods is None or any(f"-{method}-s" in name for method in methods))
-        and (seeds is None or any(name.endswith(f"-s{seed}") for seed in seeds))
+        for name, (_, method, seed) in students.items()
+        if (methods is None or method in methods) and (seeds is None or seed in seeds)
     ]
 
 
@@ -62,16 +81,32 @@ def plan(targets: Sequence[str]) -> list[Stage]:
     Raises:
         FerdError: ``dvc.yaml`` cannot be read or has no such stage.
     """
-    needs = _graph()
-    names = [*_ancestors(needs, targets), REPORT]
     with _repository() as repo:
-        changed = repo.status(targets=names)
+        return _planned(repo, lambda needs: [*_ancestors(needs, targets), REPORT])
+
+
+def all_stages() -> list[Stage]:
+    """Every stage of dvc.yaml, in topological order."""
+    with _repository() as repo:
+        return _planned(repo, lambda needs: _ancestors(needs, list(needs)))
+
+
+def _planned(repo: Any, choose: Callable[[dict[str, list[str]]], list[str]]) -> list[Stage]:
+    needs = _needs(repo)
+    names = choose(needs)
+    changed = repo.status(targets=names)
+    commands = {stage.addressing: _command(stage.cmd) for stage in repo.index.stages}
     planned: dict[str, Stage] = {}
     for name in names:
         upstream = tuple(need for need in needs[name] if need in names)
         stale = name in changed or any(planned[need].stale for need in upstream)
-        planned[name] = Stage(name, upstream, stale)
+        planned[name] = Stage(name, upstream, stale, commands[name])
     return list(planned.values())
+
+
+def _command(line: str) -> tuple[str, ...]:
+    """``python -m MODULE ARGUMENT ...`` without its first two words."""
+    return tuple(line.split()[2:])
 
 
 _running: set[subprocess.Popen[str]] = set()
@@ -139,13 +174,9 @@ def _repository() -> Iterator[Any]:
         raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
 
 
-def _graph() -> dict[str, list[str]]:
-    """For each stage of dvc.yaml those that it needs directly."""
-    with _repository() as repo:
-        graph = repo.index.graph
-        return {
-            stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph.nodes
-        }
+def _needs(repo: Any) -> dict[str, list[str]]:
+    graph = repo.index.graph
+    return {stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph.nodes}
 
 
 def _ancestors(needs: Mapping[str, Sequence[str]], targets: Sequence[str]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
-from tasks.results import Group, load, spread
+from tasks.results import Group, load, spread, students
 
 COLUMNS = [
     ("clean", "average"),
@@ -16,6 +16,7 @@ COLUMNS = [
     ("pgd20", "worst"),
     ("pgd20", "nsd"),
     ("autoattack", "average"),
+    ("all", "average"),
 ]
 AGREEMENT = "pool agreement"
 NAMES = {
@@ -24,12 +25,16 @@ NAMES = {
     "pgd20": "PGD-20",
     "cw30": "CW-30",
     "autoattack": "AutoAttack",
+    "all": "all attacks",
 }
 
 
 def cell(group: Group, attack: str, figure: str) -> str:
-    """Percent (NSD: a fraction), with the standard deviation where there are several seeds."""
-    average, deviation = spread(group.values(attack, figure))
+    """Percent (NSD: a fraction), with the standard deviation where there are several seeds; empty without."""
+    values = group.values(attack, figure)
+    if not values:
+        return ""
+    average, deviation = spread(values)
     if figure == "nsd":
         return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
     return f"{100 * average:.1f}" if deviation is None else f"{100 * average:.1f} ± {100 * deviation:.1f}"
@@ -46,7 +51,14 @@ def agreement(group: Group) -> str:
 
 def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
     """The attack, on how many images, and which figure."""
-    return f"{NAMES[attack]} ({groups[0].images(attack)}) {'NSD' if figure == 'nsd' else figure}"
+    sizes = [f" ({group.images(attack)})" for group in groups if attack in group.attacks]
+    return f"{NAMES[attack]}{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+
+
+def identity(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """What says which group a row is, a column a key; the student only where there are several."""
+    columns = {"student": [group.student or "" for group in groups]} if len(students(groups)) > 1 else {}
+    return {**columns, "method": [group.method for group in groups]}
 
 
 def print_table(
@@ -60,23 +72,36 @@ def print_table(
     table = Table(
         title=f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
     )
-    table.add_column("method", no_wrap=True)
+    names = identity(groups)
+    for name in names:
+        table.add_column(name, no_wrap=True)
     for attack, figure in COLUMNS:
         table.add_column(heading(groups, attack, figure), justify="right")
-    for group in groups:
-        table.add_row(group.method, *(cell(group, attack, figure) for attack, figure in COLUMNS))
+    for group, *row in zip(groups, *names.values(), strict=True):
+        table.add_row(*row, *(cell(group, attack, figure) for attack, figure in COLUMNS))
     Console(width=None if Console().is_terminal else 120).print(table)
+    for warning in warnings(groups):
+        print(f"warning: {warning}")
 
 
 def markdown(benchmark: str) -> str:
     """The same table for a document."""
     groups = load(benchmark)
-    heads = ["method", "seeds", *(heading(groups, *column) for column in COLUMNS), AGREEMENT]
+    names = identity(groups)
+    heads = [*names, "seeds", *(heading(groups, *column) for column in COLUMNS), AGREEMENT]
     rows = [heads, ["---"] * len(heads)]
-    for group in groups:
+    for group, *row in zip(groups, *names.values(), strict=True):
         cells = [cell(group, attack, figure) for attack, figure in COLUMNS]
-        rows.append([f"`{group.method}`", str(len(group.seeds)), *cells, agreement(group)])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        marked = [f"`{name}`" if name else "" for name in row]
+        rows.append([*marked, str(len(group.seeds)), *cells, agreement(group)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    below = [f"- warning: {warning}" for warning in warnings(groups)]
+    return "\n".join([*lines, *([""] if below else []), *below])
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """What speaks against any of the figures."""
+    return [warning for group in groups for warning in group.warnings()]
 
 
 def main() -> None:

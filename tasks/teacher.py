@@ -1,19 +1,39 @@
-"""Stage ``teacher``: train a benchmark's robust teacher."""
+"""Stage ``teacher``: a benchmark's robust teacher, trained, fine-tuned or given, and measured."""
 
 import argparse
 import json
-from dataclasses import asdict
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_state, save_classifier, save_state
-from ferd.config import fingerprint
-from ferd.datasets import dataset
-from ferd.files import write_json_lines
+from ferd.config import Attack, Benchmark, Evaluation, Teacher, fingerprint
+from ferd.datasets import Images, dataset, first_per_class, load_images
+from ferd.errors import FerdError
+from ferd.evaluation import Evaluation as Evaluator
+from ferd.files import write_json, write_json_lines
+from ferd.foreign_checkpoint import load_foreign
+from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from tasks import params, paths, process, tracking
-from tasks.data import load_images
+from tasks.storage import fetch_weights
 
 SEED = 0
+MEASURED: tuple[Attack, ...] = ("clean", "pgd20")
+LOGGER = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Role:
+    """Whom a classifier is made for: ``teacher`` or ``judge``, by which settings, and under which key."""
+
+    name: str
+    settings: Teacher
+    key: str
 
 
 def main() -> None:
@@ -22,61 +42,139 @@ def main() -> None:
     parser.add_argument("benchmark")
     args = parser.parse_args()
     with process.running(f"teacher {args.benchmark}") as progress:
-        train_teacher(args.benchmark, progress)
+        benchmark = params.read().benchmark(args.benchmark)
+        acquire(args.benchmark, benchmark, Role("teacher", benchmark.teacher, "teacher"), progress)
 
 
-def train_teacher(benchmark: str, progress: process.Progress) -> None:
-    """Train on the benchmark's training images; goes on where an interrupted attempt was."""
-    settings = params.read().benchmark(benchmark)
-    images = paths.images(benchmark, "train")
-    device = process.device_with(settings.teacher.threads)
-    kind = dataset(settings.data.dataset)
-    network = build(
-        settings.teacher.network, classes=len(kind.class_names), channels=kind.channels, seed=SEED
-    )
-    training = AdversarialTraining(
-        network,
-        load_images(images),
-        settings.teacher,
-        settings.threat_model,
-        settings.augmentation,
-        SEED,
-        device,
-    )
-    what = [settings.teacher, settings.threat_model, settings.augmentation, device.type]
+def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progress) -> None:
+    """Load and train as the role's settings say, measure, save; goes on where an interrupted attempt was.
+
+    Raises:
+        FerdError: the weights cannot be had, or the classifier is not robust and that is not accepted.
+    """
+    settings, images = role.settings, paths.images(name, "train")
+    device = process.device_with(settings.threads)
+    network = initial_network(settings, benchmark, SEED)
+    what = [settings, benchmark.threat_model, benchmark.augmentation, device.type]
     resume = process.resume_folder(progress.task, *what, process.sha256(images))
-    state = load_state(resume / "state.pt")
-    records = []
-    if state:
+    run = tracking.resume_or_start(resume, name, role.name, fingerprint(*what), progress.task, settings)
+    records: list[dict[str, Any]] = []
+    progress.start()
+    if settings.training:
+        training = AdversarialTraining(
+            network,
+            load_images(images),
+            settings.training,
+            benchmark.threat_model,
+            benchmark.augmentation,
+            SEED,
+            device,
+            warm_up=settings.weights is not None,
+        )
+        records = _train(training, role, resume, run, progress)
+        network = training.network
+    measured = _measure(network, name, benchmark, settings, device)
+    path = paths.CHECKPOINTS / name / f"{role.name}.safetensors"
+    _refuse_what_is_not_robust(measured, role)
+    save_classifier(
+        path,
+        network,
+        settings.network,
+        size=dataset(benchmark.data.dataset).size,
+        benchmark=name,
+        run_key=role.name,
+        settings=fingerprint(*what),
+        threat_model=benchmark.threat_model.model_dump(),
+    )
+    result = paths.result_of(path)
+    write_json_lines(result.with_suffix(".rounds.jsonl"), records)
+    write_json(result.with_suffix(".measured.json"), measured)
+    process.write_cost(result.with_suffix(".train-cost.json"), progress, device)
+    run.log({f"{role.name}/measured/{attack}": measured[attack] for attack in MEASURED})
+    run.finish()
+    process.discard(resume)
+
+
+def initial_network(settings: Teacher, benchmark: Benchmark, seed: int) -> Classifier:
+    """What training begins with, if there is any: given weights, or fresh ones by the seed."""
+    kind = dataset(benchmark.data.dataset)
+    classes, channels = len(kind.class_names), kind.channels
+    if settings.weights is None:
+        return build(settings.network, classes=classes, channels=channels, seed=seed)
+    network = load_foreign(
+        fetch_weights(settings.weights), settings.network, classes=classes, channels=channels
+    )
+    return network.requires_grad_()
+
+
+def _train(
+    training: AdversarialTraining,
+    role: Role,
+    resume: Path,
+    run: tracking.Run,
+    progress: process.Progress,
+) -> list[dict[str, Any]]:
+    """All remaining epochs; -> a record of each epoch."""
+    records: list[dict[str, Any]] = []
+    if state := load_state(resume / "state.pt"):
         training.load_state_dict(state["training"])
         records = json.loads(state["records"])
-    run = tracking.resume_or_start(
-        resume, benchmark, "teacher", fingerprint(*what), progress.task, settings.teacher
-    )
     progress.start(training.epoch)
     for record in training.epochs():
         records.append(asdict(record))
         run.log(
-            {f"teacher/{key}": value for key, value in records[-1].items() if key != "epoch"},
+            {f"{role.name}/{key}": value for key, value in records[-1].items() if key != "epoch"},
             record.epoch,
         )
         save_state(resume / "state.pt", {"training": training.state_dict(), "records": json.dumps(records)})
-        progress.advance(record.epoch, settings.teacher.epochs, unit="epoch", loss=record.loss)
-    path = paths.teacher(benchmark)
-    save_classifier(
-        path,
-        network,
-        settings.teacher.network,
-        size=kind.size,
-        benchmark=benchmark,
-        run_key="teacher",
-        settings=fingerprint(*what),
-        threat_model=settings.threat_model.model_dump(),
+        progress.advance(record.epoch, training.settings.epochs, unit="epoch", loss=record.loss)
+    return records
+
+
+def _measure(
+    network: Classifier, name: str, benchmark: Benchmark, settings: Teacher, device: torch.device
+) -> dict[str, Any]:
+    """Clean and PGD-20 accuracy on validation images, with what the weights were made from."""
+    validation = load_images(paths.images(name, "validation"))
+    classes = network.classes
+    fewest = int(torch.bincount(validation.labels, minlength=classes).min())
+    if not fewest:
+        raise FerdError(
+            f"benchmarks.{name}.data.validation_per_class: is 0, but a teacher is measured on validation "
+            "images; set it to 10 or more"
+        )
+    rows = first_per_class(validation.labels, 0, min(fewest, max(1, settings.measure.images // classes)))
+    images = Images(validation.images[rows], validation.labels[rows])
+    evaluation = Evaluation(
+        batch_size=benchmark.evaluation.batch_size,
+        attacks=dict.fromkeys(MEASURED, "all"),
+        other_balls=[],
+        threads=settings.threads,
     )
-    write_json_lines(paths.result_of(path).with_suffix(".rounds.jsonl"), records)
-    process.write_cost(paths.result_of(path).with_suffix(".train-cost.json"), progress, device)
-    run.finish()
-    process.discard(resume)
+    evaluator = Evaluator(network, images, evaluation, benchmark.threat_model, SEED, device)
+    for _ in evaluator.batches():
+        pass
+    figures = evaluator.figures()
+    return {
+        "n": len(rows),
+        **{attack: figures[attack]["average"] for attack in MEASURED},
+        "weights": settings.weights.model_dump() if settings.weights else None,
+    }
+
+
+def _refuse_what_is_not_robust(measured: dict[str, Any], role: Role) -> None:
+    if measured["pgd20"] >= role.settings.measure.least_robust:
+        return
+    fault = (
+        f"the {role.name} is not robust: {measured['clean']:.1%} clean but {measured['pgd20']:.1%} under "
+        f"PGD-20 of {measured['n']} validation images"
+    )
+    if not role.settings.measure.accept_not_robust:
+        raise FerdError(
+            f"{fault}; {role.settings.measure.least_robust:.1%} are asked for: give another one, or set "
+            f"{role.key}.measure.accept_not_robust: true to use it all the same"
+        )
+    LOGGER.warning("%s; used all the same", fault)
 
 
 if __name__ == "__main__":

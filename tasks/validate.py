@@ -22,16 +22,16 @@ import yaml
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_classifier, save_classifier
 from ferd.config import Benchmark
-from ferd.datasets import dataset
+from ferd.datasets import dataset, load_images
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from tasks import paths
-from tasks.data import load_images
 from tasks.distill import given_images
 from tasks.params import PARAMS, Params, validate
+from tasks.teacher import initial_network
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
 
@@ -75,25 +75,24 @@ def override(path: Path, overrides: list[str]) -> Params:
 def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Train a teacher and judge it on the validation images."""
     benchmark = params.benchmark(args.benchmark)
-    kind = dataset(benchmark.data.dataset)
+    if benchmark.teacher.training is None:
+        raise FerdError(f"benchmarks.{args.benchmark}.teacher.training is null: its teacher is not trained")
     torch.set_num_threads(benchmark.teacher.threads)
-    network = build(
-        benchmark.teacher.network, classes=len(kind.class_names), channels=kind.channels, seed=seed
-    )
     training = AdversarialTraining(
-        network,
+        initial_network(benchmark.teacher, benchmark, seed),
         load_images(paths.images(args.benchmark, "train")),
-        benchmark.teacher,
+        benchmark.teacher.training,
         benchmark.threat_model,
         benchmark.augmentation,
         seed,
         torch.device("cpu"),
+        warm_up=benchmark.teacher.weights is not None,
     )
     for record in training.epochs():
         print(record, file=sys.stderr, flush=True)
     if args.save_teacher:
-        save_classifier(args.save_teacher, network, benchmark.teacher.network)
-    return judge(network, args.benchmark, benchmark)
+        save_classifier(args.save_teacher, training.network, benchmark.teacher.network)
+    return judge(training.network, args.benchmark, benchmark)
 
 
 def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -130,7 +129,7 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
 
 def judge(network: Classifier, name: str, benchmark: Benchmark) -> dict[str, Any]:
     """Average and worst-class accuracy, clean and under PGD-20."""
-    settings = benchmark.evaluation.model_copy(update={"attacks": ATTACKS})
+    settings = benchmark.evaluation.model_copy(update={"attacks": ATTACKS, "other_balls": []})
     images = load_images(paths.images(name, "validation"))
     evaluation = Evaluation(
         network, images, settings, benchmark.threat_model, seed=0, device=torch.device("cpu")

@@ -32,7 +32,10 @@ def tiny_params() -> dict:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     digits = params["benchmarks"]["digits"]
     digits["data"] |= {"train_per_class": 20, "validation_per_class": 2, "test_per_class": 5}
-    digits["teacher"] |= {"epochs": 2, "attack_steps": 1}
+    digits["teacher"]["training"] |= {"epochs": 2, "attack_steps": 1}
+    digits["teacher"]["measure"] |= {"accept_not_robust": True}
+    digits["analysis"] |= {"images_per_class": 2, "targeted_steps": 2, "gammas": [0.0, 0.5]}
+    digits["analysis"]["judge"]["training"] |= {"epochs": 1}
     for key, value in TINY_DISTILLATION.items():
         if isinstance(value, dict):
             digits["distillation"][key] |= value
@@ -79,8 +82,9 @@ def make_workspace(folder: Path) -> Path:
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
-    (folder / "results" / "cifar10-mini").mkdir(parents=True)
-    (folder / "results" / "cifar10-mini" / ".keep").touch()
+    for benchmark in tiny_params()["benchmarks"]:
+        (folder / "results" / benchmark).mkdir(parents=True)
+        (folder / "results" / benchmark / ".gitkeep").touch()
     run_in(folder, "git", "init", "--quiet")
     return folder
 

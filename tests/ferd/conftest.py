@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ferd.adversarial_training import AdversarialTraining
-from ferd.config import Augmentation, Data, Teacher, ThreatModel
-from ferd.datasets import Images, load_splits
+from ferd.config import Augmentation, Data, ThreatModel, Training
+from ferd.dataset_readers import load_splits
+from ferd.datasets import Images
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 
@@ -92,8 +93,7 @@ def digits() -> dict[str, Images]:
 @pytest.fixture(scope="session")
 def trained(digits: dict[str, Images]) -> Classifier:
     """A ResNet-8 after three epochs of PGD-AT on digits: right on most, robust on some."""
-    settings = Teacher(
-        network="resnet8-w8",
+    settings = Training(
         method="pgd-at",
         beta=0.0,
         attack_steps=1,
@@ -102,7 +102,8 @@ def trained(digits: dict[str, Images]) -> Classifier:
         batch_size=64,
         learning_rate=0.2,
         weight_decay=5e-4,
-        threads=1,
+        weight_average=0.0,
+        precision="float32",
     )
     network = build("resnet8-w8", classes=10, channels=1)
     ball = ThreatModel(norm="linf", epsilon=0.1, step_size=0.1, steps=1)

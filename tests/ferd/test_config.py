@@ -16,6 +16,18 @@ METHOD = {
     "utae": {"gamma": 0.5, "model": "student"},
     "student_loss": "ikl",
 }
+TRAINING = {
+    "method": "trades",
+    "beta": 6.0,
+    "attack_steps": 7,
+    "attack_step_size": 0.025,
+    "epochs": 50,
+    "batch_size": 128,
+    "learning_rate": 0.2,
+    "weight_decay": 5e-4,
+    "weight_average": 0.0,
+    "precision": "float32",
+}
 BENCHMARK = {
     "data": {
         "dataset": "digits",
@@ -28,14 +40,9 @@ BENCHMARK = {
     "students": ["resnet8-w8"],
     "teacher": {
         "network": "resnet8-w16",
-        "method": "trades",
-        "beta": 6.0,
-        "attack_steps": 7,
-        "attack_step_size": 0.025,
-        "epochs": 50,
-        "batch_size": 128,
-        "learning_rate": 0.2,
-        "weight_decay": 5e-4,
+        "weights": None,
+        "training": TRAINING,
+        "measure": {"images": 200, "least_robust": 0.2, "accept_not_robust": False},
         "threads": 1,
     },
     "distillation": {
@@ -69,6 +76,23 @@ BENCHMARK = {
     "evaluation": {
         "batch_size": 100,
         "attacks": {"clean": "all", "autoattack": 100},
+        "other_balls": [{"epsilon": 0.05, "step_size": 0.01, "attacks": {"pgd20": "all"}}],
+        "threads": 1,
+    },
+    "analysis": {
+        "images_per_class": 10,
+        "targeted_steps": 20,
+        "gammas": [0.0, 0.5],
+        "pool_images": 100,
+        "judge": {
+            "network": "resnet8-w16",
+            "weights": None,
+            "training": TRAINING,
+            "measure": {"images": 200, "least_robust": 0.0, "accept_not_robust": True},
+            "threads": 1,
+        },
+        "inception": None,
+        "batch_size": 100,
         "threads": 1,
     },
 }
@@ -135,8 +159,8 @@ def test_a_fault_in_a_method_names_its_key(path, value):
         ("threat_model.steps", 2.5),
         ("augmentation.padding", -1),
         ("data.train_per_class", True),
-        ("teacher.batch_size", 1),
-        ("teacher.weight_decay", "5e-4"),
+        ("teacher.training.batch_size", 1),
+        ("teacher.training.weight_decay", "5e-4"),
         ("distillation.synthesis.weights.adv", -1.0),
         ("distillation.precision", "float16"),
         ("distillation.synthesis.bottleneck.delta", 1e-10),

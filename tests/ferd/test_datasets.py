@@ -1,69 +1,74 @@
-import os
-from collections import Counter
-from pathlib import Path
+import hashlib
+import subprocess
+import sys
+from itertools import count
 
+import psutil
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from torchvision.datasets import CIFAR10, CIFAR100
 
-from ferd.config import Data
-from ferd.datasets import DATASETS, Images, dataset, first_per_class, load_splits
+from ferd.datasets import DATASETS, Images, dataset, first_per_class, load_images, save_images
 from ferd.errors import FerdError
 
-DIGITS = Data(dataset="digits", train_per_class=100, validation_per_class=20, test_per_class=0)
+CIFAR100_SUPERCLASSES = """
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+    household_furniture insects large_carnivores large_man-made_outdoor_things
+    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals non-insect_invertebrates
+    people reptiles small_mammals trees vehicles_1 vehicles_2
+"""
 
 
-def counted(*parts):
-    """How often each labelled image occurs."""
-    pairs = [pair for part in parts for pair in zip(part.images, part.labels, strict=True)]
-    return Counter((image.numpy().tobytes(), int(label)) for image, label in pairs)
+@pytest.mark.parametrize(
+    ("name", "classes", "channels", "size"),
+    [("digits", 10, 1, 8), ("cifar10", 10, 3, 32), ("cifar100", 100, 3, 32), ("tiny-imagenet", 200, 3, 64)],
+)
+def test_the_facts_of_the_datasets(name, classes, channels, size):
+    facts = dataset(name)
+    assert len(facts.class_names) == len(set(facts.class_names)) == classes
+    assert (facts.channels, facts.size) == (channels, size)
 
 
-def test_digits_are_shared_out_between_training_and_test_without_loss():
-    train, test = dataset("digits").read(None)
-    source = load_digits()
-    pixels = (torch.from_numpy(source.images) * 255 / 16).round().to(torch.uint8)
-    assert counted(train, test) == counted(Images(pixels, torch.from_numpy(source.target)))
+def pickled(content: dict[str, list[str] | int]) -> bytes:
+    """Short words and small numbers as Python 2 pickled them: protocol 2, words and lists memorised."""
+    number = count(1)
+
+    def memorised(opcodes: bytes) -> bytes:
+        return opcodes + b"q" + bytes([next(number)])
+
+    def word(text: str) -> bytes:
+        return memorised(b"U" + bytes([len(text)]) + text.encode())
+
+    def value(item: list[str] | int) -> bytes:
+        if isinstance(item, int):
+            return b"M" + item.to_bytes(2, "little")
+        return memorised(b"]") + b"(" + b"".join(map(word, item)) + b"e"
+
+    start = b"\x80\x02" + memorised(b"}") + b"("
+    return start + b"".join(word(key) + value(item) for key, item in content.items()) + b"u."
 
 
-def test_test_digits_are_fifty_a_class():
-    _, test = dataset("digits").read(None)
-    assert test.labels.bincount().tolist() == [50] * 10
-    assert test.images.shape == (500, 1, 8, 8)
+def test_names_of_cifar10_make_the_published_file_of_names_byte_for_byte():
+    names = list(DATASETS["cifar10"].class_names)
+    published = pickled({"num_cases_per_batch": 10_000, "label_names": names, "num_vis": 3_072})
+    assert hashlib.md5(published).hexdigest() == CIFAR10.meta["md5"]
 
 
-def test_digits_span_the_grey_values():
-    train, _ = dataset("digits").read(None)
-    assert train.images.dtype == torch.uint8
-    assert len(train.images.unique()) == 17
-    assert train.images.min() == 0 and train.images.max() == 255
+def test_names_of_cifar100_make_the_published_file_of_names_byte_for_byte():
+    names = list(DATASETS["cifar100"].class_names)
+    published = pickled({"fine_label_names": names, "coarse_label_names": CIFAR100_SUPERCLASSES.split()})
+    assert hashlib.md5(published).hexdigest() == CIFAR100.meta["md5"]
 
 
-def test_splits_have_the_sizes_asked_for_and_share_no_image():
-    splits = load_splits(DIGITS, None)
-    counts = {name: part.labels.bincount().tolist() for name, part in splits.items()}
-    assert counts == {"train": [100] * 10, "validation": [20] * 10, "test": [50] * 10}
-    train, test = dataset("digits").read(None)
-    spent = counted(splits["train"], splits["validation"])
-    assert spent <= counted(train)  # as often as in the whole, so none is in both
-    assert counted(splits["test"]) == counted(test)
+def test_an_unknown_dataset_is_refused_with_those_that_are_known():
+    with pytest.raises(FerdError, match=r"mnist.*digits.*cifar10.*cifar100.*tiny-imagenet"):
+        dataset("mnist")
 
 
-def test_a_split_is_the_same_each_time_and_its_validation_images_follow_the_training_ones():
-    one, two = load_splits(DIGITS, None), load_splits(DIGITS, None)
-    assert all(torch.equal(one[name].images, two[name].images) for name in one)
-    wider = DIGITS.model_copy(update={"train_per_class": 120, "validation_per_class": 0})
-    both = load_splits(wider, None)
-    assert len(both["validation"].labels) == 0
-    assert counted(both["train"]) == counted(one["train"], one["validation"])
-
-
-def test_a_smaller_test_set_is_the_first_of_each_class():
-    small = load_splits(DIGITS.model_copy(update={"test_per_class": 3}), None)["test"]
-    whole = load_splits(DIGITS, None)["test"]
-    assert small.labels.bincount().tolist() == [3] * 10
-    rows = first_per_class(whole.labels, 0, 3)
-    assert torch.equal(small.images, whole.images[rows])
+def test_the_facts_are_known_without_the_libraries_that_read_images():
+    code = "import sys, ferd.datasets; print({'torchvision', 'PIL', 'sklearn'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "set()"
 
 
 def test_first_per_class_literal():
@@ -78,36 +83,54 @@ def test_too_few_images_of_a_class_are_refused(skip, count):
         first_per_class(torch.tensor([1, 0, 1, 1, 0, 0, 1]), skip, count)
 
 
-def test_an_unknown_dataset_is_refused_with_those_that_are_known():
-    with pytest.raises(FerdError, match=r"mnist.*digits.*cifar10"):
-        dataset("mnist")
+def some_images() -> Images:
+    rng = torch.Generator().manual_seed(0)
+    return Images(torch.randint(0, 256, (6, 3, 4, 4), generator=rng, dtype=torch.uint8), torch.arange(6) % 3)
 
 
-def test_cifar10_without_a_folder_names_the_variable_to_set():
-    with pytest.raises(FerdError, match="FERD_DATA"):
-        dataset("cifar10").read(None)
+def test_images_are_read_as_they_were_written(tmp_path):
+    part = some_images()
+    save_images(tmp_path / "data/set/train.safetensors", part)
+    read = load_images(tmp_path / "data/set/train.safetensors")
+    assert torch.equal(read.images, part.images) and read.images.dtype == torch.uint8
+    assert torch.equal(read.labels, part.labels) and read.labels.dtype == torch.int64
 
 
-def test_cifar10_in_a_folder_that_is_missing_names_it(tmp_path):
-    with pytest.raises(FerdError, match=str(tmp_path / "none")) as raised:
-        dataset("cifar10").read(tmp_path / "none")
+def test_no_images_are_written_and_read_as_none(tmp_path):
+    part = some_images()
+    save_images(tmp_path / "none.safetensors", Images(part.images[:0], part.labels[:0]))
+    assert load_images(tmp_path / "none.safetensors").images.shape == (0, 3, 4, 4)
+
+
+def test_loading_takes_memory_only_for_the_images_that_are_used(tmp_path):
+    megabyte, path = 2**20, tmp_path / "train.safetensors"
+    save_images(path, Images(torch.zeros(200, 1, 1024, 1024, dtype=torch.uint8), torch.zeros(200).long()))
+    resident = psutil.Process().memory_info
+    before = resident().rss
+    images = load_images(path).images.to("cpu")
+    assert resident().rss - before < 20 * megabyte
+    images[:100].sum(dtype=torch.int64)
+    assert 80 * megabyte < resident().rss - before < 130 * megabyte
+
+
+def test_what_is_done_to_loaded_images_does_not_reach_the_file(tmp_path):
+    part = some_images()
+    save_images(tmp_path / "train.safetensors", part)
+    load_images(tmp_path / "train.safetensors").images.zero_()
+    assert torch.equal(load_images(tmp_path / "train.safetensors").images, part.images)
+
+
+def test_missing_images_are_named_with_the_stage_that_makes_them(tmp_path):
+    path = tmp_path / "cifar100" / "test.safetensors"
+    with pytest.raises(FerdError, match=f"{path}: no such images; run `dvc repro data@cifar100`"):
+        load_images(path)
+
+
+@pytest.mark.parametrize("length", [0, 4, 100, -1])
+def test_images_that_are_cut_off_are_refused_at_once(tmp_path, length):
+    path = tmp_path / "digits" / "test.safetensors"
+    save_images(path, some_images())
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(FerdError, match=f"{path}: cut off or damaged.*data@digits") as raised:
+        load_images(path)
     assert "\n" not in str(raised.value)
-
-
-def test_damaged_cifar10_is_refused(tmp_path):
-    folder = tmp_path / "cifar-10-batches-py"
-    folder.mkdir()
-    (folder / "data_batch_1").write_bytes(b"half")
-    with pytest.raises(FerdError, match=str(folder)):
-        dataset("cifar10").read(tmp_path)
-
-
-@pytest.mark.skipif("FERD_DATA" not in os.environ, reason="FERD_DATA is not set: no CIFAR-10")
-def test_cifar10_has_its_shapes_and_balanced_classes():
-    train, test = DATASETS["cifar10"].read(Path(os.environ["FERD_DATA"]))
-    assert train.images.shape == (50_000, 3, 32, 32) and train.images.dtype == torch.uint8
-    assert test.images.shape == (10_000, 3, 32, 32)
-    assert train.labels.bincount().tolist() == [5000] * 10
-    assert test.labels.bincount().tolist() == [1000] * 10
-    assert train.images[0, :, 0, 0].tolist() == [59, 62, 63]  # the first image is a frog
-    assert DATASETS["cifar10"].class_names[train.labels[0]] == "frog"

@@ -6,6 +6,7 @@ from torch import nn
 import ferd.evaluation
 from ferd.checkpoint import load_state, save_state
 from ferd.config import Evaluation as Settings
+from ferd.config import OtherBall
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
@@ -31,32 +32,50 @@ class Linear(Classifier):
 
 @pytest.fixture
 def evaluation(teacher, digits, threat):
-    def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0):
-        settings = Settings(batch_size=batch_size, attacks=attacks, threads=1)
+    def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0, other_balls=()):
+        settings = Settings(batch_size=batch_size, attacks=attacks, other_balls=list(other_balls), threads=1)
         return Evaluation(network, data, settings, threat, seed, CPU)
 
     return make
 
 
+def ball(epsilon, attacks):
+    return OtherBall(epsilon=epsilon, step_size=epsilon / 4, attacks=attacks)
+
+
+SMALLER, LARGER = ball(0.05, {"pgd20": 10, "cw30": "all"}), ball(0.15, {"cw30": "all"})
+
+
+class Linears:
+    """A linear network, 30 images (but those near an edge), and which of them no attack can turn, by ε."""
+
+    def __init__(self, classes, epsilons):
+        source = torch.Generator().manual_seed(6)
+        self.network = Linear(classes).requires_grad_(False)
+        weight = self.network.linear.weight.normal_(generator=source)
+        self.network.linear.bias.zero_()
+        labels = torch.arange(30) % classes
+        toward = weight[labels].sign().view(30, 1, 8, 8)
+        strength = torch.linspace(0, 80, 30).view(30, 1, 1, 1)
+        noise = torch.empty(30, 1, 8, 8).uniform_(-10, 10, generator=source)
+        images = (127 + strength * toward + noise).to(torch.uint8)  # within 37 and 217
+        flat = (images / 255).flatten(1)
+        slopes = (weight[labels][:, None] - weight[None]).abs().sum(2)
+        gaps = ((weight[labels][:, None] - weight[None]) * flat[:, None]).sum(2)
+        worst = {
+            epsilon: (gaps - epsilon * slopes).scatter(1, labels[:, None], torch.inf).amin(1)
+            for epsilon in epsilons
+        }
+        # neither attack nor rounding decides those further from every edge
+        safe = torch.stack([value.abs() > 0.05 for value in worst.values()]).all(0)
+        self.data = Images(images[safe], labels[safe])
+        self.robust = {epsilon: value[safe] > 0 for epsilon, value in worst.items()}
+
+
 @pytest.fixture
 def linear(threat):
-    """A linear network and 30 images, and which of them no attack can turn."""
-    source = torch.Generator().manual_seed(6)
-    network = Linear(10).requires_grad_(False)
-    network.linear.weight.normal_(generator=source)
-    network.linear.bias.zero_()
-    labels = torch.arange(30) % 10
-    toward = network.linear.weight[labels].sign().view(30, 1, 8, 8)
-    strength = torch.linspace(0, 80, 30).view(30, 1, 1, 1)
-    noise = torch.empty(30, 1, 8, 8).uniform_(-10, 10, generator=source)
-    images = (127 + strength * toward + noise).to(torch.uint8)  # within 37 and 217
-    flat = (images / 255).flatten(1)
-    weight = network.linear.weight
-    slopes = (weight[labels][:, None] - weight[None]).abs().sum(2)
-    gaps = ((weight[labels][:, None] - weight[None]) * flat[:, None]).sum(2)
-    worst = (gaps - threat.epsilon * slopes).scatter(1, labels[:, None], torch.inf).amin(1)
-    safe = worst.abs() > 0.05  # neither attack nor rounding decides nearer ones
-    return network, Images(images[safe], labels[safe]), worst[safe] > 0
+    linears = Linears(10, [threat.epsilon])
+    return linears.network, linears.data, linears.robust[threat.epsilon]
 
 
 def judged(evaluation):
@@ -101,8 +120,7 @@ def test_a_stratified_number_takes_the_first_images_of_each_class(evaluation):
     labels = torch.tensor([1, 0, 1, 1, 0, 0])
     images = torch.arange(6).to(torch.uint8).view(6, 1, 1, 1).expand(6, 1, 8, 8)
     run = evaluation({"clean": 4}, network=Linear(2), data=Images(images, labels))
-    assert run.subsets["clean"].images[:, 0, 0, 0].tolist() == [0, 1, 2, 4]
-    assert run.subsets["clean"].labels.tolist() == [1, 0, 1, 0]
+    assert run.trials["clean"].rows.tolist() == [0, 1, 2, 4]
 
 
 def test_a_number_that_classes_cannot_share_is_refused(evaluation):
@@ -111,11 +129,11 @@ def test_a_number_that_classes_cannot_share_is_refused(evaluation):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("stop", [1, 7])
+@pytest.mark.parametrize("stop", [1, 7, 13])
 def test_a_resumed_evaluation_gives_the_same_verdicts(evaluation, tmp_path, stop):
-    whole = evaluation(WHITE_BOX)
+    whole, stopped, rest = (evaluation(WHITE_BOX, other_balls=[SMALLER]) for _ in range(3))
     expected = list(whole.batches())
-    stopped, rest = evaluation(WHITE_BOX), evaluation(WHITE_BOX)
+    assert expected[12][0] == "pgd20@0.05"
     batches = stopped.batches()
     progress = [next(batches) for _ in range(stop)]
     save_state(tmp_path / "state.pt", stopped.state_dict())
@@ -211,3 +229,102 @@ def test_a_network_in_train_mode_is_judged_in_eval_mode(evaluation, make_network
     statistics = {key: value.clone() for key, value in network.named_buffers()}
     assert same(judged(evaluation(WHITE_BOX, network=network)), expected)
     assert all(torch.equal(value, statistics[key]) for key, value in network.named_buffers())
+
+
+def test_further_balls_judge_a_linear_model_by_its_closed_form(evaluation, threat):
+    linears = Linears(2, [0.05, threat.epsilon, 0.14])
+    white_box = {"fgsm": "all", "pgd20": "all", "cw30": "all"}
+    run = evaluation(
+        white_box,
+        linears.network,
+        linears.data,
+        other_balls=[ball(0.14, white_box), ball(0.05, white_box)],
+    )
+    verdicts = judged(run)
+    for attack in white_box:
+        for suffix, epsilon in (("@0.05", 0.05), ("", threat.epsilon), ("@0.14", 0.14)):
+            assert torch.equal(verdicts[f"{attack}{suffix}"], linears.robust[epsilon])
+    assert 0 < verdicts["pgd20@0.14"].sum() < verdicts["pgd20"].sum() < verdicts["pgd20@0.05"].sum()
+
+
+def test_further_balls_leave_the_verdicts_of_the_first_alone(evaluation):
+    alone, among = judged(evaluation(WHITE_BOX)), judged(evaluation(WHITE_BOX, other_balls=[SMALLER, LARGER]))
+    assert same({name: among[name] for name in WHITE_BOX}, alone)
+    assert {name: len(verdict) for name, verdict in among.items() if "@" in name} == {
+        "pgd20@0.05": 10,
+        "cw30@0.05": 20,
+        "cw30@0.15": 20,
+    }
+
+
+def test_a_further_ball_is_reported_with_its_threat_model(evaluation, threat):
+    run = evaluation({"pgd20": "all"}, other_balls=[SMALLER])
+    verdicts = judged(run)
+    (found,) = run.other_balls()
+    assert found["threat_model"] == {
+        "norm": "linf",
+        "epsilon": 0.05,
+        "step_size": 0.0125,
+        "steps": threat.steps,
+    }
+    assert {attack: figures["n"] for attack, figures in found["attacks"].items()} == {"pgd20": 10, "cw30": 20}
+    assert found["attacks"]["cw30"]["average"] == verdicts["cw30@0.05"].double().mean()
+    assert run.figures().keys() == {"pgd20", "all"}
+
+
+def test_a_further_ball_that_stands_there_twice_is_refused(evaluation):
+    with pytest.raises(
+        FerdError, match=r"^evaluation\.other_balls: pgd20@0\.05 stands there twice; .*[^\n]$"
+    ):
+        evaluation({"pgd20": "all"}, other_balls=[SMALLER, ball(0.05, {"pgd20": "all"})])
+
+
+def test_all_counts_what_every_attack_left_on_the_images_that_all_were_given(evaluation):
+    data = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 1, 0, 0]))
+    run = evaluation(
+        {"clean": "all", "pgd20": 4, "cw30": "all"},
+        Linear(2),
+        data,
+        other_balls=[ball(0.05, {"pgd20": 2})],  # another adversary: it takes no part
+    )
+    run.load_state_dict(
+        {
+            "clean": torch.tensor([True, False, True, True, True, True]),
+            "pgd20": torch.tensor([True, True, True, True]),  # rows 0, 1, 2, 4
+            "cw30": torch.tensor([True, True, True, True, False, False]),
+            "pgd20@0.05": torch.tensor([False, False]),
+        }
+    )
+    figures = run.figures()
+    assert figures["all"] == {"n": 4, "average": 0.5, "worst": 0.5, "nsd": 0.0, "per_class": [0.5, 0.5]}
+    assert figures["cw30"]["average"] == pytest.approx(4 / 6)
+
+
+def test_all_judges_a_linear_model_by_its_closed_form(evaluation, linear):
+    network, data, robust = linear
+    run = evaluation(WHITE_BOX, network, data)
+    judged(run)
+    assert run.figures()["all"]["average"] == robust.double().mean()
+
+
+def test_checks_compare_two_attacks_on_the_images_that_both_were_given(evaluation):
+    data = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 1, 0, 0]))
+    run = evaluation({"clean": "all", "pgd20": 4}, Linear(2), data)
+    run.load_state_dict(
+        {
+            "clean": torch.tensor([True, True, True, False, True, False]),
+            "pgd20": torch.tensor([True, False, False, True]),
+        }
+    )
+    (found,) = run.checks().comparisons
+    assert (found.weaker, found.stronger, found.images) == ("clean", "pgd20", 4)
+    assert (found.weaker_accuracy, found.stronger_accuracy) == (1.0, 0.5)
+
+
+def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evaluation):
+    class Random(Linear):
+        def forward(self, inputs):
+            return super().forward(inputs) + torch.randn(len(inputs), self.classes)
+
+    with pytest.raises(FerdError, match="random"):
+        evaluation(WHITE_BOX, Random(10))

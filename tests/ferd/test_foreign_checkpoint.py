@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ferd.attacks import cross_entropy, pgd, random_start
 from ferd.config import Data, ThreatModel
-from ferd.datasets import load_splits
+from ferd.dataset_readers import load_splits
 from ferd.errors import FerdError
 from ferd.foreign_checkpoint import load_foreign
 from ferd.models.registry import build

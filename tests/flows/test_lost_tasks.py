@@ -6,7 +6,7 @@ from ferd.errors import FerdError
 from flows import pipeline
 from tasks.stage import Stage
 
-STAGES = [Stage("teacher@digits", (), True), Stage("report", ("teacher@digits",), True)]
+STAGES = [Stage("teacher@digits", (), True, ()), Stage("report", ("teacher@digits",), True, ())]
 
 
 @pytest.fixture

@@ -2,12 +2,16 @@
 
 import ast
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from dvc.repo import Repo
 
+from ferd.config import Benchmark
+from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from tasks import params
 from tests.conftest import ROOT, run_in
@@ -15,6 +19,7 @@ from tests.conftest import ROOT, run_in
 # Events, paths, settings, names and the record: they carry a result, and do not change it.
 PLUMBING = {
     "ferd/__init__.py",
+    "ferd/config.py",  # checks settings; each value is a parameter of the stage
     "ferd/errors.py",
     "ferd/files.py",
     "ferd/models/__init__.py",
@@ -73,10 +78,13 @@ def code_deps(stage) -> set[str]:
     [
         "data@digits",
         "teacher@digits",
+        "judge@digits",
         "evaluate-teacher@digits",
         "distill-digits@resnet8-w8-ferd-s0",
         "evaluate-digits@resnet8-w8-ferd-s0",
+        "distill-on-ferd-cifar10-small@resnet8-w16-rslad-s0",
         "evaluate-cifar10-mini@resnet8-w16-ferd-s0",
+        "analyse-cifar10-small@resnet8-w16-ferd-s0",
         "report",
     ],
 )
@@ -85,48 +93,88 @@ def test_a_stage_depends_on_exactly_the_code_it_imports(stages, name):
     assert code_deps(stages[name]) - NETWORKS == code_behind(module) - NETWORKS
 
 
-@pytest.mark.parametrize("name", ["teacher", "evaluate-teacher", "distill", "evaluate"])
-def test_a_stage_depends_on_the_file_of_every_network_of_its_benchmark(stages, name):
-    for benchmark, block in params.read(ROOT / "params.yaml").benchmarks.items():
-        classes = {build(n, classes=2, channels=1) for n in (block.teacher.network, *block.students)}
-        files = {type(network).__module__.replace(".", "/") + ".py" for network in classes}
-        own = [s for s in stages if s.startswith((f"{name}@{benchmark}", f"{name}-{benchmark}@"))]
-        assert own
-        for stage in own:
-            assert code_deps(stages[stage]) & NETWORKS == files
+def networks_of(command: list[str], benchmark: Benchmark) -> set[str]:
+    """The networks that a stage builds or loads."""
+    teacher, judge = benchmark.teacher.network, benchmark.analysis.judge.network
+    if command[0] in ("tasks.teacher", "tasks.judge"):
+        return {teacher if command[0] == "tasks.teacher" else judge}
+    if command[0] == "tasks.distill":
+        return {teacher, *benchmark.students}
+    if command[1].endswith("teacher.safetensors"):
+        return {teacher}
+    return {*benchmark.students} | ({teacher, judge} if command[0] == "tasks.analyse" else set())
+
+
+def test_a_stage_depends_on_the_file_of_every_network_of_its_benchmark(stages):
+    known = params.read(ROOT / "params.yaml").benchmarks
+    seen = set()
+    for stage in stages.values():
+        _, _, *command = stage.cmd.split()
+        if command[0] in ("tasks.data", "tasks.report"):
+            continue
+        name = command[1].split("/")[1] if "/" in command[1] else command[1]
+        classes = {type(network(n)) for n in networks_of(command, known[name])}
+        files = {kind.__module__.replace(".", "/") + ".py" for kind in classes}
+        assert code_deps(stage) & NETWORKS == files, stage.addressing
+        seen.add((command[0], name))
+    assert len(seen) > 4 * len(known)
+
+
+@cache
+def network(name: str) -> Classifier:
+    with torch.device("meta"):
+        return build(name, classes=2, channels=1)
 
 
 def test_no_data_free_student_depends_on_images(stages):
     names = [name for name in stages if name.startswith("distill-") and "real" not in name]
-    assert len(names) > 20
+    assert len(names) > 200
     for name in names:
         assert not [dep.def_path for dep in stages[name].deps if dep.def_path.startswith("data/")]
 
 
 def test_the_teacher_and_the_real_data_control_never_see_test_images(stages):
     for name in ("teacher@digits", "distill-real-digits@resnet8-w8-real-data-s0"):
-        images = [dep.def_path for dep in stages[name].deps if dep.def_path.startswith("data/")]
-        assert images == ["data/digits/train.safetensors"]
+        images = {dep.def_path for dep in stages[name].deps if dep.def_path.startswith("data/")}
+        assert "data/digits/train.safetensors" in images
+        assert "data/digits/test.safetensors" not in images
 
 
-def test_students_and_methods_of_the_grid_are_those_of_params(stages):
+def test_the_grid_is_made_of_students_and_methods_of_params(stages):
     known = params.read(ROOT / "params.yaml")
-    for name in stages:
-        if name.startswith("evaluate-") and not name.startswith("evaluate-teacher"):
-            benchmark, _, rest = name.removeprefix("evaluate-").partition("@")
-            student = next(s for s in known.benchmark(benchmark).students if rest.startswith(f"{s}-"))
-            known.method(rest.removeprefix(f"{student}-").rpartition("-")[0])
+    for stage in stages.values():
+        _, _, module, *arguments = stage.cmd.split()
+        if module == "tasks.distill":
+            benchmark, student, method, _ = arguments
+            assert student in known.benchmark(benchmark).students
+            known.method(method)
 
 
-def test_every_student_that_is_evaluated_is_distilled_by_a_method_of_params_yaml(stages):
+def test_every_method_of_params_is_somewhere_in_the_grid(stages):
+    used = {stage.cmd.split()[5] for stage in stages.values() if "tasks.distill" in stage.cmd}
+    assert used == set(params.read(ROOT / "params.yaml").methods)
+
+
+def test_what_is_evaluated_is_what_is_distilled(stages):
+    distilled = {
+        f"checkpoints/{'/'.join(stage.cmd.split()[3:])}.safetensors"
+        for stage in stages.values()
+        if "tasks.distill" in stage.cmd
+    }
+    evaluated = [stage.cmd.split()[3] for stage in stages.values() if "tasks.evaluate" in stage.cmd]
+    students = [path for path in evaluated if not path.endswith("teacher.safetensors")]
+    assert len(students) == len(set(students)) > 200
+    assert set(students) == distilled
+
+
+def test_a_replayed_pool_is_that_of_the_same_student_and_seed(stages):
     known = params.read(ROOT / "params.yaml").methods
-    evaluated = [stage for name, stage in stages.items() if name.startswith("evaluate-") and "-s" in name]
-    assert len(evaluated) == 28
-    distilled = {stage.cmd.removeprefix("python -m tasks.distill ") for stage in stages.values()}
-    for stage in evaluated:
-        benchmark, student, method, seed = stage.cmd.split("checkpoints/")[1].split(".")[0].split("/")
-        assert method in known
-        assert f"{benchmark} {student} {method} {seed}" in distilled
+    replays = [stage for name, stage in stages.items() if name.startswith("distill-on-")]
+    assert len(replays) > 10
+    for stage in replays:
+        benchmark, student, method, seed = stage.cmd.split()[3:]
+        (pool,) = [dep.def_path for dep in stage.deps if dep.def_path.endswith(".pool")]
+        assert pool == f"checkpoints/{benchmark}/{student}/{known[method].pool_of}/{seed}.pool"
 
 
 def out_of_date(folder: Path) -> set[str]:

@@ -1,6 +1,7 @@
 """Results are grouped over seeds, tabulated and drawn as they stand in their files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,25 +13,34 @@ from tests.conftest import ROOT
 PER_CLASS = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
 
 
-def write_result(folder: Path, method: str, seed: int, average: float, student: str | None = "resnet8-w8"):
+def write_result(
+    folder: Path,
+    method: str,
+    seed: int,
+    average: float,
+    student: str | None = "resnet8-w8",
+    everything: float | None = None,
+    warnings: Sequence[str] = (),
+):
+    """A result; without ``everything`` (the average under all attacks) one as they were once written."""
     figures = {"n": 500, "average": average, "worst": 0.25, "nsd": 0.5, "per_class": PER_CLASS}
     name = "teacher.json" if student is None else f"{student}/{method}/s{seed}.json"
     path = folder / "results" / "digits" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     attacks = dict.fromkeys(("clean", "pgd20", "autoattack"), figures)
-    path.write_text(
-        json.dumps(
-            {
-                "schema": "ferd-result/1",
-                "benchmark": "digits",
-                "student": student,
-                "method": method,
-                "seed": seed,
-                "network": "resnet8-w16",
-                "attacks": attacks,
-            }
-        )
-    )
+    result = {
+        "schema": "ferd-result/1",
+        "benchmark": "digits",
+        "student": student,
+        "method": method,
+        "seed": seed,
+        "network": "resnet8-w16",
+        "attacks": attacks,
+    }
+    if everything is not None:
+        attacks["all"] = figures | {"n": 100, "average": everything}
+        result |= {"other_balls": [], "checks": {"warnings": list(warnings)}}
+    path.write_text(json.dumps(result))
     rounds = [{"agreement": 0.75}, {"agreement": 0.25 * seed}]
     path.with_suffix(".rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rounds))
 
@@ -75,6 +85,80 @@ def test_cells_are_percent_and_nsd_a_fraction(folder):
 
 def test_the_size_of_an_attack_is_in_its_heading(folder):
     assert table.heading(results.load("digits"), "autoattack", "average") == "AutoAttack (500) average"
+
+
+def columns(markdown: str) -> list[list[str]]:
+    return [[text.strip() for text in line.split("|")[1:-1]] for line in markdown.splitlines() if "|" in line]
+
+
+def test_accuracy_under_all_attacks_stands_after_autoattack_on_its_own_number_of_images(folder):
+    for seed, everything in enumerate((0.25, 0.5, 0.75)):
+        write_result(folder, "ferd", seed, 0.75, everything=everything)
+    heads, _, teacher, ferd, *_ = columns(table.markdown("digits"))
+    place = heads.index("all attacks (100) average")
+    assert heads[place - 1] == "AutoAttack (500) average"
+    assert (teacher[place], ferd[place]) == ("", "50.0 ± 25.0")  # the teacher's is an older result
+
+
+def test_a_group_in_which_one_seed_is_an_older_result_has_an_empty_cell(folder):
+    write_result(folder, "ferd", 0, 0.5, everything=0.25)
+    _, ferd, *_ = results.load("digits")
+    assert "all" not in ferd.attacks
+    assert table.cell(ferd, "all", "average") == ""
+    assert table.heading([ferd], "all", "average") == "all attacks average"
+    found = report.summary({"digits": [ferd]})["benchmarks"]["digits"][0]
+    assert found["attacks"].keys() == {"clean", "pgd20", "autoattack"}
+
+
+def test_warnings_stand_below_every_table(folder, monkeypatch, capsys):
+    warning = "not robust: 94.1 % clean but 0.0 % under PGD-20"
+    write_result(folder, "no-fae", 0, 0.5, everything=0.0, warnings=[warning])
+    line = f"resnet8-w8/no-fae s0: {warning}"
+    assert table.markdown("digits").splitlines()[-2:] == ["", f"- warning: {line}"]
+    table.print_table("digits")
+    assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n")
+    groups = results.load("digits")
+    assert [group["warnings"] for group in report.summary({"digits": groups})["benchmarks"]["digits"]] == [
+        [],
+        [],
+        [line],
+        [],
+    ]
+    monkeypatch.setattr("sys.argv", ["report"])
+    report.main()
+    assert f"<li>{line}</li>" in (folder / "results/report/index.html").read_text()
+
+
+def test_without_warnings_nothing_is_said(folder, monkeypatch, capsys):
+    table.print_table("digits")
+    monkeypatch.setattr("sys.argv", ["report"])
+    report.main()
+    assert "arning" not in table.markdown("digits") + capsys.readouterr().out
+    assert "Warnings" not in (folder / "results/report/index.html").read_text()
+
+
+def test_a_benchmark_with_several_students_names_them(folder, monkeypatch, capsys):
+    assert columns(table.markdown("digits"))[0][0] == "method"
+    write_result(folder, "ferd", 0, 0.25, student="mobilenet_v2")
+    rows = columns(table.markdown("digits"))
+    assert [row[:3] for row in rows[2:]] == [
+        ["", "`teacher`", "1"],
+        ["`mobilenet_v2`", "`ferd`", "1"],
+        ["`resnet8-w8`", "`ferd`", "3"],
+        ["`resnet8-w8`", "`no-fae`", "1"],
+        ["`resnet8-w8`", "`uniform-noise`", "1"],
+    ]
+    assert {len(row) for row in rows} == {len(rows[0])}
+    table.print_table("digits")
+    assert "mobilenet_v2" in capsys.readouterr().out
+    groups = results.load("digits")
+    names = [text.get_text() for text in report.overview_chart("digits", groups).axes[0].get_yticklabels()]
+    assert names[:3] == ["teacher (1)", "mobilenet_v2 ferd (1)", "resnet8-w8 ferd (3)"]
+    monkeypatch.setattr("sys.argv", ["report"])
+    report.main()
+    page = (folder / "results/report/index.html").read_text()
+    assert page.count("<svg") == 1 + 2 * 2
+    assert "<h3>PGD-20, mobilenet_v2:" in page
 
 
 def test_the_markdown_table_has_a_row_a_method(folder):

@@ -1,0 +1,209 @@
+"""What a method costs before it is run: FLOPs and bytes, counted on the real networks without computing.
+
+Networks are run on PyTorch's ``meta`` device: every operation is seen, none is computed. A multiplication
+and an addition are two FLOPs.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ferd.config import Distillation, Evaluation, Method, Training
+from ferd.models.classifier import Classifier, frozen
+
+Shape = tuple[int, int, int]
+ROBUST_SHARE = 0.4  # of the images: AutoAttack's later parts run on those that its earlier parts left
+AUTOATTACK_FIRST = 100  # APGD-CE: iterations on every image
+AUTOATTACK_GRADIENTS = 9 * 100 + 9 * 100 * 2  # APGD-T, FAB-T (two passes an iteration), per image left
+AUTOATTACK_FORWARDS = 5000  # Square, per image left
+MARGIN_STEPS = 20  # PGD-20 of the reweighting
+SLOWEST_STEP = 0.3  # seconds: a calibration's batch grows no further
+
+
+@dataclass(frozen=True)
+class Passes:
+    """FLOPs an image: a forward pass, an attack iteration (with the input's gradient), a training step."""
+
+    forward: float
+    attack: float
+    training: float
+
+
+def passes(network: nn.Module, inputs: Tensor) -> Passes:
+    """Count a network's passes on ``inputs`` (B, ...), of the ``meta`` device like the network."""
+    network = network.train()
+
+    def attack() -> None:
+        with frozen(network):
+            network(inputs.clone().requires_grad_()).sum().backward()
+
+    return Passes(
+        forward=_flops(lambda: network(inputs)) / len(inputs),
+        attack=_flops(attack) / len(inputs),
+        training=_flops(lambda: network(inputs).sum().backward()) / len(inputs),
+    )
+
+
+def saved_bytes(run: Callable[[], Tensor], *networks: nn.Module) -> int:
+    """Bytes that autograd keeps to differentiate what ``run`` computes, each storage once.
+
+    The weights of ``networks`` are there anyway and do not count.
+    """
+    kept: dict[int, Tensor] = {}
+    weights = {_storage(weight) for network in networks for weight in network.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = run()
+    del result
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+@dataclass(frozen=True)
+class Work:
+    """FLOPs on the teacher, on the student and on the generator."""
+
+    teacher: float = 0.0
+    student: float = 0.0
+    generator: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """FLOPs in all."""
+        return self.teacher + self.student + self.generator
+
+
+def training_work(settings: Training, images: int, network: Passes) -> Work:
+    """Adversarial training of a teacher on so many images."""
+    if settings.method == "standard":
+        step = network.training
+    elif settings.method == "pgd-at":
+        step = settings.attack_steps * network.attack + network.training
+    else:  # clean predictions, the attack, a clean and an adversarial pass that are trained
+        step = network.forward + settings.attack_steps * network.attack + 2 * network.training
+    return Work(teacher=settings.epochs * images * step)
+
+
+def distillation_work(
+    schedule: Distillation, method: Method, teacher: Passes, student: Passes, generator: Passes
+) -> Work:
+    """All rounds of a method; the bottleneck, on pooled features, is too small to count."""
+    batch, rounds = schedule.batch_size, schedule.rounds
+    trained = rounds - schedule.warmup_rounds
+    on_teacher = rounds * batch * teacher.forward
+    on_student = on_generator = 0.0
+    if method.sampler != "uniform":
+        on_teacher += rounds * batch * (MARGIN_STEPS * teacher.attack + teacher.forward)
+    if method.images == "generator":
+        images = schedule.synthesis.steps * batch
+        on_generator = rounds * images * generator.training
+        if method.synthesis == "dfhl-rs":
+            on_student += rounds * images * student.attack
+        else:
+            on_teacher += rounds * images * teacher.attack
+            on_student += trained * images * student.attack
+    attacked = trained * schedule.student.steps * batch
+    attacks = attacked * schedule.utae_steps
+    if method.utae.model == "teacher":
+        on_teacher += attacks * teacher.attack
+    else:
+        on_student += attacks * student.attack
+    on_teacher += attacked * teacher.forward
+    return Work(on_teacher, on_student + attacked * 2 * student.training, on_generator)
+
+
+def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> Work:
+    """All attacks; how many images AutoAttack leaves is not known before: ``ROBUST_SHARE`` is assumed."""
+    left = ROBUST_SHARE * (AUTOATTACK_GRADIENTS * network.attack + AUTOATTACK_FORWARDS * network.forward)
+    an_image = {
+        "clean": 0.0,
+        "fgsm": network.attack,
+        "pgd20": 20 * network.attack,
+        "cw30": 30 * network.attack,
+        "autoattack": AUTOATTACK_FIRST * network.attack + left,
+    }
+    balls = [settings.attacks, *(ball.attacks for ball in settings.other_balls)]
+    return Work(
+        student=sum(
+            (test_images if number == "all" else number) * (an_image[attack] + network.forward)
+            for attacks in balls
+            for attack, number in attacks.items()
+        )
+    )
+
+
+def training_memory(network: Classifier, batch: int, shape: Shape, forwards: int = 1) -> int:
+    """Bytes of a training step of SGD with momentum: weights, gradients, momentum, what autograd keeps."""
+    images = torch.empty(batch, *shape, device="meta")
+    network = network.train()
+    return 3 * weights_bytes(network) + forwards * saved_bytes(lambda: network(images), network)
+
+
+def distillation_memory(
+    schedule: Distillation, teacher: Classifier, student: Classifier, shape: Shape
+) -> int:
+    """Bytes at the larger of a generator step and a student step, with both twins and the pool."""
+    images = torch.empty(schedule.batch_size, *shape, device="meta", requires_grad=True)
+    with frozen(teacher, student):
+        generator_step = saved_bytes(lambda: teacher(images) + student(images), teacher, student)
+    student_step = training_memory(student, schedule.batch_size, shape, forwards=2)
+    pool = schedule.rounds * images.numel()
+    return pool + 2 * weights_bytes(teacher) + weights_bytes(student) + max(generator_step, student_step)
+
+
+def weights_bytes(network: nn.Module) -> int:
+    """Bytes of weights and running statistics."""
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+
+def attack_rate(network: Classifier, shape: Shape, largest_batch: int, device: torch.device) -> float:
+    """FLOP/s of attack iterations on this device, at the largest batch that stays quick."""
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    counted = passes(_like(network), torch.empty(1, *shape, device="meta")).attack
+    batch = 1
+    with frozen(network):
+        while True:
+            seconds = min(
+                _attack_seconds(network, torch.rand(batch, *shape, device=device)) for _ in range(2)
+            )
+            if batch >= largest_batch or seconds > SLOWEST_STEP:
+                return counted * batch / seconds
+            batch = min(2 * batch, largest_batch)
+
+
+def _attack_seconds(network: Classifier, images: Tensor) -> float:
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    _synchronise(images.device)
+    started = time.perf_counter()
+    torch.autograd.grad(network(images).sum(), images)
+    _synchronise(images.device)
+    return time.perf_counter() - started
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _flops(run: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _like(network: Classifier) -> Classifier:
+    """The same architecture on the ``meta`` device."""
+    return copy.deepcopy(network).to("meta")

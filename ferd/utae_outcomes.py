@@ -1,0 +1,116 @@
+"""Where uniform-target adversarial examples end up: what Eq. 10 claims, looked at on real images."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ferd.attacks import utae
+from ferd.config import ThreatModel
+from ferd.datasets import Images
+from ferd.losses import kl_from_uniform
+from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.folding import Folded
+from ferd.pixels import to_float
+
+
+class UtaeOutcomes:
+    """The student's predictions on UTAEs of the same images, for several γ; resumable between two batches.
+
+    x' = UTAE of x on the student's folded twin with target q = σ(f^T(x)) (Eq. 10; γ = 0: plain KL-PGD);
+    predictions are the student's own. A batch starts from the same noise for every γ.
+
+    Args:
+        threat: the ball, and the steps of each attack.
+
+    Attributes:
+        predicted: for each γ the class that each image ended in, so far.
+        divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
+    """
+
+    def __init__(
+        self,
+        student: Classifier,
+        teacher: Classifier,
+        data: Images,
+        gammas: Sequence[float],
+        threat: ThreatModel,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.student = fast_layout(student, device).eval()
+        self.teacher = fast_layout(teacher, device).eval()
+        self.attacked = Folded(self.student).network
+        self.data, self.gammas, self.threat = data, gammas, threat
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
+        self.divergences = [torch.empty(0) for _ in gammas]
+
+    def batches(self) -> Iterator[tuple[int, int]]:
+        """Attack what is left; after each batch (images attacked, in all), over all γ."""
+        total = len(self.data.labels)
+        for index, gamma in enumerate(self.gammas):
+            while (done := len(self.predicted[index])) < total:
+                rows = slice(done, done + self.batch_size)
+                images = to_float(self.data.images[rows].to(self.device))
+                logits = self._attack(images, gamma, batch_seed=self.seed + done).cpu()
+                self.predicted[index] = torch.cat([self.predicted[index], logits.argmax(1)])
+                self.divergences[index] = torch.cat([self.divergences[index], kl_from_uniform(logits)])
+                yield index * total + len(self.predicted[index]), len(self.gammas) * total
+
+    def figures(self) -> list[dict[str, Any]]:
+        """For each γ what became of the images.
+
+        Returns:
+            ``counts`` (source × predicted); ``distribution`` of the predicted classes (C,);
+            ``entropy`` of that distribution and ``entropy_fooled`` of the images that are no longer correct
+            alone (None where all are), both over log C; ``kl_from_uniform``: the mean KL(U ‖ σ(f(x')));
+            ``correct``: the share that still is.
+        """
+        return [
+            {"gamma": gamma, **self._summary(predicted, divergence)}
+            for gamma, predicted, divergence in zip(
+                self.gammas, self.predicted, self.divergences, strict=True
+            )
+        ]
+
+    def state_dict(self) -> dict[str, list[Tensor]]:
+        """The outcomes so far."""
+        return {"predicted": list(self.predicted), "divergences": list(self.divergences)}
+
+    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
+
+    def _attack(self, images: Tensor, gamma: float, batch_seed: int) -> Tensor:
+        """Logits of the student (B, C) on the UTAEs."""
+        rng = torch.Generator(self.device).manual_seed(batch_seed)
+        with torch.no_grad():
+            clean_probs = self.teacher(images).softmax(1)
+        adv_images = utae(self.attacked, images, clean_probs, gamma, self.threat, rng)
+        with torch.no_grad():
+            logits: Tensor = self.student(adv_images)
+        return logits
+
+    def _summary(self, predicted: Tensor, divergence: Tensor) -> dict[str, Any]:
+        counts = torch.zeros(self.student.classes, self.student.classes, dtype=torch.int64)
+        counts.index_put_((self.data.labels, predicted), torch.tensor(1), accumulate=True)
+        fooled = counts.sum(0) - counts.diagonal()
+        return {
+            "n": len(predicted),
+            "counts": counts.tolist(),
+            "distribution": (counts.sum(0).double() / counts.sum()).tolist(),
+            "entropy": normalised_entropy(counts.sum(0)),
+            "entropy_fooled": normalised_entropy(fooled) if fooled.any() else None,
+            "kl_from_uniform": divergence.double().mean().item(),
+            "correct": (counts.trace() / counts.sum()).item(),
+        }
+
+
+def normalised_entropy(counts: Tensor) -> float:
+    """−Σ p log p / log C of the shares p = counts / Σ counts; (C,) -> 0 (one class) ... 1 (even)."""
+    shares = counts.double() / counts.sum()
+    return (-torch.xlogy(shares, shares).sum() / math.log(len(counts))).item()

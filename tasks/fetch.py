@@ -1,0 +1,130 @@
+"""Download an image set into ``FERD_DATA``; the stages themselves never download."""
+
+import argparse
+import os
+import shutil
+import sys
+import zipfile
+from pathlib import Path, PurePosixPath
+
+from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
+from ferd.errors import FerdError
+from tasks import process
+
+TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+TINY_IMAGENET_TRAIN, TINY_IMAGENET_TEST = 100_000, 10_000
+
+
+def main() -> None:
+    """``python -m tasks.fetch cifar10|cifar100|tiny-imagenet``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("set", choices=["cifar10", "cifar100", "tiny-imagenet"])
+    name = parser.parse_args().set
+    try:
+        print(f"fetch {name}: {fetch(name, root())}")
+    except FerdError as error:
+        print(f"fetch {name}: {error}", file=sys.stderr)
+        sys.exit(process.BAD_INPUT)
+
+
+def root() -> Path:
+    """The folder of image sets.
+
+    Raises:
+        FerdError: ``FERD_DATA`` is not set.
+    """
+    if not os.environ.get("FERD_DATA"):
+        raise FerdError("FERD_DATA is not set; set it to the folder that shall hold the image sets")
+    return Path(os.environ["FERD_DATA"])
+
+
+def fetch(name: str, folder: Path) -> str:
+    """Bring an image set into ``folder`` unless it is there; says which of the two.
+
+    Raises:
+        FerdError: it cannot be downloaded or unpacked, or what is there is not whole.
+    """
+    if name == "tiny-imagenet":
+        return fetch_tiny_imagenet(folder)
+    return fetch_cifar(name, folder)
+
+
+def fetch_cifar(name: str, folder: Path) -> str:
+    """CIFAR-10 or CIFAR-100, unpacked and checked by torchvision against the checksums it knows."""
+    source = cifar_source(name)
+    target, archive = folder / source.base_folder, folder / source.filename
+    if _is_readable(name, folder):
+        return f"{target} is there and whole already"
+    _download(source.url, archive, source.tgz_md5)
+    try:
+        source(folder, download=True)
+    except OSError as error:
+        raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
+    read(name, folder)
+    archive.unlink()
+    return f"{target} is whole"
+
+
+def _download(url: str, target: Path, md5: str) -> None:
+    storage.download(url, target, md5, "md5")
+
+
+def _is_readable(name: str, folder: Path) -> bool:
+    try:
+        read(name, folder)
+    except FerdError:
+        return False
+    return True
+
+
+def fetch_tiny_imagenet(folder: Path) -> str:
+    """Tiny-ImageNet-200; a folder that is there, but not whole, is left as it is."""
+    target, archive = folder / TINY_IMAGENET_FOLDER, folder / "tiny-imagenet-200.zip"
+    if target.exists():
+        _check_counts(folder)
+        return f"{target} is there and whole already"
+    _download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
+    unpack(archive, target)
+    _check_counts(folder)
+    archive.unlink()
+    return f"{target} is whole"
+
+
+def _check_counts(folder: Path) -> None:
+    found = tuple(len(part.labels) for part in read("tiny-imagenet", folder))
+    if found != (TINY_IMAGENET_TRAIN, TINY_IMAGENET_TEST):
+        raise FerdError(
+            f"{folder / TINY_IMAGENET_FOLDER}: has {found[0]} training and {found[1]} validation images, "
+            f"not {TINY_IMAGENET_TRAIN} and {TINY_IMAGENET_TEST} as published; move it away, then run again"
+        )
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """The folder ``target.name`` of a zip archive -> ``target``, whole or not at all.
+
+    Raises:
+        FerdError: the archive is damaged or has other members than that folder's, or the disk is full.
+    """
+    part = target.with_name(f".{target.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        with zipfile.ZipFile(archive) as members:
+            for member in members.namelist():
+                path = PurePosixPath(member)
+                if path.parts[:1] != (target.name,) or ".." in path.parts:
+                    raise FerdError(
+                        f"{archive}: member {member!r} is outside {target.name}; delete the archive"
+                    )
+            members.extractall(part)
+        (part / target.name).replace(target)
+    except zipfile.BadZipFile as error:
+        raise FerdError(f"{archive}: damaged ({error}); delete it, then run again") from None
+    except OSError as error:
+        raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,234 @@
+"""What is out of date and what it will cost, before anything is spent: ``python -m tasks.plan``.
+
+FLOPs are counted on the real networks (``ferd.cost``), hours follow from a short calibration of this
+machine's device, and what earlier stages really took is set against what is predicted for them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import median
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ferd import cost
+from ferd.config import Benchmark
+from ferd.datasets import Dataset, dataset
+from ferd.errors import FerdError
+from ferd.models.classifier import Classifier
+from ferd.models.generator import Generator
+from ferd.models.registry import build
+from tasks import params, paths
+from tasks.stage import Stage, all_stages
+
+KINDS = {"tasks.teacher": "teacher", "tasks.distill": "distill", "tasks.evaluate": "evaluate"}
+TEST_IMAGES = {"digits": 500}
+USUAL_TEST_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage that computes: what kind it is, for whom, and the files that it left when it ran before."""
+
+    kind: str
+    benchmark: str
+    student: str | None
+    method: str
+    spent: Path
+    stale: bool
+
+    @property
+    def name(self) -> tuple[str, str, str, str]:
+        """What jobs of other seeds share."""
+        return self.kind, self.benchmark, self.student or "", self.method
+
+
+def jobs(stages: Iterable[Stage]) -> list[Job]:
+    """The stages of dvc.yaml that train, distil or evaluate."""
+    return [job for stage in stages if (job := _job(stage)) is not None]
+
+
+def _job(stage: Stage) -> Job | None:
+    kind, *arguments = stage.command
+    if kind not in KINDS:
+        return None
+    if kind == "tasks.teacher":
+        checkpoint, suffix = paths.teacher(arguments[0]), ".train-cost.json"
+    elif kind == "tasks.distill":
+        benchmark, student, method, seed = arguments
+        checkpoint = paths.student(benchmark, student, method, int(seed.removeprefix("s")))
+        suffix = ".distill-cost.json"
+    else:
+        checkpoint, suffix = Path(arguments[0]), ".evaluate-cost.json"
+    student_name, method, _ = paths.identity(checkpoint)
+    spent = paths.result_of(checkpoint).with_suffix(suffix)
+    return Job(KINDS[kind], checkpoint.parts[1], student_name, method, spent, stage.stale)
+
+
+class Costs:
+    """Work, seconds and bytes of a benchmark's jobs on this machine's device."""
+
+    def __init__(self, name: str, settings: params.Params, device: torch.device) -> None:
+        self.name, self.settings, self.device = name, settings, device
+        self.benchmark: Benchmark = settings.benchmark(name)
+        self.data: Dataset = dataset(self.benchmark.data.dataset)
+        self.shape = (self.data.channels, self.data.size, self.data.size)
+
+    def work(self, job: Job) -> cost.Work:
+        """FLOPs of a job."""
+        teacher = self._passes(self.benchmark.teacher.network)
+        if job.kind == "teacher":
+            training = self.benchmark.teacher.training
+            images = self.benchmark.data.train_per_class * len(self.data.class_names)
+            return cost.training_work(training, images, teacher) if training else cost.Work()
+        student = self._passes(job.student) if job.student else teacher
+        if job.kind == "evaluate":
+            return cost.evaluation_work(self.benchmark.evaluation, self._test_images, student)
+        schedule, method = self.benchmark.distillation, self.settings.method(job.method)
+        return cost.distillation_work(schedule, method, teacher, student, self._generator)
+
+    def seconds(self, job: Job) -> float:
+        """Each network's FLOPs at the rate that it reached in the calibration."""
+        work, teacher = self.work(job), self._rate(self.benchmark.teacher.network)
+        student = self._rate(job.student) if job.student else teacher
+        return work.teacher / teacher + work.student / student + work.generator / student
+
+    def memory(self, job: Job) -> int:
+        """Bytes on the device at the largest moment."""
+        teacher = self._meta(self.benchmark.teacher.network)
+        student = self._meta(job.student) if job.student else teacher
+        if job.kind == "distill":
+            return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
+        batch = self.benchmark.evaluation.batch_size
+        if job.kind == "teacher" and self.benchmark.teacher.training:
+            batch = self.benchmark.teacher.training.batch_size
+        return cost.training_memory(student, batch, self.shape)
+
+    def disk(self, job: Job) -> int:
+        """Bytes of a job's checkpoint and pool."""
+        if job.kind == "evaluate":
+            return 0
+        network = self._meta(job.student or self.benchmark.teacher.network)
+        size = cost.weights_bytes(network)
+        if job.kind == "distill":
+            schedule = self.benchmark.distillation
+            size += schedule.rounds * schedule.batch_size * self.shape[0] * self.shape[1] * self.shape[2]
+        return size
+
+    @property
+    def _test_images(self) -> int:
+        per_class = self.benchmark.data.test_per_class
+        everything = TEST_IMAGES.get(self.benchmark.data.dataset, USUAL_TEST_IMAGES)
+        return per_class * len(self.data.class_names) or everything
+
+    @cache  # noqa: B019 - lives as long as the command
+    def _meta(self, network: str) -> Classifier:
+        with torch.device("meta"):
+            return self._build(network)
+
+    @cache  # noqa: B019
+    def _passes(self, network: str) -> cost.Passes:
+        return cost.passes(self._meta(network), torch.empty(1, *self.shape, device="meta"))
+
+    @cached_property
+    def _generator(self) -> cost.Passes:
+        latent = self.benchmark.distillation.synthesis.latent_dim
+        with torch.device("meta"):
+            generator = Generator(latent, self.shape[0], self.shape[1])
+        return cost.passes(generator, torch.empty(2, latent, device="meta"))
+
+    @cache  # noqa: B019
+    def _rate(self, network: str) -> float:
+        print(f"calibrating {network} at {self.shape[1]}×{self.shape[2]} ...", file=sys.stderr, flush=True)
+        torch.set_num_threads(self.benchmark.distillation.threads)
+        batch = self.benchmark.distillation.batch_size
+        return cost.attack_rate(self._build(network), self.shape, batch, self.device)
+
+    def _build(self, network: str) -> Classifier:
+        return build(network, classes=len(self.data.class_names), channels=self.data.channels)
+
+
+def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Sequence[Stage]) -> None:
+    """The stages that are out of date, a line for all seeds of each, and how far predictions were off."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    everything = jobs(stages)
+    table = Table(title=f"out of date, and what it costs on {_device_name(device)}")
+    table.add_column("stage", no_wrap=True)
+    for heading in ("stages", "PFLOP each", "hours each", "hours", "memory GB", "disk MB each"):
+        table.add_column(heading, justify="right")
+    factors: dict[str, list[float]] = {}
+    total = 0.0
+    for benchmark in benchmarks:
+        costs = Costs(benchmark, settings, device)
+        own = [job for job in everything if job.benchmark == benchmark]
+        for job, count in _stale_groups(own):
+            hours = costs.seconds(job) / 3600
+            total += count * hours
+            table.add_row(
+                " ".join(part for part in job.name if part),
+                str(count),
+                f"{costs.work(job).total / 1e15:,.3f}",
+                f"{hours:,.2f}",
+                f"{count * hours:,.1f}",
+                f"{costs.memory(job) / 1e9:.2f}",
+                f"{costs.disk(job) / 1e6:,.0f}",
+            )
+        factors[benchmark] = [
+            seconds / costs.seconds(job) for job in own if (seconds := _spent(job, device)) is not None
+        ]
+    console = Console(width=None if Console().is_terminal else 120)
+    if table.row_count:
+        console.print(table)
+    print(f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all")
+    for benchmark, ratios in factors.items():
+        if ratios:
+            print(
+                f"{benchmark}: {len(ratios)} stages that ran before took {median(ratios):.2f} times what is "
+                f"predicted on this device (median; {min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
+    groups: dict[tuple[str, str, str, str], list[Job]] = {}
+    for job in own:
+        if job.stale:
+            groups.setdefault(job.name, []).append(job)
+    return [(members[0], len(members)) for members in groups.values()]
+
+
+def _spent(job: Job, device: torch.device) -> float | None:
+    """Seconds that the stage took, where it ran on such a device."""
+    try:
+        record = json.loads(job.spent.read_text())
+    except FileNotFoundError:
+        return None
+    return float(record["seconds"]) if record["device"] == _device_name(device) else None
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
+def main() -> None:
+    """Parse the command line, ask DVC, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
+    args = parser.parse_args()
+    try:
+        settings = params.read()
+        chosen = args.benchmarks or list(settings.benchmarks)
+        for benchmark in chosen:
+            settings.benchmark(benchmark)
+        print_plan(chosen, settings, all_stages())
+    except FerdError as error:
+        sys.exit(f"plan: {error}")
+
+
+if __name__ == "__main__":
+    main()

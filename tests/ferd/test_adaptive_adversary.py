@@ -1,0 +1,169 @@
+"""On a network of which each class has pixels of its own, every targeted attack's end is known."""
+
+import pytest
+import torch
+from torch import nn
+
+from ferd.adaptive_adversary import AdaptiveAdversary, weakest, worst_pairs
+from ferd.attacks import toward
+from ferd.checkpoint import load_state, save_state
+from ferd.config import ThreatModel
+from ferd.datasets import Images
+from ferd.models.classifier import Classifier
+
+CPU = torch.device("cpu")
+PIXELS = 4  # that speak for a class
+
+
+class Blocks(Classifier):
+    """f(x)_c = the sum of class c's own pixels: an attack toward t raises t's and lowers all others."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, 1)
+        self.linear = nn.Linear(64, classes, bias=False)
+        rows = torch.eye(classes).repeat_interleave(PIXELS, 1)
+        self.linear.weight.data = nn.functional.pad(rows, (0, 64 - rows.shape[1]))
+        self.requires_grad_(False)
+
+    def stem(self, inputs):
+        return inputs.flatten(1)[:, :, None, None]
+
+    def blocks(self):
+        return [nn.Identity()]
+
+
+def bright(rows: list[list[int]]) -> torch.Tensor:
+    """Images whose pixels of class c have the brightness ``rows[n][c]``."""
+    values = torch.tensor(rows, dtype=torch.uint8).repeat_interleave(PIXELS, 1)
+    return nn.functional.pad(values, (0, 64 - values.shape[1]), value=128).view(-1, 1, 8, 8)
+
+
+@pytest.fixture
+def ball():
+    """ε is 25.5 of 255: a class leads by less than 51 where an attack can turn it."""
+    return ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=10)
+
+
+@pytest.fixture
+def known(ball):
+    """Two images of each of three classes; 20 apart falls, 80 apart stands."""
+    rows = [[200, 180, 120], [200, 180, 180], [120, 200, 120], [120, 200, 180], [40, 120, 200], [40, 40, 200]]
+    data = Images(bright(rows), torch.tensor([0, 0, 1, 1, 2, 2]))
+    adversary = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, CPU)
+    assert list(adversary.batches()) == [(4, 6), (6, 6)]
+    return adversary
+
+
+@pytest.fixture
+def adversary(teacher, digits, threat):
+    return lambda: AdaptiveAdversary(teacher, digits["test"], threat, 8, 0, CPU)
+
+
+def test_the_objective_toward_a_class_is_its_log_probability():
+    logits = torch.tensor([[0.0, 0.0], [3.0, 3.0]])
+    assert toward(torch.tensor([0, 1]))(logits).tolist() == pytest.approx([-0.693147, -0.693147])
+    unsure, sure = toward(torch.tensor([1, 1]))(torch.tensor([[0.0, 1.0], [0.0, 5.0]]))
+    assert unsure < sure < 0
+
+
+def test_the_matrix_holds_the_share_that_ends_in_each_target(known):
+    figures = known.figures()
+    assert figures["success"] == [[None, 1.0, 0.5], [0.0, None, 0.5], [0.0, 0.0, None]]
+    assert (figures["n"], figures["targets_per_image"], figures["steps"]) == (6, 2, 10)
+
+
+def test_pairs_that_fail_most_come_first(known):
+    assert known.figures()["worst_pairs"] == [
+        {"source": 0, "target": 1, "success": 1.0},
+        {"source": 0, "target": 2, "success": 0.5},
+        {"source": 1, "target": 2, "success": 0.5},
+    ]
+
+
+def test_at_most_ten_pairs_are_listed():
+    success = [[None if row == column else 0.5 for column in range(5)] for row in range(5)]
+    assert len(worst_pairs(success)) == 10
+
+
+def test_union_accuracy_is_of_images_that_every_target_leaves_correct(known):
+    union = known.figures()["union"]
+    assert union["per_class"] == [0.0, 0.5, 1.0]
+    assert union["average"] == 0.5
+    assert union["worst"] == 0.0
+    assert union["nsd"] == pytest.approx((2 / 3) ** 0.5)
+
+
+def test_each_class_has_a_best_target(known):
+    assert known.figures()["best_targets"][:2] == [
+        {"target": 1, "success": 1.0},
+        {"target": 2, "success": 0.5},
+    ]
+
+
+def test_an_image_that_leaves_its_class_for_a_third_one_is_not_correct(ball):
+    data = Images(bright([[200, 190, 40]]), torch.tensor([0]))
+    adversary = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, CPU)
+    adversary.load_state_dict({"targets": torch.tensor([[2, 1]]), "outcomes": torch.tensor([[1, 0]])})
+    source = adversary.source(0)
+    assert source["success"] == [None, 0.0, 0.0]
+    assert source["union_accuracy"] == 0.0
+
+
+def test_of_many_classes_the_nine_likeliest_are_targets(ball):
+    brightness = [[120 + 2 * label for label in range(12)]]
+    adversary = AdaptiveAdversary(Blocks(12), Images(bright(brightness), torch.tensor([11])), ball, 4, 0, CPU)
+    list(adversary.batches())
+    assert adversary.targets.tolist() == [[10, 9, 8, 7, 6, 5, 4, 3, 2]]
+    source = adversary.source(11)
+    assert source["success"] == [None, None, *[1.0] * 9, None]
+    assert source["union_accuracy"] == 0.0
+
+
+def test_the_weakest_classes_are_a_tenth_and_at_least_one():
+    assert weakest([0.5, 0.25, 0.75]) == [1]
+    assert weakest([(7 * label % 20) / 20 for label in range(20)]) == [0, 3]
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+def test_a_resumed_adversary_finds_the_same(adversary, tmp_path, stop):
+    whole, stopped, rest = adversary(), adversary(), adversary()
+    list(whole.batches())
+    batches = stopped.batches()
+    for _ in range(stop):
+        next(batches)
+    save_state(tmp_path / "state.pt", stopped.state_dict())
+    rest.load_state_dict(load_state(tmp_path / "state.pt"))
+    assert next(rest.batches())[0] > 8 * stop
+    list(rest.batches())
+    assert rest.figures() == whole.figures()
+    assert torch.equal(rest.outcomes, whole.outcomes)
+
+
+def test_a_batch_finds_the_same_whatever_ran_before_it(adversary):
+    whole, last = adversary(), adversary()
+    list(whole.batches())
+    last.load_state_dict({key: value[:16] for key, value in whole.state_dict().items()})
+    list(last.batches())
+    assert torch.equal(last.outcomes, whole.outcomes)
+
+
+def test_on_a_trained_network_some_images_stand_and_many_fall(trained, digits, threat):
+    some = Images(digits["train"].images[:200], digits["train"].labels[:200])
+    adversary = AdaptiveAdversary(trained, some, threat.with_steps(10), 100, 0, CPU)
+    list(adversary.batches())
+    figures = adversary.figures()
+    with torch.no_grad():
+        clean = (trained(some.images / 255).argmax(1) == some.labels).double().mean().item()
+    assert 0.05 < figures["union"]["average"] < clean - 0.2
+    for label, row in enumerate(figures["success"]):
+        assert row[label] is None
+        best = max(share for share in row if share is not None)
+        assert best == figures["best_targets"][label]["success"]
+        assert best + figures["union"]["per_class"][label] <= 1 + 1e-12
+
+
+def test_network_and_global_generator_are_left_alone(adversary, teacher, untouched):
+    before = torch.get_rng_state()
+    with untouched(teacher):
+        list(adversary().batches())
+    assert torch.equal(torch.get_rng_state(), before)

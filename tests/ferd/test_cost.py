@@ -1,0 +1,105 @@
+"""Counted FLOPs and bytes against what is known in closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from ferd import cost
+from ferd.config import Distillation, Evaluation, Method, Training
+from ferd.models.registry import build
+from tests.conftest import tiny_params
+
+UNIT = cost.Passes(forward=1.0, attack=2.0, training=3.0)
+DIGITS = tiny_params()["benchmarks"]["digits"]
+SCHEDULE = Distillation(**DIGITS["distillation"])  # 3 rounds, 1 of them warm-up; 16 images; 2 + 2 steps
+METHODS = {name: Method(**block) for name, block in tiny_params()["methods"].items()}
+
+
+def meta(name, classes=10, channels=3):
+    with torch.device("meta"):
+        return build(name, classes=classes, channels=channels)
+
+
+def images(batch=1, channels=3, size=32):
+    return torch.empty(batch, channels, size, size, device="meta")
+
+
+def test_a_linear_layer_costs_two_flops_a_weight_and_image():
+    found = cost.passes(nn.Linear(30, 20).to("meta"), torch.empty(4, 30, device="meta"))
+    assert found.forward == 2 * 30 * 20
+    assert found.attack == 2 * found.forward  # and the gradient by the input
+    assert found.training == 2 * found.forward  # and that by the weights; the input needs none
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn-16-4", "preact_resnet18", "mobilenet_v2"])
+def test_forward_flops_are_those_of_its_layers(name):
+    network = build(name, classes=10, channels=3)
+    layers = []
+
+    def count(layer, inputs, output):
+        kernel = layer.weight[0].numel() if isinstance(layer, nn.Conv2d) else layer.in_features
+        layers.append(2 * output.numel() * kernel)
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, 3, 32, 32))
+    assert cost.passes(meta(name), images()).forward == sum(layers)
+
+
+def test_an_attack_costs_two_and_a_training_step_nearly_three_forward_passes():
+    found = cost.passes(meta("resnet18"), images(2))
+    assert found.attack == pytest.approx(2 * found.forward, rel=1e-3)
+    assert 2.9 < found.training / found.forward < 3
+
+
+def test_what_autograd_keeps_of_a_layer_is_its_input_once():
+    layer = nn.Linear(8, 8, bias=False).to("meta")
+    inputs = torch.empty(4, 8, device="meta")
+    assert cost.saved_bytes(lambda: layer(inputs) + layer(inputs)) == 4 * 8 * 4  # both share it
+
+
+def test_memory_grows_with_the_batch_but_for_weights():
+    network = meta("resnet18")
+    one, two = (cost.training_memory(network, batch, (3, 32, 32)) for batch in (32, 64))
+    fixed = 3 * cost.weights_bytes(network)
+    assert two - fixed == pytest.approx(2 * (one - fixed), rel=0.02)
+    assert cost.weights_bytes(network) == pytest.approx(4 * 11_173_962, rel=0.002)
+
+
+def test_training_work_literal():
+    block = DIGITS["teacher"]["training"] | {"epochs": 2, "attack_steps": 3}
+    assert cost.training_work(Training(**block | {"method": "standard"}), 5, UNIT).total == 2 * 5 * 3
+    assert cost.training_work(Training(**block | {"method": "pgd-at"}), 5, UNIT).total == 2 * 5 * (3 * 2 + 3)
+    assert cost.training_work(Training(**block), 5, UNIT).total == 2 * 5 * (1 + 3 * 2 + 2 * 3)
+
+
+def test_distillation_work_literal():
+    work = cost.distillation_work(SCHEDULE, METHODS["ferd"], UNIT, UNIT, UNIT)
+    margins = 3 * 16 * (20 * 2 + 1)
+    assert work.teacher == 3 * 16 + margins + 3 * 2 * 16 * 2 + 2 * 2 * 16
+    assert work.student == 2 * 2 * 16 * 2 + 2 * 2 * 16 * (10 * 2 + 2 * 3)
+    assert work.generator == 3 * 2 * 16 * 3
+
+
+def test_methods_cost_what_they_do():
+    works = {name: cost.distillation_work(SCHEDULE, m, UNIT, UNIT, UNIT) for name, m in METHODS.items()}
+    assert works["no-utae"] == works["ferd"]
+    assert works["no-reweighting"].teacher == works["ferd"].teacher - 3 * 16 * (20 * 2 + 1)
+    assert works["uniform-noise"].generator == works["rslad"].generator == 0
+    assert works["dfhl-rs"].teacher < works["no-reweighting"].teacher
+
+
+def test_evaluation_work_counts_every_ball():
+    block = DIGITS["evaluation"] | {"attacks": {"clean": "all", "pgd20": 10}}
+    plain = cost.evaluation_work(Evaluation(**block), 100, UNIT).total
+    assert plain == 100 * 1 + 10 * (20 * 2 + 1)
+    ball = {"epsilon": 0.2, "step_size": 0.05, "attacks": {"fgsm": "all"}}
+    more = cost.evaluation_work(Evaluation(**block | {"other_balls": [ball]}), 100, UNIT).total
+    assert more == plain + 100 * (2 + 1)
+
+
+def test_a_calibration_measures_a_rate_that_this_machine_can_have():
+    rate = cost.attack_rate(build("resnet8-w8", classes=10, channels=1), (1, 8, 8), 4, torch.device("cpu"))
+    assert 1e6 < rate < 1e13

@@ -1,0 +1,74 @@
+"""Places to compute in: shared by the stages of a folder, given back by every end of a process."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tasks import process
+from tests.conftest import ROOT, environment
+
+HOLDER = "from tasks import process; slot = process.take_slot(1); print('taken', flush=True); input()"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_as_many_slots_are_taken_as_there_are_and_a_closed_one_is_free_again(folder):
+    first, second = process.take_slot(2), process.take_slot(2)
+    assert {first.name, second.name} == {str(process.RESUME / f"slot-{number}") for number in (0, 1)}
+    taken = []
+    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(2)))
+    waiting.start()
+    waiting.join(5 * process.SLOT_POLL_SECONDS)
+    assert waiting.is_alive() and not taken
+    second.close()
+    waiting.join(10)
+    assert [slot.name for slot in taken] == [second.name]
+    first.close()
+    taken[0].close()
+
+
+def test_a_killed_process_gives_its_slot_back(folder):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        cwd=folder,
+        env=environment() | {"PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
+        taken = []
+        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(1)))
+        waiting.start()
+        waiting.join(5 * process.SLOT_POLL_SECONDS)
+        assert not taken
+        holder.kill()
+        waiting.join(10)
+        assert len(taken) == 1
+    taken[0].close()
+
+
+def test_a_stage_outside_of_a_flow_does_not_wait(folder, monkeypatch, capsys):
+    monkeypatch.setenv(process.SLOTS, "1")
+    held = process.take_slot(1)
+    monkeypatch.delenv(process.SLOTS)
+    with process.running("report") as progress:
+        progress.start()
+    assert [line.split('"event": ')[1] for line in capsys.readouterr().out.splitlines()] == [
+        '"computing"}',
+        '"computed"}',
+    ]
+    held.close()
+
+
+def test_a_stage_gives_its_slot_back_when_it_has_computed(folder, monkeypatch):
+    monkeypatch.setenv(process.SLOTS, "1")
+    for _ in range(2):  # the second would wait for ever
+        with process.running("report") as progress:
+            progress.start()
