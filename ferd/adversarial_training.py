@@ -123,7 +123,8 @@ class AdversarialTraining:
             some = to_float(self.images[:2].to(self.device))
             if not math.isfinite(record.loss) or diverged(self._trained, some):
                 raise FerdError(
-                    f"teacher: the loss is {record.loss} in epoch {record.epoch}; lower teacher.learning_rate"
+                    f"the training diverges in epoch {record.epoch} (loss {record.loss:.3g}); "
+                    "lower training.learning_rate"
                 )
             self.epoch += 1
             yield record

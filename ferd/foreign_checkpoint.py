@@ -16,6 +16,7 @@ from ferd.models.registry import build
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.")
+UNUSED = ("sub_block1.",)  # a group that WideResNets of the TRADES authors' code hold and never run
 SHOWN = 3  # keys that an error names
 
 
@@ -23,7 +24,7 @@ def load_foreign(path: Path, name: str, *, classes: int, channels: int) -> Class
     """A network of the registry with the weights of a .safetensors, .pt or .pth file, frozen in eval mode.
 
     The weights may lie in a dict under one of ``WRAPPERS``, and their names may begin with ``module.``.
-    Half-precision weights become float32.
+    Half-precision weights become float32; what begins with a name of ``UNUSED`` is left out.
 
     Raises:
         FerdError: the file is missing, damaged or holds no weights, or they do not fit the network.
@@ -67,7 +68,7 @@ def _normalise(content: Any, path: Path) -> dict[str, Tensor]:
     for prefix in PREFIXES:
         if tensors and all(key.startswith(prefix) for key in tensors):
             tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+    return {key: value for key, value in tensors.items() if not key.startswith(UNUSED)}
 
 
 def _refuse(path: Path, name: str, how: str, keys: set[str]) -> None:

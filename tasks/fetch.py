@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
 from ferd.errors import FerdError
-from tasks import process
+from tasks import process, storage
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -1,5 +1,6 @@
 """Weights that lie elsewhere: streamed, resumed after a break, and in place only when their hash is right."""
 
+import fcntl
 import hashlib
 import os
 import time
@@ -7,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException, InvalidURL
 from importlib import resources
 from pathlib import Path
 from typing import IO, Any
@@ -21,68 +23,69 @@ TRIES = 4
 FIRST_PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 30
 PROGRESS_SECONDS = 5.0
+BUSY = (408, 429)  # answers that, like 500 and above, another try may change
+RANGE_NOT_SATISFIABLE = 416
 
-Opened = tuple[
-    IO[bytes], int, int
-]  # a stream, the offset that it begins at, the size of the whole (0: unknown)
+# a stream, the offset that it begins at, and the size of the whole (0: unknown)
+Opened = tuple[IO[bytes], int, int]
 Source = Callable[[int], Opened]  # an offset to begin at -> the stream
 
 
 class Broken(Exception):
-    """A connection that broke, or was refused: worth another try."""
+    """A connection that broke or was refused: worth another try."""
 
 
 def fetch_weights(weights: Weights) -> Path:
-    """The file of some weights on this machine, its SHA-256 checked.
+    """The file of some weights on this machine, its SHA-256 checked; a download stays in ``downloads/``.
+
+    Source ``https`` takes ``http://`` too, and ``s3`` asks the server at ``AWS_ENDPOINT_URL``, where set.
 
     Raises:
         FerdError: it cannot be had, or it is another file.
     """
-    if weights.source in ("https", "s3"):
-        target = DOWNLOADS / f"{weights.sha256[:16]}-{Path(urlsplit(weights.location).path).name}"
+    if weights.source in ("package", "file"):
+        path = _packaged(weights.location) if weights.source == "package" else _local(weights.location)
+        _check(path, weights.sha256, "sha256", "correct weights.location or weights.sha256")
+        return path
+    name = Path(urlsplit(weights.location).path).name
+    target = DOWNLOADS / f"{weights.sha256[:16]}-{name}"
+    if weights.source == "robustbench":
+        target = target.with_name(f"{target.name}.pt")
+        _from_zoo(weights.location, target, weights.sha256)
+    else:
+        schemes = {"https": ("https", "http"), "s3": ("s3",)}[weights.source]
+        if urlsplit(weights.location).scheme not in schemes:
+            raise FerdError(
+                f"weights.location: {weights.location!r} does not begin with {schemes[0]}://; correct it, or "
+                "weights.source"
+            )
         download(weights.location, target, weights.sha256)
-        return target
-    path = {"package": _packaged, "file": _local, "robustbench": _from_zoo}[weights.source](weights.location)
-    try:
-        found = file_hash(path, "sha256")
-    except OSError as error:
-        raise FerdError(f"{path}: cannot be read: {error.strerror}; correct weights.location") from None
-    if found != weights.sha256:
-        raise FerdError(
-            f"{path}: its SHA-256 is {found} but {weights.sha256} is expected; it is another file or "
-            "damaged: fetch it again, or correct weights.sha256"
-        )
-    return path
+    return target
 
 
 def download(url: str, target: Path, checksum: str, algorithm: str = "sha256") -> None:
     """Fetch ``https://``, ``http://`` or ``s3://`` to ``target``, unless it is there and right.
 
-    An interrupted download is continued from ``<target>.part``, by a later call too.
+    A broken download goes on from ``<target>.part``, by a later call too. Of several processes that
+    want the same target, one fetches it and the others wait.
 
     Raises:
         FerdError: the address does not answer or has no such file, the hash differs, the disk is full.
     """
-    if target.exists() and file_hash(target, algorithm) == checksum:
-        return
-    part = target.with_name(f"{target.name}.part")
-    source = _s3_source(url) if url.startswith("s3://") else _http_source(url)
+    sources = {"https": _http_source, "http": _http_source, "s3": _s3_source}
+    scheme = urlsplit(url).scheme
+    if scheme not in sources:
+        raise FerdError(f"{url}: begins with none of https://, http:// and s3://; correct the address")
+    part = _part_of(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _stream(url, source, part)
-        found = file_hash(part, algorithm)
-        if found != checksum:
-            part.unlink()
-            raise FerdError(
-                f"{url}: its {algorithm} is {found} but {checksum} is expected; it was removed: the file "
-                "there has changed, or the expected hash is wrong"
-            )
-        os.replace(part, target)
+        if _is_right(target, checksum, algorithm):
+            return
+        with _alone(part):
+            if not _is_right(target, checksum, algorithm):
+                _stream(url, sources[scheme](url), part)
+                _put_in_place(part, target, url, checksum, algorithm)
     except OSError as error:
-        raise FerdError(
-            f"{target}: cannot be written: {error.strerror or error}; free space or correct the permissions "
-            f"of {target.parent}, then run again"
-        ) from None
+        raise _unwritable(target, error) from None
 
 
 def file_hash(path: Path, algorithm: str) -> str:
@@ -91,24 +94,75 @@ def file_hash(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def _check(path: Path, checksum: str, algorithm: str, remedy: str) -> None:
+    """Refuse a file that is not the one expected."""
+    try:
+        found = file_hash(path, algorithm)
+    except OSError as error:
+        raise FerdError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
+    if found != checksum:
+        raise FerdError(f"{path}: its {algorithm} is {found} but {checksum} is expected; {remedy}")
+
+
+def _is_right(path: Path, checksum: str, algorithm: str) -> bool:
+    return path.exists() and file_hash(path, algorithm) == checksum
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _put_in_place(part: Path, target: Path, origin: str, checksum: str, algorithm: str) -> None:
+    """Move a whole part to ``target``; one with another hash is deleted."""
+    found = file_hash(part, algorithm)
+    if found != checksum:
+        part.unlink()
+        raise FerdError(
+            f"{origin}: its {algorithm} is {found} but {checksum} is expected; what was fetched is deleted: "
+            "the file there is another one, or the expected hash is wrong"
+        )
+    os.replace(part, target)
+
+
+def _unwritable(target: Path, error: OSError) -> FerdError:
+    return FerdError(
+        f"{target}: cannot be written: {error.strerror or error}; free space or correct the permissions of "
+        f"{target.parent}, then run again"
+    )
+
+
+@contextmanager
+def _alone(part: Path) -> Iterator[None]:
+    """Hold the lock of a part while it is fetched; one that stays empty is deleted."""
+    part.parent.mkdir(parents=True, exist_ok=True)
+    with part.open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if part.exists() and not part.stat().st_size:
+                part.unlink()
+
+
 def _stream(url: str, source: Source, part: Path) -> None:
     """Append to ``part`` until the whole is there; a break is tried again after a growing pause."""
     for attempt in range(TRIES):
         try:
             return _append(url, source, part)
         except Broken as error:
-            reason = str(error)
+            reason = " ".join(str(error).split())
         if attempt + 1 < TRIES:
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
+    have = part.stat().st_size if part.exists() else 0
     raise FerdError(
-        f"{url}: {reason} (tried {TRIES} times); what was fetched is kept in {part}: run again when the "
-        "connection is there"
+        f"{url}: {reason} (tried {TRIES} times, {have} bytes are kept); run again to go on when the "
+        "connection is there, or correct the address"
     )
 
 
 def _append(url: str, source: Source, part: Path) -> None:
-    have = part.stat().st_size if part.exists() else 0
-    stream, offset, total = source(have)
+    """One connection: what is missing of ``part``, or all of it where the server does not go on."""
+    stream, offset, total = source(part.stat().st_size if part.exists() else 0)
     with stream, part.open("r+b" if offset else "wb") as file:
         file.seek(offset)
         said = time.monotonic()
@@ -117,7 +171,7 @@ def _append(url: str, source: Source, part: Path) -> None:
             if time.monotonic() - said > PROGRESS_SECONDS:
                 said = time.monotonic()
                 print(f"{url}: {file.tell() >> 20} of {total >> 20 or '?'} MiB", flush=True)
-        if total and file.tell() < total:
+        if file.tell() < total:
             raise Broken(f"the connection broke after {file.tell()} of {total} bytes")
 
 
@@ -125,25 +179,25 @@ def _read(stream: IO[bytes]) -> bytes:
     try:
         return stream.read(CHUNK)
     except Exception as error:  # http.client, urllib3 and socket each raise their own
-        raise Broken(
-            f"the connection broke: {' '.join(str(error).split()) or type(error).__name__}"
-        ) from None
+        raise Broken(f"the connection broke: {str(error) or type(error).__name__}") from None
 
 
 def _http_source(url: str) -> Source:
     def open_at(offset: int) -> Opened:
-        request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
         try:
+            request = urllib.request.Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})
             answer = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # the part is as long as the whole, or longer: begin anew
+            error.close()
+            if error.code == RANGE_NOT_SATISFIABLE and offset:  # the part is no beginning of the whole
                 return open_at(0)
-            if error.code >= 500:
-                raise Broken(f"the server answers {error.code} {error.reason}") from None
-            raise FerdError(
-                f"{url}: the server answers {error.code} {error.reason}; correct the address"
-            ) from None
-        except (urllib.error.URLError, OSError) as error:
+            said = f"the server answers {error.code} {error.reason}"
+            if error.code in BUSY or error.code >= 500:
+                raise Broken(said) from None
+            raise FerdError(f"{url}: {said}; correct the address") from None
+        except (InvalidURL, ValueError) as error:
+            raise FerdError(f"{url}: not an address ({error}); correct it") from None
+        except (HTTPException, OSError) as error:
             raise Broken(f"no connection: {getattr(error, 'reason', error)}") from None
         begins = offset if answer.status == 206 else 0  # 200: the server ignores Range
         length = int(answer.headers.get("Content-Length", 0))
@@ -153,16 +207,21 @@ def _http_source(url: str) -> Source:
 
 
 def _s3_source(url: str) -> Source:
-    client = _s3_client()
     bucket, key = urlsplit(url).netloc, urlsplit(url).path.lstrip("/")
+    with _s3_faults(url):
+        client = _s3_client()
 
     def open_at(offset: int) -> Opened:
+        span = {"Range": f"bytes={offset}-"} if offset else {}
         with _s3_faults(url):
-            size = int(client.head_object(Bucket=bucket, Key=key)["ContentLength"])
-            if offset >= size:
-                offset = 0
-            answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes={offset}-")
-            return answer["Body"], offset, size
+            try:
+                answer = client.get_object(Bucket=bucket, Key=key, **span)
+            except client.exceptions.ClientError as error:
+                if offset and error.response["Error"]["Code"] == "InvalidRange":
+                    return open_at(0)
+                raise
+        begins = offset if "ContentRange" in answer else 0
+        return answer["Body"], begins, begins + int(answer["ContentLength"])
 
     return open_at
 
@@ -177,28 +236,41 @@ def _s3_client() -> Any:
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         connect_timeout=TIMEOUT_SECONDS,
+        read_timeout=TIMEOUT_SECONDS,
     )
     return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"), config=settings)
 
 
 @contextmanager
 def _s3_faults(url: str) -> Iterator[None]:
-    from botocore.exceptions import BotoCoreError, ClientError, EndpointConnectionError, NoCredentialsError
+    """boto3's errors as one line each; those of the connection as ``Broken``."""
+    from botocore import exceptions as boto
 
     try:
         yield
-    except NoCredentialsError:
+    except (boto.NoCredentialsError, boto.PartialCredentialsError):
         raise FerdError(f"{url}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-    except EndpointConnectionError as error:
-        raise Broken(f"no connection: {error}; AWS_ENDPOINT_URL says where the server is") from None
-    except ClientError as error:
-        code = error.response["ResponseMetadata"]["HTTPStatusCode"]
-        if code >= 500:
-            raise Broken(f"the server answers {code}") from None
-        what = {403: "forbidden; these credentials may not read it", 404: "no such bucket or key"}
-        raise FerdError(f"{url}: {what.get(code, str(error))}; correct weights.location") from None
-    except BotoCoreError as error:
-        raise Broken(" ".join(str(error).split())) from None
+    except boto.ClientError as error:
+        raise _s3_refusal(url, error) from None
+    except (boto.ConnectionError, boto.HTTPClientError) as error:
+        raise Broken(f"no connection: {error} (AWS_ENDPOINT_URL says where the server is)") from None
+    except (boto.BotoCoreError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise FerdError(f"{url}: {reason}; correct the address or the AWS_ variables") from None
+
+
+def _s3_refusal(url: str, error: Any) -> Exception:
+    """What a server's answer means."""
+    code, status = error.response["Error"]["Code"], error.response["ResponseMetadata"]["HTTPStatusCode"]
+    if status in BUSY or status >= 500:
+        return Broken(f"the server answers {status} {code}")
+    known = {
+        "NoSuchBucket": "there is no such bucket; correct the address",
+        "NoSuchKey": "there is no such key in the bucket; correct the address",
+    }
+    if status == 403:
+        return FerdError(f"{url}: forbidden ({code}); these credentials may not read it: correct them")
+    return FerdError(f"{url}: {known.get(code, f'the server answers {status} {code}; correct the address')}")
 
 
 def _packaged(location: str) -> Path:
@@ -214,21 +286,36 @@ def _local(location: str) -> Path:
     if path.is_absolute():
         return path
     root = os.environ.get("FERD_DATA")
-    if root is None:
-        raise FerdError(
-            f"FERD_DATA is not set; set it to the folder below which {location} lies (see README)"
-        )
+    if not root:
+        raise FerdError(f"FERD_DATA is not set; set it to the folder below which {location} lies")
     return Path(root) / path
 
 
-def _from_zoo(location: str) -> Path:
-    """A model of RobustBench's CIFAR-10 L∞ zoo, by its name there, downloaded by its package."""
+def _from_zoo(name: str, target: Path, checksum: str) -> None:
+    """A model of RobustBench's CIFAR-10 L∞ zoo, by its name there, fetched as its package does."""
     try:
-        from robustbench.utils import load_model
-    except ImportError:
+        from robustbench.model_zoo import model_dicts
+        from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
+        from robustbench.utils import download_gdrive_new
+    except ImportError as error:
         raise FerdError(
-            "RobustBench is not installed; `pip install -c constraints.txt -e '.[robustbench]'`"
+            f"weights.source robustbench: {error}; `pip install -c constraints.txt -e '.[robustbench]'`"
         ) from None
-    folder = DOWNLOADS / "robustbench"
-    load_model(location, model_dir=str(folder), dataset="cifar10", threat_model="Linf")
-    return folder / "cifar10" / "Linf" / f"{location}.pt"
+    file_id = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf].get(name, {}).get("gdrive_id")
+    if not isinstance(file_id, str):
+        raise FerdError(
+            f"weights.location: RobustBench has no file {name!r} among CIFAR-10's Linf models; correct it"
+        )
+    part = _part_of(target)
+    try:
+        if _is_right(target, checksum, "sha256"):
+            return
+        with _alone(part):
+            try:
+                download_gdrive_new(file_id, part)
+            except Exception as error:  # gdown and requests each raise their own
+                part.unlink(missing_ok=True)
+                raise FerdError(f"robustbench {name}: {' '.join(str(error).split())}; run again") from None
+            _put_in_place(part, target, f"robustbench {name}", checksum, "sha256")
+    except OSError as error:
+        raise _unwritable(target, error) from None

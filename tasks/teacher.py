@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_state, save_classifier, save_state
 from ferd.config import Attack, Benchmark, Evaluation, Teacher, fingerprint
-from ferd.datasets import Images, dataset, first_per_class, load_images
+from ferd.datasets import Images, dataset, load_images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation as Evaluator
 from ferd.files import write_json, write_json_lines
@@ -54,8 +56,14 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     """
     settings, images = role.settings, paths.images(name, "train")
     device = process.device_with(settings.threads)
+    measured_on = measuring_images(name, settings)
     network = initial_network(settings, benchmark, SEED)
-    what = [settings, benchmark.threat_model, benchmark.augmentation, device.type]
+    what = [
+        settings.model_dump(exclude={"measure"}),
+        benchmark.threat_model,
+        benchmark.augmentation,
+        device.type,
+    ]
     resume = process.resume_folder(progress.task, *what, process.sha256(images))
     run = tracking.resume_or_start(resume, name, role.name, fingerprint(*what), progress.task, settings)
     records: list[dict[str, Any]] = []
@@ -73,9 +81,10 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
         )
         records = _train(training, role, resume, run, progress)
         network = training.network
-    measured = _measure(network, name, benchmark, settings, device)
-    path = paths.CHECKPOINTS / name / f"{role.name}.safetensors"
+    measured = _measure(network, measured_on, benchmark, settings, device)
+    progress.event("measured", **measured)
     _refuse_what_is_not_robust(measured, role)
+    path = paths.CHECKPOINTS / name / f"{role.name}.safetensors"
     save_classifier(
         path,
         network,
@@ -131,20 +140,32 @@ def _train(
     return records
 
 
-def _measure(
-    network: Classifier, name: str, benchmark: Benchmark, settings: Teacher, device: torch.device
-) -> dict[str, Any]:
-    """Clean and PGD-20 accuracy on validation images, with what the weights were made from."""
+def measuring_images(name: str, settings: Teacher) -> Images:
+    """The validation images that a classifier is measured on, as evenly of all classes as they can be.
+
+    Raises:
+        FerdError: the benchmark has none.
+    """
     validation = load_images(paths.images(name, "validation"))
-    classes = network.classes
-    fewest = int(torch.bincount(validation.labels, minlength=classes).min())
-    if not fewest:
+    if not len(validation.labels):
         raise FerdError(
             f"benchmarks.{name}.data.validation_per_class: is 0, but a teacher is measured on validation "
-            "images; set it to 10 or more"
+            "images before it is used; set it to 10 or more"
         )
-    rows = first_per_class(validation.labels, 0, min(fewest, max(1, settings.measure.images // classes)))
-    images = Images(validation.images[rows], validation.labels[rows])
+    rows = first_evenly(validation.labels, settings.measure.images)
+    return Images(validation.images[rows], validation.labels[rows])
+
+
+def first_evenly(labels: Tensor, number: int) -> Tensor:
+    """Indices, in order, of ``number`` examples: the first of every class, then the second, and so on."""
+    ranks = F.one_hot(labels).cumsum(0).gather(1, labels.unsqueeze(1)).squeeze(1)
+    return ranks.argsort(stable=True)[:number].sort().values
+
+
+def _measure(
+    network: Classifier, images: Images, benchmark: Benchmark, settings: Teacher, device: torch.device
+) -> dict[str, Any]:
+    """Clean and PGD-20 accuracy, with what the weights were made from."""
     evaluation = Evaluation(
         batch_size=benchmark.evaluation.batch_size,
         attacks=dict.fromkeys(MEASURED, "all"),
@@ -154,27 +175,32 @@ def _measure(
     evaluator = Evaluator(network, images, evaluation, benchmark.threat_model, SEED, device)
     for _ in evaluator.batches():
         pass
-    figures = evaluator.figures()
     return {
-        "n": len(rows),
-        **{attack: figures[attack]["average"] for attack in MEASURED},
+        "n": len(images.labels),
+        **{attack: evaluator.verdicts[attack].double().mean().item() for attack in MEASURED},
         "weights": settings.weights.model_dump() if settings.weights else None,
     }
 
 
 def _refuse_what_is_not_robust(measured: dict[str, Any], role: Role) -> None:
-    if measured["pgd20"] >= role.settings.measure.least_robust:
+    measure = role.settings.measure
+    if measured["pgd20"] >= measure.least_robust:
         return
     fault = (
-        f"the {role.name} is not robust: {measured['clean']:.1%} clean but {measured['pgd20']:.1%} under "
-        f"PGD-20 of {measured['n']} validation images"
+        f"the {role.name} is not robust: {_percent(measured['clean'])} clean but "
+        f"{_percent(measured['pgd20'])} under PGD-20 of {measured['n']} validation images, where "
+        f"{_percent(measure.least_robust)} is asked for"
     )
-    if not role.settings.measure.accept_not_robust:
+    if not measure.accept_not_robust:
         raise FerdError(
-            f"{fault}; {role.settings.measure.least_robust:.1%} are asked for: give another one, or set "
-            f"{role.key}.measure.accept_not_robust: true to use it all the same"
+            f"{fault}; give another one, or set {role.key}.measure.accept_not_robust: true "
+            "to use it all the same"
         )
-    LOGGER.warning("%s; used all the same", fault)
+    LOGGER.warning("%s; it is used all the same", fault)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 if __name__ == "__main__":
