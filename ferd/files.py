@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 from safetensors import SafetensorError
 
 from ferd.errors import FerdError
+
+NUMBERS = re.compile(r"\[\n\s+(?:[-\d.e+]+|null)(?:,\n\s+(?:[-\d.e+]+|null))*\n\s+\]")
 
 
 @contextmanager
@@ -38,8 +41,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Indented JSON with a final newline; NaN is refused."""
+    """Indented JSON with a final newline, a list of numbers on one line; NaN is refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     with atomic_write(path) as part:
         part.write_text(text)
 

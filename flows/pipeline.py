@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prefect import State, get_run_logger, task
@@ -68,7 +68,7 @@ def run_stage(stage: Stage, session: Session) -> str:
         try:
             if session.stopping.is_set():
                 raise StageFailed(stage.name, "not run, since the flow was stopped", retryable=False)
-            run(stage.name, lambda event: session.view.on_event(stage.name, event), environment)
+            run(stage, lambda event: session.view.on_event(stage.name, event), environment)
         except StageFailed as error:
             error.retryable = error.retryable and not session.stopping.is_set()
             if error.retryable and task_run.run_count <= RETRIES:
@@ -114,12 +114,7 @@ def bring_up_to_date(
         return
     print(f"{benchmark}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
     with LiveView(stale) as view:
-        failures, lost = run_stages(stages, view, slots)
-        if lost and not failures:
-            view.say(f"Prefect did not run {', '.join(lost)}; submitting again")
-            again = [stage for stage in stages if stage.name in lost]
-            failures, lost = run_stages(again, view, slots)
-            failures = failures or [f"{name}: not run: {reason}" for name, reason in lost.items()]
+        failures = run_stages(stages, view, slots)
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
@@ -128,14 +123,10 @@ def bring_up_to_date(
         raise FerdError("; ".join(failures))
 
 
-def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> tuple[list[str], dict[str, str]]:
-    """Submit the stale stages as tasks, each after those it needs.
+def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]:
+    """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
-
-    Returns:
-        What failed, a line each; and the stages that were not run, with Prefect's reason: behind a
-        failed one, or, with none failed, since Prefect lost their task.
     """
     session = Session(view, slots)
     futures: dict[str, PrefectFuture[str]] = {}
@@ -150,11 +141,21 @@ def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> tuple[lis
     except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
         session.stop()
         raise
-    failures, lost = [], {}
-    for name, future in futures.items():
-        error = future.state.result(raise_on_failure=False) if future.state.is_failed() else None
-        if isinstance(error, StageFailed):
-            failures.append(str(error))
-        elif not future.state.is_completed():
-            lost[name] = f"{future.state.name}: {future.state.message}"
-    return failures, lost
+    return failures_of({name: future.state for name, future in futures.items()})
+
+
+def failures_of(states: Mapping[str, State[Any]]) -> list[str]:
+    """What failed, a line each; or, where nothing did, what was not run all the same."""
+    failed = {
+        name: state.result(raise_on_failure=False) for name, state in states.items() if state.is_failed()
+    }
+    if failed:
+        return [
+            str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
+            for name, error in failed.items()
+        ]
+    return [
+        f"{name}: not run: {state.name}: {state.message}"
+        for name, state in states.items()
+        if not state.is_completed()
+    ]

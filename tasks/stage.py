@@ -22,13 +22,15 @@ REPORT = "report"
 class Stage:
     """A stage of ``dvc.yaml``: its name, the planned stages it needs, and whether it must run.
 
-    ``command`` is the module that it runs, and its arguments.
+    ``command`` is the module that it runs, and its arguments; ``uncached`` are the outputs that DVC does
+    not cache, and so could not put back itself.
     """
 
     name: str
     upstream: tuple[str, ...]
     stale: bool
     command: tuple[str, ...]
+    uncached: tuple[Path, ...]
 
 
 class StageFailed(Exception):
@@ -95,12 +97,13 @@ def _planned(repo: Any, choose: Callable[[dict[str, list[str]]], list[str]]) -> 
     needs = _needs(repo)
     names = choose(needs)
     changed = repo.status(targets=names)
-    commands = {stage.addressing: _command(stage.cmd) for stage in repo.index.stages}
+    known = {stage.addressing: stage for stage in repo.index.stages}
     planned: dict[str, Stage] = {}
     for name in names:
         upstream = tuple(need for need in needs[name] if need in names)
         stale = name in changed or any(planned[need].stale for need in upstream)
-        planned[name] = Stage(name, upstream, stale, commands[name])
+        uncached = tuple(Path(out.def_path) for out in known[name].outs if not out.use_cache)
+        planned[name] = Stage(name, upstream, stale, _command(known[name].cmd), uncached)
     return list(planned.values())
 
 
@@ -120,19 +123,20 @@ def stop_running() -> None:
 
 
 def run(
-    stage: str,
+    stage: Stage,
     on_event: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,
 ) -> None:
     """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
 
-    DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back.
+    DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back. DVC is
+    not loaded in this process, since its library cannot be used in several threads.
 
     Raises:
         StageFailed: with the stage's own line where it printed one.
     """
-    kept = _read_uncached_outputs(stage)
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage]
+    kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tail: deque[str] = deque(maxlen=20)
     message = ""
@@ -155,8 +159,8 @@ def run(
                 on_event(event)
     _running.discard(process)
     if process.returncode != 0:
-        _put_back(stage, kept)
-        raise StageFailed(stage, message or _last_error(tail), retryable=not message)
+        _put_back(stage.name, kept)
+        raise StageFailed(stage.name, message or _last_error(tail), retryable=not message)
 
 
 @contextmanager
@@ -208,14 +212,6 @@ def _last_error(tail: Iterable[str]) -> str:
     telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
     line = (telling or lines or ["it printed nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
-
-
-def _read_uncached_outputs(stage: str) -> dict[Path, bytes]:
-    """The outputs that DVC does not cache, and so could not put back itself."""
-    with _repository() as repo:
-        (found,) = repo.stage.collect(stage)
-        paths = [Path(out.fs_path) for out in found.outs if not out.use_cache]
-    return {path: path.read_bytes() for path in paths if path.is_file()}
 
 
 def _put_back(stage: str, uncached: Mapping[Path, bytes]) -> None:

@@ -207,7 +207,7 @@ def _http_source(url: str) -> Source:
 
 
 def _s3_source(url: str) -> Source:
-    bucket, key = urlsplit(url).netloc, urlsplit(url).path.lstrip("/")
+    bucket, _, key = url.removeprefix("s3://").partition("/")
     with _s3_faults(url):
         client = _s3_client()
 
@@ -231,14 +231,14 @@ def _s3_client() -> Any:
     from botocore.config import Config
 
     settings = Config(
-        retries={"mode": "standard"},
+        retries={"total_max_attempts": 1},  # ``_stream`` tries again
         s3={"addressing_style": "path"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
         connect_timeout=TIMEOUT_SECONDS,
         read_timeout=TIMEOUT_SECONDS,
     )
-    return boto3.client("s3", endpoint_url=os.environ.get("AWS_ENDPOINT_URL"), config=settings)
+    return boto3.Session().client("s3", config=settings)  # at AWS_ENDPOINT_URL, where that is set
 
 
 @contextmanager

@@ -67,8 +67,9 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     resume = process.resume_folder(progress.task, *what, process.sha256(images))
     run = tracking.resume_or_start(resume, name, role.name, fingerprint(*what), progress.task, settings)
     records: list[dict[str, Any]] = []
-    progress.start()
-    if settings.training:
+    if settings.training is None:
+        progress.start()
+    else:
         training = AdversarialTraining(
             network,
             load_images(images),

@@ -1,10 +1,12 @@
 import math
+from itertools import islice
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from ferd.adversarial_training import AdversarialTraining, trades_loss
+from ferd import adversarial_training
+from ferd.adversarial_training import AdversarialTraining, WeightAverage, trades_loss
 from ferd.checkpoint import load_state, save_state
 from ferd.config import Augmentation, Training
 from ferd.datasets import Images
@@ -29,7 +31,7 @@ SETTINGS = Training(
 def training(digits, threat):
     """A fresh training of a ResNet-8 on the first ``images`` digits."""
 
-    def make(images=100, **changes):
+    def make(images=100, warm_up=False, **changes):
         train = digits["train"]
         return AdversarialTraining(
             build("resnet8-w8", classes=10, channels=1),
@@ -39,9 +41,20 @@ def training(digits, threat):
             Augmentation(padding=1, flip=False),
             seed=0,
             device=torch.device("cpu"),
+            warm_up=warm_up,
         )
 
     return make
+
+
+def trained_weights(training):
+    """The weights that the optimiser steps on, averaged or not."""
+    return training.optimiser.param_groups[0]["params"]
+
+
+def assert_same(states, expected):
+    for state, other in zip(states, expected, strict=True):
+        assert torch.equal(state, other)
 
 
 def test_trades_loss_literal():
@@ -67,7 +80,7 @@ def test_trades_loss_reaches_both_predictions(rng):
     assert torch.autograd.gradcheck(lambda c, a: trades_loss(c, a, labels, 2.0), both)
 
 
-@pytest.mark.parametrize("method", ["trades", "pgd-at"])
+@pytest.mark.parametrize("method", ["standard", "trades", "pgd-at"])
 def test_a_short_training_on_digits_gains_accuracy(training, method):
     records = list(training(1000, method=method, epochs=4, attack_steps=2).epochs())
     assert [record.epoch for record in records] == [1, 2, 3, 4]
@@ -78,19 +91,18 @@ def test_a_short_training_on_digits_gains_accuracy(training, method):
 
 @pytest.mark.parametrize("method", ["trades", "pgd-at"])
 @pytest.mark.parametrize("finished", [1, 2])
-def test_a_resumed_training_ends_at_the_same_bits(training, tmp_path, method, finished):
-    whole = training(method=method)
+@pytest.mark.parametrize("weight_average", [0.0, 0.9])
+def test_a_resumed_training_ends_at_the_same_bits(training, tmp_path, method, finished, weight_average):
+    whole, stopped, rest = (training(method=method, weight_average=weight_average) for _ in range(3))
     records = list(whole.epochs())
-    stopped, rest = training(method=method), training(method=method)
     epochs = stopped.epochs()
     for _ in range(finished):
         next(epochs)
     save_state(tmp_path / "state.pt", stopped.state_dict())
     rest.load_state_dict(load_state(tmp_path / "state.pt"))
     assert list(rest.epochs()) == records[finished:]
-    expected = whole.network.state_dict()
-    for key, value in rest.network.state_dict().items():
-        assert torch.equal(value, expected[key]), key
+    assert_same(rest.network.state_dict().values(), whole.network.state_dict().values())
+    assert_same(trained_weights(rest), trained_weights(whole))
 
 
 def test_the_threat_model_of_the_attack_is_the_ball_with_the_teachers_own_steps(training, threat):
@@ -103,6 +115,15 @@ def test_the_learning_rate_falls_along_a_cosine_within_epochs_too(training):
     assert rates == pytest.approx([0.186603, 0.1, 0.0133975], rel=1e-4)
 
 
+def test_an_averaged_network_classifies(training, digits):
+    averaged = training(1000, method="standard", epochs=4, weight_average=0.99)
+    list(averaged.epochs())
+    images, labels = digits["validation"].images, digits["validation"].labels
+    with torch.no_grad():
+        correct = averaged.network.eval()(images / 255).argmax(1) == labels
+    assert correct.float().mean() > 0.8
+
+
 def test_a_last_batch_of_one_image_is_left_out(training):
     assert len(list(training(65, epochs=1).epochs())) == 1
 
@@ -111,3 +132,100 @@ def test_a_training_that_diverges_is_refused_in_one_line(training):
     with pytest.raises(FerdError, match=r"epoch \d.*learning_rate") as raised:
         list(training(learning_rate=1e30).epochs())
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "attacks"), [("standard", []), ("pgd-at", ["pgd", "pgd"]), ("trades", ["utae", "utae"])]
+)
+def test_only_standard_training_makes_no_attack(training, monkeypatch, method, attacks):
+    made = []
+    for name in ("pgd", "utae"):
+        attack = getattr(adversarial_training, name)
+        monkeypatch.setattr(
+            adversarial_training,
+            name,
+            lambda *args, name=name, attack=attack: made.append(name) or attack(*args),
+        )
+    list(training(method=method, epochs=1).epochs())  # two batches
+    assert made == attacks
+
+
+def test_a_weight_average_follows_its_closed_form():
+    source = build("resnet8-w8", classes=10, channels=1)
+
+    def fill(value):
+        for tensor in source.state_dict().values():
+            tensor.fill_(value)
+
+    fill(0)
+    average = WeightAverage(source, decay=0.2)
+    for weight, expected in [(1, 0.9), (2, 1.8), (-1, -0.44)]:  # d is 1/10, 2/11, then 0.2 < 3/12
+        fill(weight)
+        average.update()
+        for key, value in average.network.state_dict().items():  # running statistics are among them
+            literal = expected if value.is_floating_point() else weight
+            assert torch.allclose(value, torch.full_like(value, literal)), key
+
+
+def test_the_network_of_a_training_is_its_average_over_all_steps(training, monkeypatch):
+    states, update = [], WeightAverage.update
+
+    def record(self):
+        states.append({key: value.clone() for key, value in self._source.state_dict().items()})
+        update(self)
+
+    monkeypatch.setattr(WeightAverage, "update", record)
+    averaged = training(weight_average=0.25)
+    expected = {key: value.double() for key, value in averaged.network.state_dict().items()}
+    list(averaged.epochs())
+    assert len(states) == 6
+    for step, state in enumerate(states):
+        decay = [1 / 10, 2 / 11, 0.25, 0.25, 0.25, 0.25][step]
+        expected = {key: decay * expected[key] + (1 - decay) * value for key, value in state.items()}
+    for key, value in averaged.network.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value.double(), expected[key], rtol=1e-4, atol=1e-6), key
+            assert not torch.equal(value, states[-1][key]), key
+        else:
+            assert value == 12  # TRADES sees clean and adversarial images
+
+
+def test_averaging_changes_nothing_about_the_training(training):
+    plain, averaged = training(), training(weight_average=0.9)
+    assert list(averaged.epochs()) == list(plain.epochs())
+    assert_same(trained_weights(averaged), trained_weights(plain))
+    assert_same(plain.network.parameters(), trained_weights(plain))
+
+
+def test_given_weights_are_warmed_up_over_a_twentieth_of_the_steps(training):
+    def rates(warm_up):
+        epochs = training(64, warm_up, epochs=40, attack_steps=1).epochs()  # one batch an epoch
+        return [record.learning_rate for record in islice(epochs, 3)]
+
+    assert rates(False) == pytest.approx([0.2, 0.1996917, 0.1987688], rel=1e-6)
+    assert rates(True) == pytest.approx([0.0, 0.0998459, 0.1987688], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("precision", "trained_in", "attacked_in"),
+    [
+        ("float32", torch.float32, torch.float32),
+        ("bf16-attacks", torch.float32, torch.bfloat16),
+        ("bf16", torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_weights_are_float32_whatever_is_computed_in(training, precision, trained_in, attacked_in):
+    some = training(1000, method="pgd-at", epochs=2, precision=precision, weight_average=0.5)
+    computed_in = {True: set(), False: set()}
+
+    def note(module, inputs, output):
+        if isinstance(module, torch.nn.Conv2d):
+            computed_in[module.training].add(output.dtype)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        records = list(some.epochs())
+    assert computed_in[True] == {trained_in}
+    assert computed_in[False] == {attacked_in, torch.float32}  # the check for divergence is in float32
+    assert records[1].accuracy > records[0].accuracy
+    for weights in (trained_weights(some), some.network.parameters()):
+        assert {weight.dtype for weight in weights} == {torch.float32}

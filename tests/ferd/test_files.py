@@ -106,10 +106,18 @@ def test_json_is_what_was_given(tmp_path):
     write_json(tmp_path / "a.json", {"b": [1, 0.1], "a": None})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == {"b": [1, 0.1], "a": None}
-    assert text.endswith("}\n")
+    assert text.endswith("}\n") and '"b": [1, 0.1]' in text
     write_json_lines(tmp_path / "a.jsonl", [{"round": 1}, {"round": 2}])
     lines = (tmp_path / "a.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [{"round": 1}, {"round": 2}]
+
+
+def test_only_lists_of_numbers_are_on_one_line(tmp_path):
+    content = {"matrix": [[None, 0.5], [-1e-7, 2]], "names": ["[\n 1\n]", "b"], "none": [], "mixed": [1, "a"]}
+    write_json(tmp_path / "a.json", content)
+    text = (tmp_path / "a.json").read_text()
+    assert json.loads(text) == content
+    assert "[null, 0.5],\n" in text and "[-1e-07, 2]\n" in text and '[\n    1,\n    "a"\n' in text
 
 
 @pytest.mark.parametrize("writer", [write_json, write_json_lines])

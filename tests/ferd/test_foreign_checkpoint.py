@@ -39,6 +39,7 @@ def prefixed(prefix, state):
         lambda state: {"net": prefixed("module.", state), "acc": 0.5},
         lambda state: {"model_state_dict": prefixed("module.model.", state)},
         lambda state: {key: value for key, value in state.items() if "num_batches" not in key},
+        lambda state: prefixed("module.", state | {"sub_block1.layer.0.bn1.bias": torch.ones(16)}),
     ],
 )
 def test_the_usual_wrappings_load(tmp_path, state, wrap):

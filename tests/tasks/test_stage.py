@@ -65,10 +65,21 @@ def test_student_stages_are_selected_by_method_and_seed(here):
     assert len(stage.student_stages("digits", None, [0])) == 8
 
 
+def planned(name):
+    return next(item for item in stage.all_stages() if item.name == name)
+
+
+def test_a_stage_knows_the_outputs_that_dvc_does_not_cache(here):
+    assert [str(path) for path in planned("distill-digits@resnet8-w8-ferd-s0").uncached] == [
+        "results/digits/resnet8-w8/ferd/s0.rounds.jsonl",
+        "results/digits/resnet8-w8/ferd/s0.distill-cost.json",
+    ]
+
+
 def test_events_are_passed_on(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
     events = []
-    stage.run("distill-digits@resnet8-w8-ferd-s0", events.append)
+    stage.run(planned("distill-digits@resnet8-w8-ferd-s0"), events.append)
     assert [event["event"] for event in events] == ["computing", *["progress"] * 3, "computed"]
     assert [event["done"] for event in events if event["event"] == "progress"] == [1, 2, 3]
 
@@ -78,7 +89,7 @@ def test_a_failed_stage_says_why_and_puts_its_outputs_back(here, change_params):
     before = [path.read_bytes() for path in outputs]
     change_params(here, 1.0e30, "benchmarks", "digits", "distillation", "student", "learning_rate")
     with pytest.raises(stage.StageFailed, match=r"resnet8-w8-ferd-s0: student: the loss") as caught:
-        stage.run("distill-digits@resnet8-w8-ferd-s0", lambda event: None)
+        stage.run(planned("distill-digits@resnet8-w8-ferd-s0"), lambda event: None)
     assert not caught.value.retryable
     assert [path.read_bytes() for path in outputs] == before
 
@@ -86,5 +97,5 @@ def test_a_failed_stage_says_why_and_puts_its_outputs_back(here, change_params):
 def test_a_fault_of_the_machine_is_worth_a_retry(here):
     (here / "tasks" / "report.py").write_text("raise MemoryError('gone')\n")
     with pytest.raises(stage.StageFailed, match="MemoryError: gone") as caught:
-        stage.run("report", lambda event: None)
+        stage.run(planned("report"), lambda event: None)
     assert caught.value.retryable
