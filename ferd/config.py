@@ -60,7 +60,7 @@ class Weights(Settings):
     """Weights that were made elsewhere: where they are, and the SHA-256 (hex) of the file.
 
     ``location``: a file of the package ``ferd.assets``; a path, a relative one below ``FERD_DATA``; an
-    ``https://`` or ``s3://`` address; the name of a model of RobustBench's zoo.
+    ``https://`` or ``s3://`` address; the name of a model of RobustBench's zoo (``cifar100/NAME``).
     """
 
     source: Literal["package", "file", "https", "s3", "robustbench"]

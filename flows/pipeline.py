@@ -18,7 +18,7 @@ from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params, tracking
 from tasks.process import SLOTS
-from tasks.stage import Stage, StageFailed, plan, run, stop_running, student_stages
+from tasks.stage import Pipeline, Stage, StageFailed, run, stop_running
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
@@ -104,10 +104,14 @@ def bring_up_to_date(
         FerdError: the settings are at fault, or stages failed: says which, and why.
     """
     params.read().benchmark(benchmark)
-    targets = student_stages(benchmark, methods, seeds)
+    pipeline = Pipeline()
+    targets = [f"evaluate-teacher@{benchmark}", *pipeline.student_stages(benchmark, methods, seeds)]
     if analyse:
-        targets += student_stages(benchmark, None, None, ["tasks.analyse"])
-    stages = plan([f"evaluate-teacher@{benchmark}", *targets])
+        targets += [
+            f"analyse-teacher@{benchmark}",
+            *pipeline.student_stages(benchmark, None, None, "tasks.analyse"),
+        ]
+    stages = pipeline.plan(targets)
     stale = sum(stage.stale for stage in stages)
     if not stale:
         print(f"{benchmark}: all {len(stages)} stages are up to date; nothing to run")

@@ -25,7 +25,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
-from tasks.stage import Stage, all_stages
+from tasks.stage import Pipeline, Stage
 
 KINDS = {"tasks.teacher": "teacher", "tasks.distill": "distill", "tasks.evaluate": "evaluate"}
 TEST_IMAGES = {"digits": 500}
@@ -225,7 +225,7 @@ def main() -> None:
         chosen = args.benchmarks or list(settings.benchmarks)
         for benchmark in chosen:
             settings.benchmark(benchmark)
-        print_plan(chosen, settings, all_stages())
+        print_plan(chosen, settings, Pipeline().plan())
     except FerdError as error:
         sys.exit(f"plan: {error}")
 

@@ -3,18 +3,23 @@
 import argparse
 import base64
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, select_autoescape
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from ferd.config import Benchmark
 from ferd.datasets import dataset
 from ferd.files import atomic_write, write_json
-from tasks import params, process
+from tasks import analysis_table, params, process
 from tasks.paths import RESULTS
 from tasks.results import FIGURES, Group, load, spread, students
 from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading, identity, warnings
@@ -24,6 +29,8 @@ SUMMARY = RESULTS / "summary.json"
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 SHOWN = ("ferd", "no-reweighting", "no-fae", "real-data", "uniform-noise", "untrained-generator")
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#999999", "#56b4e9")  # Okabe and Ito
+MOST_MAPPED, MOST_PRINTED = 20, 10  # classes of a heat map, and of one with values in its cells
+PANELS = 3  # heat maps in a row
 
 
 def main() -> None:
@@ -103,6 +110,7 @@ def section(name: str, benchmark: Benchmark, groups: Sequence[Group]) -> dict[st
             for student in students(groups) or ["teacher"]
             for attack in ("clean", "pgd20")
         ],
+        "failures": failures(analysis_table.load(name), _class_names(benchmark)),
         "grids": _grids(name, groups),
         "class_names": ", ".join(_class_names(benchmark)),
     }
@@ -159,6 +167,72 @@ def per_class_chart(groups: Sequence[Group], attack: str, class_names: Sequence[
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=4, frameon=False)
     return figure
+
+
+def failures(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> dict[str, Any] | None:
+    """The tables of a benchmark's analyses and heat maps for each student; None where there are none."""
+    if not analyses:
+        return None
+    return {
+        "tables": analysis_table.tables(analyses, class_names),
+        "maps": _success_maps(analyses, class_names) if len(class_names) <= MOST_MAPPED else [],
+    }
+
+
+def _success_maps(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[dict[str, str]]:
+    """A chart a student, the teacher in each; all on one scale."""
+    shown = [analysis for analysis in analyses if analysis["method"] in ("teacher", *SHOWN)]
+    networks = sorted({analysis["student"] for analysis in shown if analysis["student"]}) or ["teacher"]
+    most = max((np.nanmax(_percent(analysis)) for analysis in shown), default=0)
+    return [
+        {"title": network, "svg": svg(success_chart(beside, class_names, most))}
+        for network in networks
+        if (beside := [analysis for analysis in shown if analysis["student"] in (None, network)])
+    ]
+
+
+def success_chart(analyses: Sequence[dict[str, Any]], class_names: Sequence[str], most: float) -> Figure:
+    """How often a class's images end up as the target of an attack, a panel an analysis; 0 to ``most`` %."""
+    lines = math.ceil(len(analyses) / PANELS)
+    columns = max(2, math.ceil(len(analyses) / lines))
+    figure = Figure(figsize=(9, 0.6 + 9 * lines / columns), layout="compressed")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    names = zip(*analysis_table.identity(analyses).values(), strict=True)
+    for axes in panels.flat[len(analyses) :]:
+        axes.set_axis_off()
+    for axes, name, analysis in zip(panels.flat, names, analyses, strict=False):
+        mesh = _draw_map(axes, _percent(analysis), class_names, max(10, most))
+        axes.set_title(" ".join(filter(None, name)), fontsize=10)
+        axes.set_xlabel("attacked toward", fontsize=8)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("class of the images", fontsize=8)
+    bar = figure.colorbar(mesh, ax=panels, location="top", shrink=0.4, aspect=30)
+    bar.set_label("ends up there, % of the class's images", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _percent(analysis: dict[str, Any]) -> NDArray[np.float64]:
+    """(source, target) success of the targeted attacks in percent; NaN where none was run."""
+    return 100 * np.array(analysis["adaptive_adversary"]["success"], dtype=np.float64)
+
+
+def _draw_map(axes: Axes, percent: NDArray[np.float64], class_names: Sequence[str], most: float) -> QuadMesh:
+    mesh = axes.pcolormesh(percent, cmap="Blues", vmin=0, vmax=most, edgecolors="#ffffff", linewidth=0.5)
+    axes.set_facecolor("#dddddd")
+    places = [number + 0.5 for number in range(len(class_names))]
+    axes.set_xticks(places, class_names, rotation=90 * (max(map(len, class_names)) > 2), fontsize=7)
+    axes.set_yticks(places, class_names, fontsize=7)
+    axes.tick_params(length=0)
+    axes.set_ylim(len(class_names), 0)
+    axes.set_aspect("equal")
+    if len(class_names) <= MOST_PRINTED:
+        for (source, target), value in np.ndenumerate(percent):
+            if not np.isnan(value):
+                colour = "#ffffff" if value > 0.7 * most else "#1a1a1a"
+                where = (target + 0.5, source + 0.5)
+                axes.text(*where, f"{value:.0f}", fontsize=6, color=colour, ha="center", va="center")
+    return mesh
 
 
 def svg(figure: Figure) -> str:

@@ -41,70 +41,86 @@ class StageFailed(Exception):
         self.retryable = retryable
 
 
-def student_stages(
-    benchmark: str,
-    methods: Sequence[str] | None,
-    seeds: Sequence[int] | None,
-    kinds: Sequence[str] = ("tasks.evaluate",),
-) -> list[str]:
-    """Names of the stages that judge a benchmark's students, of these methods and seeds or of all.
-
-    Args:
-        kinds: the modules that the stages run.
+class Pipeline:
+    """The stages of ``dvc.yaml``, read once: with hundreds of them that takes seconds.
 
     Raises:
-        FerdError: dvc.yaml has no stage for a method or seed that was named.
+        FerdError: ``dvc.yaml`` cannot be read.
     """
-    with _repository() as repo:
-        commands = {stage.addressing: _command(stage.cmd) for stage in repo.index.stages}
-    found = {
-        name: paths.identity(Path(command[1]))
-        for name, command in commands.items()
-        if command[0] in kinds and Path(command[1]).parts[1] == benchmark
-    }
-    students = {name: known for name, known in found.items() if known[0] is not None}
-    for position, wanted in ((1, methods), (2, seeds)):
-        for value in wanted or ():
-            if value not in {known[position] for known in students.values()}:
-                kind = "method" if position == 1 else "seed"
-                raise FerdError(f"dvc.yaml has no stage of {benchmark} for {kind} {value!r}; add it there")
-    return [
-        name
-        for name, (_, method, seed) in students.items()
-        if (methods is None or method in methods) and (seeds is None or seed in seeds)
-    ]
 
+    def __init__(self) -> None:
+        with _repository() as repo:
+            graph = repo.index.graph
+            self._needs = {
+                stage.addressing: [need.addressing for need in graph.successors(stage)]
+                for stage in graph.nodes
+            }
+            self._known = {stage.addressing: stage for stage in graph.nodes}
 
-def plan(targets: Sequence[str]) -> list[Stage]:
-    """The targets and all they need, then the report, in topological order.
+    def student_stages(
+        self,
+        benchmark: str,
+        methods: Sequence[str] | None,
+        seeds: Sequence[int] | None,
+        module: str = "tasks.evaluate",
+    ) -> list[str]:
+        """Names of the stages that run ``module`` on a benchmark's students, by default on all.
 
-    A stage must run where DVC finds it changed, or where something it needs must run.
+        Raises:
+            FerdError: dvc.yaml has no stage for a method or seed that was named.
+        """
+        students: dict[str, tuple[str, int]] = {}
+        for name, stage in self._known.items():
+            kind, *arguments = _command(stage.cmd)
+            if kind == module and Path(arguments[0]).parts[1] == benchmark:
+                student, method, seed = paths.identity(Path(arguments[0]))
+                students |= {name: (method, seed)} if student else {}
+        for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
+            for value in wanted or ():
+                if value not in {known[position] for known in students.values()}:
+                    raise FerdError(
+                        f"dvc.yaml has no stage of {benchmark} for {kind} {value!r}; add it there"
+                    )
+        return [
+            name
+            for name, (method, seed) in students.items()
+            if (methods is None or method in methods) and (seeds is None or seed in seeds)
+        ]
 
-    Raises:
-        FerdError: ``dvc.yaml`` cannot be read or has no such stage.
-    """
-    with _repository() as repo:
-        return _planned(repo, lambda needs: [*_ancestors(needs, targets), REPORT])
+    def plan(self, targets: Sequence[str] | None = None) -> list[Stage]:
+        """The targets and all they need, then the report, in topological order; by default every stage.
 
+        A stage must run where DVC finds it changed, or where something it needs must run.
 
-def all_stages() -> list[Stage]:
-    """Every stage of dvc.yaml, in topological order."""
-    with _repository() as repo:
-        return _planned(repo, lambda needs: _ancestors(needs, list(needs)))
+        Raises:
+            FerdError: dvc.yaml has no such stage.
+        """
+        names = [*self._ancestors(targets), REPORT] if targets else self._ancestors(list(self._needs))
+        with _repository() as repo:
+            changed = repo.status(targets=names)
+        planned: dict[str, Stage] = {}
+        for name in names:
+            known = self._known[name]
+            upstream = tuple(need for need in self._needs[name] if need in names)
+            stale = name in changed or any(planned[need].stale for need in upstream)
+            uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
+            planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
+        return list(planned.values())
 
+    def _ancestors(self, targets: Sequence[str]) -> list[str]:
+        ordered: dict[str, None] = {}
 
-def _planned(repo: Any, choose: Callable[[dict[str, list[str]]], list[str]]) -> list[Stage]:
-    needs = _needs(repo)
-    names = choose(needs)
-    changed = repo.status(targets=names)
-    known = {stage.addressing: stage for stage in repo.index.stages}
-    planned: dict[str, Stage] = {}
-    for name in names:
-        upstream = tuple(need for need in needs[name] if need in names)
-        stale = name in changed or any(planned[need].stale for need in upstream)
-        uncached = tuple(Path(out.def_path) for out in known[name].outs if not out.use_cache)
-        planned[name] = Stage(name, upstream, stale, _command(known[name].cmd), uncached)
-    return list(planned.values())
+        def visit(name: str) -> None:
+            if name not in self._needs:
+                raise FerdError(f"dvc.yaml has no stage {name!r}; `dvc stage list` shows those it has")
+            if name not in ordered:
+                for need in self._needs[name]:
+                    visit(need)
+                ordered[name] = None
+
+        for target in targets:
+            visit(target)
+        return list(ordered)
 
 
 def _command(line: str) -> tuple[str, ...]:
@@ -176,26 +192,6 @@ def _repository() -> Iterator[Any]:
         raise FerdError("another process is running stages of this folder; wait for it, or stop it") from None
     except DvcException as error:
         raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
-
-
-def _needs(repo: Any) -> dict[str, list[str]]:
-    graph = repo.index.graph
-    return {stage.addressing: [need.addressing for need in graph.successors(stage)] for stage in graph.nodes}
-
-
-def _ancestors(needs: Mapping[str, Sequence[str]], targets: Sequence[str]) -> list[str]:
-    ordered: dict[str, None] = {}
-
-    def visit(name: str) -> None:
-        if name not in needs:
-            raise FerdError(f"dvc.yaml has no stage {name!r}; `dvc stage list` shows those it has")
-        for need in needs[name]:
-            visit(need)
-        ordered[name] = None
-
-    for target in targets:
-        visit(target)
-    return list(ordered)
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 import fcntl
 import hashlib
+import importlib
 import os
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +26,7 @@ FIRST_PAUSE_SECONDS = 1.0
 TIMEOUT_SECONDS = 30
 PROGRESS_SECONDS = 5.0
 BUSY = (408, 429)  # answers that, like 500 and above, another try may change
+PARTIAL_CONTENT = 206  # the answer to a Range; a server that ignores it answers 200
 RANGE_NOT_SATISFIABLE = 416
 
 # a stream, the offset that it begins at, and the size of the whole (0: unknown)
@@ -45,13 +48,14 @@ def fetch_weights(weights: Weights) -> Path:
     """
     if weights.source in ("package", "file"):
         path = _packaged(weights.location) if weights.source == "package" else _local(weights.location)
-        _check(path, weights.sha256, "sha256", "correct weights.location or weights.sha256")
+        _check(path, weights.sha256)
         return path
-    name = Path(urlsplit(weights.location).path).name
+    name = weights.location.partition("?")[0].rpartition("/")[2]
     target = DOWNLOADS / f"{weights.sha256[:16]}-{name}"
     if weights.source == "robustbench":
         target = target.with_name(f"{target.name}.pt")
-        _from_zoo(weights.location, target, weights.sha256)
+        if not _is_right(target, weights.sha256, "sha256"):
+            _from_zoo(weights.location, target, weights.sha256)
     else:
         schemes = {"https": ("https", "http"), "s3": ("s3",)}[weights.source]
         if urlsplit(weights.location).scheme not in schemes:
@@ -74,8 +78,8 @@ def download(url: str, target: Path, checksum: str, algorithm: str = "sha256") -
     """
     sources = {"https": _http_source, "http": _http_source, "s3": _s3_source}
     scheme = urlsplit(url).scheme
-    if scheme not in sources:
-        raise FerdError(f"{url}: begins with none of https://, http:// and s3://; correct the address")
+    if scheme not in sources or not urlsplit(url).netloc:
+        raise FerdError(f"{url!r} is no address that begins with https://, http:// or s3://; correct it")
     part = _part_of(target)
     try:
         if _is_right(target, checksum, algorithm):
@@ -94,14 +98,17 @@ def file_hash(path: Path, algorithm: str) -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
-def _check(path: Path, checksum: str, algorithm: str, remedy: str) -> None:
+def _check(path: Path, sha256: str) -> None:
     """Refuse a file that is not the one expected."""
     try:
-        found = file_hash(path, algorithm)
+        found = file_hash(path, "sha256")
     except OSError as error:
-        raise FerdError(f"{path}: cannot be read: {error.strerror}; {remedy}") from None
-    if found != checksum:
-        raise FerdError(f"{path}: its {algorithm} is {found} but {checksum} is expected; {remedy}")
+        raise FerdError(f"{path}: cannot be read: {error.strerror}; correct weights.location") from None
+    if found != sha256:
+        raise FerdError(
+            f"{path}: its SHA-256 is {found} but {sha256} is expected; it is another file or damaged: "
+            "correct weights.location or weights.sha256"
+        )
 
 
 def _is_right(path: Path, checksum: str, algorithm: str) -> bool:
@@ -153,10 +160,9 @@ def _stream(url: str, source: Source, part: Path) -> None:
             reason = " ".join(str(error).split())
         if attempt + 1 < TRIES:
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    have = part.stat().st_size if part.exists() else 0
     raise FerdError(
-        f"{url}: {reason} (tried {TRIES} times, {have} bytes are kept); run again to go on when the "
-        "connection is there, or correct the address"
+        f"{url}: {reason} (tried {TRIES} times); run again when the connection is there, "
+        f"to go on from {part}, or correct the address"
     )
 
 
@@ -199,7 +205,7 @@ def _http_source(url: str) -> Source:
             raise FerdError(f"{url}: not an address ({error}); correct it") from None
         except (HTTPException, OSError) as error:
             raise Broken(f"no connection: {getattr(error, 'reason', error)}") from None
-        begins = offset if answer.status == 206 else 0  # 200: the server ignores Range
+        begins = offset if answer.status == PARTIAL_CONTENT else 0
         length = int(answer.headers.get("Content-Length", 0))
         return answer, begins, begins + length if length else 0
 
@@ -220,7 +226,7 @@ def _s3_source(url: str) -> Source:
                 if offset and error.response["Error"]["Code"] == "InvalidRange":
                     return open_at(0)
                 raise
-        begins = offset if "ContentRange" in answer else 0
+        begins = offset if answer["ResponseMetadata"]["HTTPStatusCode"] == PARTIAL_CONTENT else 0
         return answer["Body"], begins, begins + int(answer["ContentLength"])
 
     return open_at
@@ -256,7 +262,7 @@ def _s3_faults(url: str) -> Iterator[None]:
         raise Broken(f"no connection: {error} (AWS_ENDPOINT_URL says where the server is)") from None
     except (boto.BotoCoreError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise FerdError(f"{url}: {reason}; correct the address or the AWS_ variables") from None
+        raise FerdError(f"{url}: {reason}; correct the address or the AWS_* variables") from None
 
 
 def _s3_refusal(url: str, error: Any) -> Exception:
@@ -277,7 +283,7 @@ def _packaged(location: str) -> Path:
     folder = Path(str(resources.files("ferd.assets")))
     if not (folder / location).is_file():
         known = ", ".join(sorted(path.name for path in folder.glob("*.safetensors"))) or "none"
-        raise FerdError(f"weights {location!r} do not come with the package; those that do: {known}")
+        raise FerdError(f"weights.location: {location!r} does not come with the package; these do: {known}")
     return folder / location
 
 
@@ -291,8 +297,10 @@ def _local(location: str) -> Path:
     return Path(root) / path
 
 
-def _from_zoo(name: str, target: Path, checksum: str) -> None:
-    """A model of RobustBench's CIFAR-10 L∞ zoo, by its name there, fetched as its package does."""
+def _from_zoo(location: str, target: Path, checksum: str) -> None:
+    """An L∞ model of RobustBench's zoo by its name, for CIFAR-10 or, behind ``cifar100/``, CIFAR-100."""
+    for module in ("pyautoattack", "pyautoattack.state"):  # RobustBench 1.1 imports it by its former name
+        sys.modules.setdefault(module.removeprefix("py"), importlib.import_module(module))
     try:
         from robustbench.model_zoo import model_dicts
         from robustbench.model_zoo.enums import BenchmarkDataset, ThreatModel
@@ -301,18 +309,27 @@ def _from_zoo(name: str, target: Path, checksum: str) -> None:
         raise FerdError(
             f"weights.source robustbench: {error}; `pip install -c constraints.txt -e '.[robustbench]'`"
         ) from None
-    file_id = model_dicts[BenchmarkDataset.cifar_10][ThreatModel.Linf].get(name, {}).get("gdrive_id")
+    sets = {"": BenchmarkDataset.cifar_10, "cifar100": BenchmarkDataset.cifar_100}
+    prefix, _, name = location.rpartition("/")
+    models = model_dicts[sets[prefix]][ThreatModel.Linf] if prefix in sets else {}
+    file_id = models.get(name, {}).get("gdrive_id")
     if not isinstance(file_id, str):
         raise FerdError(
-            f"weights.location: RobustBench has no file {name!r} among CIFAR-10's Linf models; correct it"
+            f"weights.location: RobustBench has no model of one file by the name {location!r} among its Linf "
+            "models; correct it (cifar100/NAME for CIFAR-100)"
         )
+    _from_drive(lambda part: download_gdrive_new(file_id, part), location, target, checksum)
+
+
+def _from_drive(fetch: Callable[[Path], None], name: str, target: Path, checksum: str) -> None:
+    """What RobustBench's own client fetches to a path, checked and put in place."""
     part = _part_of(target)
     try:
-        if _is_right(target, checksum, "sha256"):
-            return
         with _alone(part):
+            if _is_right(target, checksum, "sha256"):  # another process fetched it meanwhile
+                return
             try:
-                download_gdrive_new(file_id, part)
+                fetch(part)
             except Exception as error:  # gdown and requests each raise their own
                 part.unlink(missing_ok=True)
                 raise FerdError(f"robustbench {name}: {' '.join(str(error).split())}; run again") from None

@@ -16,12 +16,12 @@ def here(finished_copy, monkeypatch):
 
 
 def test_a_finished_pipeline_has_nothing_stale(here):
-    planned = stage.plan(["evaluate-teacher@digits", FERD])
+    planned = stage.Pipeline().plan(["evaluate-teacher@digits", FERD])
     assert not [item.name for item in planned if item.stale]
 
 
 def test_a_plan_is_in_topological_order_and_ends_with_the_report(here):
-    planned = stage.plan([FERD])
+    planned = stage.Pipeline().plan([FERD])
     names = [item.name for item in planned]
     assert names == [
         "data@digits",
@@ -36,7 +36,7 @@ def test_a_plan_is_in_topological_order_and_ends_with_the_report(here):
 
 def test_what_follows_a_changed_stage_is_stale(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
-    stale = {item.name: item.stale for item in stage.plan([FERD])}
+    stale = {item.name: item.stale for item in stage.Pipeline().plan([FERD])}
     assert stale == {
         "data@digits": False,
         "teacher@digits": False,
@@ -48,9 +48,9 @@ def test_what_follows_a_changed_stage_is_stale(here, change_params):
 
 def test_an_unknown_stage_method_or_seed_is_one_line(here):
     for wrong in (
-        lambda: stage.plan(["distill@nothing"]),
-        lambda: stage.student_stages("digits", ["fred"], None),
-        lambda: stage.student_stages("digits", None, [7]),
+        lambda: stage.Pipeline().plan(["distill@nothing"]),
+        lambda: stage.Pipeline().student_stages("digits", ["fred"], None),
+        lambda: stage.Pipeline().student_stages("digits", None, [7]),
     ):
         with pytest.raises(FerdError, match=r"dvc\.yaml has no stage") as caught:
             wrong()
@@ -58,15 +58,15 @@ def test_an_unknown_stage_method_or_seed_is_one_line(here):
 
 
 def test_student_stages_are_selected_by_method_and_seed(here):
-    assert stage.student_stages("digits", ["ferd", "no-fae"], [1]) == [
+    assert stage.Pipeline().student_stages("digits", ["ferd", "no-fae"], [1]) == [
         "evaluate-digits@resnet8-w8-ferd-s1",
         "evaluate-digits@resnet8-w8-no-fae-s1",
     ]
-    assert len(stage.student_stages("digits", None, [0])) == 8
+    assert len(stage.Pipeline().student_stages("digits", None, [0])) == 8
 
 
 def planned(name):
-    return next(item for item in stage.all_stages() if item.name == name)
+    return next(item for item in stage.Pipeline().plan() if item.name == name)
 
 
 def test_a_stage_knows_the_outputs_that_dvc_does_not_cache(here):

@@ -13,6 +13,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from ferd.adversarial_training import AdversarialTraining
+from ferd.checkpoint import read_facts
 from ferd.config import Benchmark, parse
 from ferd.dataset_readers import load_splits
 from ferd.datasets import Images, load_images, save_images
@@ -232,6 +233,8 @@ def test_the_judge_is_made_the_same_way(folder, monkeypatch, capsys):
     assert load_file("checkpoints/digits/judge.safetensors")["linear.weight"].shape == (10, 32)
     assert json.loads(result("measured.json", "judge"))["n"] == 50
     assert len(result("rounds.jsonl", "judge").splitlines()) == 1
+    facts = read_facts(Path("checkpoints/digits/judge.safetensors"))
+    assert (facts["benchmark"], facts["run_key"], facts["network"]) == ("digits", "judge", "resnet8-w8")
     assert not TEACHER.exists()
 
 

@@ -1,0 +1,225 @@
+"""Analyses as tables: the adaptive adversary, where UTAEs end up, how good the synthetic images are."""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferd.datasets import dataset
+from ferd.errors import FerdError
+from tasks import params
+from tasks.params import CONTROLS
+from tasks.paths import CHECKPOINTS, RESULTS
+
+SCHEMA = "ferd-analysis/1"
+PAIRS = 3  # of classes that fail most, a row
+CODE = ("student", "method")  # columns of names, set as code in Markdown
+
+ADVERSARY_NOTE = (
+    "Percent of test images. Each is attacked toward its likeliest other classes, at most 9, and counts as "
+    "right if it is under every one of these attacks; worst: the mean of the worst tenth of the classes. "
+    "cat → dog 55 %: so many of the cats end up as dogs when attacked toward dog. The weakest class is the "
+    "student's; student / teacher: the best target against each, on the same images of that class."
+)
+UTAE_NOTE = (
+    "A student's predictions on uniform-target adversarial examples (Eq. 10; γ = 0: no uniform term) of test "
+    "images, as many of each class. Entropy: of the predicted classes over log C; 1 is even, also where all "
+    "are still right (percent). Entropy of fooled: of those that are not. KL(U ‖ p): nats, the mean over "
+    "images; 0 is uniform."
+)
+IMAGES_NOTE = (
+    "The last images of a student's pool beside real validation images. Agreement: the percentage of "
+    "synthetic images that a network takes for the class that was asked for. Fréchet distances compare at "
+    "equal numbers of images only, and are far too large where these are fewer than the features (K). Class "
+    "balance: entropy of the classes asked for over log C; 1 is even."
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns of text by their heads, under a title and a note on how to read them."""
+
+    title: str
+    note: str
+    columns: dict[str, list[str]]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells, a row at a time."""
+        return list(zip(*self.columns.values(), strict=True))
+
+    def markdown(self) -> str:
+        """Title, note and table for a document."""
+        columns = {
+            head: [f"`{cell}`" if cell and head in CODE else cell for cell in cells]
+            for head, cells in self.columns.items()
+        }
+        rows = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+        lines = [f"| {' | '.join(row)} |" for row in rows]
+        return "\n".join([f"**{self.title}.** {self.note}", "", *lines])
+
+
+def load(benchmark: str) -> list[dict[str, Any]]:
+    """A benchmark's analyses: the teacher first, controls last, methods by name between.
+
+    Raises:
+        FerdError: a file is not an analysis of this project.
+    """
+    folder = RESULTS / benchmark
+    files = [*folder.glob("teacher.analysis.json"), *folder.glob("*/*/s*.analysis.json")]
+    return sorted(map(_read, files), key=_place)
+
+
+def tables(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Table]:
+    """The tables of a benchmark for which there is anything to show."""
+    students = [analysis for analysis in analyses if analysis["student"] is not None]
+    made = [adversary_table(analyses, class_names), utae_table(students), images_table(students)]
+    return [table for table in made if table.rows]
+
+
+def adversary_table(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Table:
+    """Accuracy under every targeted attack, the pairs that fail most, and the student's weakest class."""
+    figures = [analysis["adaptive_adversary"] for analysis in analyses]
+    weakest = [analysis.get("weakest_classes", [None])[0] for analysis in analyses]
+    return Table(
+        "Under an adversary that picks the target",
+        ADVERSARY_NOTE,
+        {
+            **identity(analyses),
+            "images": [str(figure["n"]) for figure in figures],
+            "average": [_percent(figure["union"]["average"]) for figure in figures],
+            "worst": [_percent(figure["union"]["worst"]) for figure in figures],
+            "fail most": [", ".join(_worst_pairs(figure, class_names)) for figure in figures],
+            "weakest class": [class_names[row["class"]] if row else "" for row in weakest],
+            "student / teacher": [
+                f"{_best(row['student'], class_names)} / {_best(row['teacher'], class_names)}" if row else ""
+                for row in weakest
+            ],
+        },
+    )
+
+
+def utae_table(students: Sequence[dict[str, Any]]) -> Table:
+    """A row a student and γ: how evenly its UTAEs spread over the classes."""
+    rows = [(analysis, outcome) for analysis in students for outcome in analysis["utae_outcomes"]]
+    outcomes = [outcome for _, outcome in rows]
+    return Table(
+        "Where uniform-target adversarial examples end up",
+        UTAE_NOTE,
+        {
+            **identity([analysis for analysis, _ in rows]),
+            "γ": [f"{outcome['gamma']:g}" for outcome in outcomes],
+            "images": [str(outcome["n"]) for outcome in outcomes],
+            "entropy": [_fraction(outcome["entropy"]) for outcome in outcomes],
+            "entropy of fooled": [_fraction(outcome["entropy_fooled"]) for outcome in outcomes],
+            "KL(U ‖ p)": [_fraction(outcome["kl_from_uniform"]) for outcome in outcomes],
+            "still right": [_percent(outcome["correct"]) for outcome in outcomes],
+        },
+    )
+
+
+def images_table(students: Sequence[dict[str, Any]]) -> Table:
+    """A row a student: how good the images are that it was trained on."""
+    images = [analysis["images"] for analysis in students]
+    return Table(
+        "Synthetic images",
+        IMAGES_NOTE,
+        {
+            **identity(students),
+            "synthetic": [str(image["n"]) for image in images],
+            "real": [str(image["n_real"]) for image in images],
+            "judge agrees": [_percent(image["agreement"]["judge"]) for image in images],
+            "teacher agrees": [_percent(image["agreement"]["teacher"]) for image in images],
+            "judge right on real": [_percent(image["judge_on_real"]) for image in images],
+            **_by_features(images),
+            "class balance": [_fraction(image["balance"]["entropy"]) for image in images],
+        },
+    )
+
+
+def identity(analyses: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """What says which analysis a row is; student and seed only where there are several."""
+    columns = {
+        "student": [analysis["student"] or "" for analysis in analyses],
+        "method": [analysis["method"] for analysis in analyses],
+        "seed": [str(analysis["seed"]) if analysis["student"] else "" for analysis in analyses],
+    }
+    return {head: cells for head, cells in columns.items() if head == "method" or len({*cells} - {""}) > 1}
+
+
+def markdown(benchmark: str) -> str:
+    """All tables of a benchmark, or one line that says what makes its analyses."""
+    class_names = dataset(params.read().benchmark(benchmark).data.dataset).class_names
+    analyses = load(benchmark)
+    if not analyses:
+        checkpoint = CHECKPOINTS / benchmark / "teacher.safetensors"
+        return (
+            f"{benchmark}: no analyses yet; stage `analyse` makes them: "
+            f"`python -m tasks.analyse {checkpoint}`, and so for each student"
+        )
+    return "\n\n".join(table.markdown() for table in tables(analyses, class_names))
+
+
+def _by_features(images: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    """Inception Score and Fréchet distance, columns of their own for each kind of features."""
+    columns = {}
+    for name, dim in dict.fromkeys((image["features"], image["feature_dim"]) for image in images):
+        for title, key in (("Inception Score", "inception_score"), ("Fréchet distance", "frechet_distance")):
+            columns[f"{title} ({name}, K = {dim})"] = [
+                f"{image[key]:.2f}" if (image["features"], image["feature_dim"]) == (name, dim) else ""
+                for image in images
+            ]
+    return columns
+
+
+def _worst_pairs(figures: dict[str, Any], class_names: Sequence[str]) -> Iterator[str]:
+    for pair in figures["worst_pairs"][:PAIRS]:
+        source, target = class_names[pair["source"]], class_names[pair["target"]]
+        yield f"{source} → {target} {100 * pair['success']:.0f} %"
+
+
+def _best(source: dict[str, Any], class_names: Sequence[str]) -> str:
+    """The target that an adversary would pick for a class, and its success; 0 % of none."""
+    if not source["best_success"]:
+        return "0 %"
+    return f"→ {class_names[source['best_target']]} {100 * source['best_success']:.0f} %"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _place(analysis: dict[str, Any]) -> tuple[bool, str, bool, str, int]:
+    student, method = analysis["student"] or "", analysis["method"]
+    return (method in CONTROLS, student, method != "ferd", method, analysis["seed"])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        analysis = json.loads(path.read_text())
+    except ValueError:
+        analysis = None
+    if not isinstance(analysis, dict) or analysis.get("schema") != SCHEMA:
+        raise FerdError(f"{path}: not an analysis ({SCHEMA}); delete it and run its analyse stage")
+    return analysis
+
+
+def main() -> None:
+    """``python -m tasks.analysis_table BENCHMARK``: the tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("benchmark")
+    try:
+        print(markdown(parser.parse_args().benchmark))
+    except FerdError as error:
+        sys.exit(f"analysis table: {error}")
+
+
+if __name__ == "__main__":
+    main()
