@@ -64,7 +64,8 @@ def validate(content: Any) -> Params:
     )
     for name, benchmark in params.benchmarks.items():
         dataset(benchmark.data.dataset)
-        for network in (benchmark.teacher.network, *benchmark.students):
+        judge = benchmark.analysis.judge.network
+        for network in (benchmark.teacher.network, judge, *benchmark.students):
             _lookup(NETWORKS, network, f"benchmarks.{name}: network")
     return params
 

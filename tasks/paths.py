@@ -5,7 +5,6 @@ from pathlib import Path
 CHECKPOINTS = Path("checkpoints")
 RESULTS = Path("results")
 RESULT_SCHEMA = "ferd-result/1"
-ANALYSIS_SCHEMA = "ferd-analysis/1"
 
 
 def images(benchmark: str, split: str) -> Path:

@@ -4,7 +4,8 @@ A stage prints one JSON line an event, for whoever shows progress:
 
     {"task": "distill digits/...", "event": "progress", "done": 3, "total": 12, "seconds_left": 31}
 
-Events are ``computing`` and ``computed`` (around the work itself), ``progress`` and ``error``.
+Events are ``computing`` and ``computed`` (around the work itself), ``progress``, ``measured`` (a
+teacher's figures before it is used) and ``error``.
 """
 
 import fcntl

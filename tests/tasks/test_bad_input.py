@@ -54,6 +54,7 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> No
         (("methods", "ferd", "sampler"), "yes please", ["methods.ferd.sampler", "yes please"]),
         (("benchmarks", "digits", "threat_model", "epsilon"), 1.5, ["threat_model.epsilon", "1.5"]),
         (("benchmarks", "digits", "students"), ["resnet9"], ["resnet9", "resnet18"]),
+        (("benchmarks", "digits", "analysis", "judge", "network"), "resnet9", ["resnet9", "resnet18"]),
         (("benchmarks", "digits", "distillation", "rounds"), "1e3", ["distillation.rounds", "1e3"]),
     ],
 )

@@ -16,7 +16,7 @@ from ferd.config import Data
 from ferd.dataset_readers import cifar_source, read
 from ferd.datasets import load_images
 from ferd.errors import FerdError
-from tasks import data, fetch
+from tasks import data, fetch, storage
 from tests.image_sets import make_cifar, make_tiny_imagenet
 
 
@@ -144,6 +144,7 @@ def test_an_archive_with_another_checksum_is_not_unpacked(site, home, tmp_path, 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet"])
 def test_without_a_connection_one_line_says_so(home, monkeypatch, capsys, name):
+    monkeypatch.setattr(storage, "FIRST_PAUSE_SECONDS", 0.001)
     nobody = "http://127.0.0.1:9/set"
     if name == "tiny-imagenet":
         monkeypatch.setattr(fetch, "TINY_IMAGENET_URL", nobody)
