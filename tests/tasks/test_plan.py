@@ -1,0 +1,51 @@
+"""The plan's figures: closed forms for one job, and the command on a workspace where some stages ran."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from tasks import params, plan
+from tests.conftest import run_in, tiny_params
+
+SETTINGS = params.validate(tiny_params())
+
+
+@pytest.fixture
+def costs(monkeypatch):
+    """Costs on a device that does a million floating-point operations a second."""
+    monkeypatch.setattr(plan.cost, "attack_rate", lambda *_: 1e6)
+    return plan.Costs("digits", SETTINGS, torch.device("cpu"))
+
+
+def job(kind, method="ferd", student="resnet8-w8"):
+    return plan.Job(kind, "digits", student, method, plan.Path("spent.json"), stale=True)
+
+
+def test_seconds_are_the_work_at_the_measured_rate(costs):
+    assert costs.seconds(job("distill")) == pytest.approx(costs.work(job("distill")).total / 1e6)
+
+
+def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
+    float32_and_counters = 4 * 20_146 + 8 * 9  # parameters and running statistics; a counter a BatchNorm
+    assert costs.disk(job("distill")) == float32_and_counters + 3 * 16 * 8 * 8  # rounds of uint8 images
+    assert costs.disk(job("evaluate")) == 0
+
+
+def test_the_command_lists_what_is_out_of_date_and_compares_what_ran(finished):
+    answer = run_in(finished, sys.executable, "-m", "tasks.plan", "digits")
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    rows = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in lines if line.count("│") == 8}
+    assert rows["distill digits resnet8-w8 ferd"] == "2"  # seed 0 ran
+    assert rows["distill digits resnet8-w8 no-fae"] == "3"
+    assert not any(name.startswith("teacher") for name in rows)
+    assert re.search(r"digits: \d+ stages that ran before took \d+\.\d\d times", answer.stdout)
+
+
+def test_an_unknown_benchmark_is_one_line(workspace):
+    answer = run_in(workspace, sys.executable, "-m", "tasks.plan", "nowhere")
+    assert answer.returncode != 0
+    assert answer.stderr.startswith("plan: benchmark 'nowhere' is unknown; choose from digits")
+    assert len(answer.stderr.splitlines()) == 1
