@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test plan lint ui clean
+.PHONY: help demo test test-services up down status remote plan lint ui clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(READY) ## the whole pipeline on small images, in minutes: teacher, students, controls, report
 	@$(BIN)/python -m flows.demo
@@ -18,6 +18,22 @@ test: $(READY) ## style, types and tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+test-services: $(READY) ## tests on real services: PostgreSQL (must be installed), S3, MLflow, Prefect; minutes
+	$(BIN)/python -m pytest -m services tests/services
+
+up: $(READY) ## start PostgreSQL, S3, MLflow, Prefect and a worker on this machine, and deploy the flows
+	@$(BIN)/python -m infra.stack up
+
+down: $(READY) ## stop them; what is stored stays
+	@$(BIN)/python -m infra.stack down
+
+status: $(READY) ## which of them run
+	@$(BIN)/python -m infra.stack status
+
+remote: $(READY) ## where checkpoints and results are shared, for this clone alone: make remote URL=s3://ferd/dvc
+	@test -n "$(URL)" || { echo "make remote URL=s3://BUCKET/FOLDER"; exit 2; }
+	@$(BIN)/dvc remote add --local --default --force storage "$(URL)"
 
 plan: $(READY) ## what is out of date, and what it would cost on this machine (make plan OF=digits: one benchmark)
 	@$(BIN)/python -m tasks.plan $(OF)

@@ -111,12 +111,20 @@ def bring_up_to_date(
             f"analyse-teacher@{benchmark}",
             *pipeline.student_stages(benchmark, None, None, "tasks.analyse"),
         ]
-    stages = pipeline.plan(targets)
+    run_stale(benchmark, pipeline.plan(targets), slots)
+
+
+def run_stale(title: str, stages: Sequence[Stage], slots: int) -> None:
+    """Run those of the planned stages that are out of date, and say how the time was spent.
+
+    Raises:
+        FerdError: stages failed: says which, and why.
+    """
     stale = sum(stage.stale for stage in stages)
     if not stale:
-        print(f"{benchmark}: all {len(stages)} stages are up to date; nothing to run")
+        print(f"{title}: all {len(stages)} stages are up to date; nothing to run")
         return
-    print(f"{benchmark}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
+    print(f"{title}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
     with LiveView(stale) as view:
         failures = run_stages(stages, view, slots)
     print(

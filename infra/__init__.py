@@ -1,0 +1,1 @@
+"""The services around the pipeline, as plain local processes or in Docker."""

@@ -1,0 +1,193 @@
+"""The real services, started once by the project's own launcher, and a worker in a tiny workspace."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from dotenv import dotenv_values
+
+from ferd.errors import FerdError
+from infra import stack
+from tests.conftest import ROOT, environment, make_workspace, run_in
+
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
+
+
+@dataclass(frozen=True)
+class Services:
+    """The running stack; its worker runs flows in ``workspace``."""
+
+    folder: Path
+    workspace: Path
+    environment: dict[str, str]
+
+    def run(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
+        """Run a command that must succeed, as a person who uses these services; -> what it prints."""
+        done = run_in(cwd or self.workspace, *command, **self.environment | variables)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def api(self, path: str, body: Any | None = None, method: str | None = None) -> Any:
+        """Ask Prefect's server; with a body by POST."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(
+            f"{self.environment['PREFECT_API_URL']}{path}",
+            data=data,
+            headers={"Content-Type": "application/json"},
+            method=method,
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            content = answer.read()
+        return json.loads(content) if content else None
+
+    def submit(self, deployment: str, **parameters: Any) -> str:
+        """Ask for a run of a deployment, ``flow/name``; -> the run's id."""
+        found = self.api(f"/deployments/name/{deployment}")
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        return self.api(f"/deployments/{found['id']}/create_flow_run", body)["id"]
+
+    def state(self, run: str) -> str:
+        """A flow run's state."""
+        return self.api(f"/flow_runs/{run}")["state_type"]
+
+    def wait(self, run: str, seconds: float = 180) -> str:
+        """Wait for a flow run's end; -> its state."""
+        wait_until(lambda: self.state(run) in FINAL, seconds, lambda: self.log())
+        return self.state(run)
+
+    def log(self, program: str = "worker") -> str:
+        """A service's log."""
+        return (self.folder / "logs" / f"{program}.log").read_text()
+
+    def restart(self, program: str) -> None:
+        """Stop one of the services and start it again."""
+        supervisor = stack.control(self.folder).supervisor
+        supervisor.stopProcess(program)
+        supervisor.startProcess(program)
+
+    def pid(self, program: str) -> int:
+        """The process of one of the services."""
+        return stack.control(self.folder).supervisor.getProcessInfo(program)["pid"]
+
+    @contextmanager
+    def worker(self, workspace: Path, name: str, **variables: str) -> Iterator[subprocess.Popen]:
+        """One more worker, in another workspace, as on another machine."""
+        pool = self.environment["WORK_POOL"]
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
+        own = environment() | self.environment | {"FERD_WORKSPACE": str(workspace)} | variables
+        with (
+            (workspace / f"{name}.log").open("w") as log,
+            subprocess.Popen(command, cwd=workspace, env=own, stdout=log, stderr=log) as process,
+        ):
+            try:
+                yield process
+            finally:
+                process.terminate()
+                try:
+                    process.wait(timeout=60)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def wait_until(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
+        time.sleep(0.3)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def make_clone(folder: Path) -> Path:
+    """A tiny workspace that is a Git repository with one commit, with all that a worker needs."""
+    make_workspace(folder)
+    shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", folder / "prefect.yaml")
+    commit(folder, "tiny")
+    return folder
+
+
+def commit(folder: Path, message: str) -> None:
+    """Commit everything."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["add", "--all"], [*identity, "commit", "--quiet", "--message", message]):
+        done = run_in(folder, "git", *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def processes_below(folder: Path) -> list[psutil.Process]:
+    """Processes whose working directory is the folder, or in it."""
+    found = []
+    for process in psutil.process_iter(["cwd"]):
+        cwd = process.info["cwd"]
+        if cwd and Path(cwd).is_relative_to(folder):
+            found.append(process)
+    return found
+
+
+@pytest.fixture(scope="session")
+def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """PostgreSQL, an S3 endpoint, MLflow, Prefect and a worker; ports and folders of their own."""
+    try:
+        stack.postgres_binaries()
+    except FerdError as error:
+        pytest.skip(str(error))
+    workspace = make_clone(tmp_path_factory.mktemp("services") / "workspace")
+    folder = Path(tempfile.mkdtemp(prefix="ferd-stack-"))
+    folder.chmod(0o755)  # PostgreSQL's own user works in it
+    ports = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
+    own = environment() | {name: str(free_port()) for name in ports}
+    own |= {
+        "STACK_FOLDER": str(folder),
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": PLANTED,
+        "PREFECT_HOME": str(folder / "prefect"),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5",
+        "PYTHONPATH": str(workspace),
+    }
+    command = [sys.executable, "-m", "infra.stack"]
+    try:
+        up = subprocess.run(
+            [*command, "up"], cwd=workspace, env=own, capture_output=True, text=True, check=False
+        )
+        assert up.returncode == 0, up.stdout + up.stderr
+        exported = dotenv_values(folder / "environment.sh")
+        kept = ("PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS", "STACK_FOLDER")
+        yield Services(folder, workspace, exported | {key: own[key] for key in kept})
+    finally:
+        subprocess.run([*command, "down"], cwd=workspace, env=own, capture_output=True, check=False)
+        left = processes_below(folder) + processes_below(workspace)
+        for process in left:
+            process.send_signal(signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+    assert [process.cmdline() for process in left] == [], os.linesep.join(map(str, left))
+
+
+@pytest.fixture(scope="session")
+def reproduced(services: Services) -> Services:
+    """The services after their worker has run the deployment ``reproduce`` for one student."""
+    run = services.submit("reproduce/reproduce", benchmark="digits", methods=["uniform-noise"], seeds=[0])
+    assert services.wait(run, 240) == "COMPLETED", services.log()
+    return services
