@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-services up down status remote plan lint ui clean
+.PHONY: help demo test test-services up down status remote plan lint ui bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ plan: $(READY) ## what is out of date, and what it would cost on this machine (m
 lint: $(READY) ## mend style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(READY) ## every hot step beside its plain reference, in turn: that they compute the same, and how much faster
+	@$(BIN)/python -m benchmarks.speed
 
 ui: $(READY) ## browse runs and rounds in MLflow, on http://127.0.0.1:5000
 	@echo "MLflow: http://127.0.0.1:5000 (stop with Ctrl-C)"

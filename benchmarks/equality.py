@@ -1,0 +1,233 @@
+"""That the real steps compute what the plain references compute, and attack as strongly."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import reference
+from benchmarks.steps import LAST_BLOCK, Bench
+from ferd.adversarial_training import AdversarialTraining
+from ferd.assets import cifar10_teacher
+from ferd.attacks import cross_entropy, pgd, random_start
+from ferd.bottleneck import robust_channels
+from ferd.config import Augmentation, Data, ThreatModel, Training
+from ferd.dataset_readers import load_splits
+from ferd.datasets import Images
+from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.folding import Folded
+from ferd.models.generator import Generator
+from ferd.models.registry import build
+from ferd.pixels import to_float
+from ferd.synthesis import ferd_loss
+
+LEAST_COSINE = 0.9999  # of the generator's gradients
+LEAST_UPDATE_COSINE = 0.999  # of a step's changes to the weights: its attack takes signs of tiny gradients
+MOST_POINTS = 0.5  # of accuracy under attack
+REAL_IMAGES = 500
+CONTRAST = 3.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was compared, what was found, and whether it is as it must be."""
+
+    what: str
+    found: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class RealImages:
+    """A robust network, and images (N, channels, H, W) and labels (N,) that it was not trained on."""
+
+    name: str
+    network: Classifier
+    inputs: Tensor
+    labels: Tensor
+    threat: ThreatModel
+
+
+def checks_of_steps(bench: Bench) -> Iterator[Check]:
+    """Generator gradients, bottleneck masks, and what a student and a teacher step do to the weights."""
+    where = f"{bench.size.name}, float32"
+    ours, theirs = generator_gradients(bench)
+    yield _cosine(f"gradient of the generator, {where}", ours, theirs, LEAST_COSINE)
+    yield _masks(bench, where)
+    yield _cosine(f"what a student step changes, {where}", *_student_updates(bench), LEAST_UPDATE_COSINE)
+    yield _cosine(f"what a teacher step changes, {where}", *_teacher_updates(bench), LEAST_UPDATE_COSINE)
+
+
+def checks_on_real_images(real: RealImages) -> Iterator[Check]:
+    """Verdicts of the folded network, and the strength of PGD-20 on it, in float32 and bfloat16."""
+    plain = reference.plain(real.network)
+    rng = torch.Generator(real.inputs.device).manual_seed(0)
+    adv_inputs = reference.attack_cross_entropy(plain, real.inputs, real.labels, real.threat, rng)
+    expected = _correct(plain, adv_inputs, real.labels)
+    folded = _correct(Folded(real.network).network, adv_inputs, real.labels)
+    different = int((folded != expected).sum())
+    yield Check(
+        f"verdicts of folded and unfolded network on the same adversarial images, {real.name}",
+        f"{different} of {len(expected)} differ",
+        different == 0,
+    )
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        twin = Folded(real.network, dtype).network
+        start = random_start(real.inputs, real.threat.epsilon, rng.manual_seed(0))
+        found = _correct(
+            plain, pgd(twin, real.inputs, cross_entropy(real.labels), real.threat, start), real.labels
+        )
+        robust, reference_robust = (100 * verdicts.double().mean().item() for verdicts in (found, expected))
+        yield Check(
+            f"PGD-20 on the {name} twin, judged in float32 on the unfolded network, {real.name}",
+            f"{robust:.1f} % robust, by the reference {reference_robust:.1f} %",
+            abs(robust - reference_robust) <= MOST_POINTS + 1e-9,
+        )
+
+
+def real_images(device: torch.device) -> Iterator[RealImages]:
+    """Digits, their teacher trained for seconds; below ``FERD_DATA`` CIFAR-10 with the package's teacher."""
+    data = Data(dataset="digits", train_per_class=100, validation_per_class=0, test_per_class=0)
+    splits = load_splits(data, None)
+    yield _taken(
+        "digits",
+        _digits_teacher(splits["train"], device),
+        splits["test"],
+        ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=20),
+        device,
+    )
+    if folder := os.environ.get("FERD_DATA"):
+        data = Data(dataset="cifar10", train_per_class=1, validation_per_class=0, test_per_class=50)
+        yield _taken(
+            "CIFAR-10",
+            cifar10_teacher(),
+            load_splits(data, Path(folder))["test"],
+            ThreatModel(norm="linf", epsilon=8 / 255, step_size=2 / 255, steps=20),
+            device,
+        )
+
+
+def _taken(
+    name: str, network: Classifier, images: Images, threat: ThreatModel, device: torch.device
+) -> RealImages:
+    inputs, labels = to_float(images.images[:REAL_IMAGES]).to(device), images.labels[:REAL_IMAGES].to(device)
+    return RealImages(f"{len(labels)} images of {name}", network.to(device), inputs, labels, threat)
+
+
+def _digits_teacher(train: Images, device: torch.device) -> Classifier:
+    """A ResNet-8 after three epochs of PGD-AT: right on most digits, robust on some."""
+    settings = Training(
+        method="pgd-at",
+        beta=0.0,
+        attack_steps=1,
+        attack_step_size=0.1,
+        epochs=3,
+        batch_size=64,
+        learning_rate=0.2,
+        weight_decay=5e-4,
+        weight_average=0.0,
+        precision="float32",
+    )
+    network = build("resnet8-w8", classes=10, channels=1)
+    threat = ThreatModel(norm="linf", epsilon=0.1, step_size=0.1, steps=1)
+    crops = Augmentation(padding=1, flip=False)
+    training = AdversarialTraining(network, train, settings, threat, crops, 0, device)
+    list(training.epochs())
+    return training.network.eval()
+
+
+def _correct(network: Classifier, inputs: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        predicted: Tensor = network(inputs).argmax(1)
+    return predicted == labels
+
+
+def generator_gradients(bench: Bench) -> tuple[Tensor, Tensor]:
+    """d L / d weights of one generator step, ours and the reference's."""
+    settings, crops = bench.settings.distillation.synthesis, bench.settings.augmentation
+    latents = torch.randn(bench.size.batch, settings.latent_dim, generator=torch.Generator().manual_seed(0))
+    latents = latents.to(bench.device)
+
+    def gradient(loss: Callable[[Tensor], Tensor], generator: Generator) -> Tensor:
+        loss(generator.train()(latents)).backward()
+        return torch.cat(
+            [weight.grad.flatten() for weight in generator.parameters() if weight.grad is not None]
+        )
+
+    def new() -> Generator:
+        generator = Generator(settings.latent_dim, bench.shape[0], bench.shape[1]).to(bench.device)
+        generator.reinitialise(bench.rng())  # before any change of layout, in whose order numbers are drawn
+        with torch.no_grad():  # images of some contrast, so that some channels are robust and others not
+            for layer in generator.convolutions:
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.mul_(CONTRAST)
+        return generator
+
+    theirs = [reference.plain(bench.network(name)) for name in (bench.size.teacher, bench.size.student)]
+    rng = bench.rng()
+    expected = gradient(
+        lambda images: reference.generator_loss(
+            theirs[0], theirs[1], reference.augment(images, crops, rng), bench.labels, settings, rng
+        ),
+        new(),
+    )
+    teacher = fast_layout(bench.network(bench.size.teacher), bench.device)
+    student = Folded(bench.network(bench.size.student)).network
+    rng = bench.rng()
+    with ferd_loss(teacher, student, bench.labels, LAST_BLOCK, settings, rng) as terms:
+        found = gradient(
+            lambda images: terms(reference.augment(images, crops, rng))["loss"],
+            fast_layout(new(), bench.device),
+        )
+    return found, expected
+
+
+def _masks(bench: Bench, where: str) -> Check:
+    settings = bench.settings.distillation.synthesis.bottleneck
+    network = bench.network(bench.size.teacher)
+    with torch.no_grad():
+        features = network.features(bench.inputs)
+    expected = reference.robust_channels(
+        reference.plain(network), features, bench.labels, settings, bench.rng()
+    )
+    teacher = fast_layout(network, bench.device).requires_grad_(False)
+    found = robust_channels(teacher, features, bench.labels, LAST_BLOCK, settings, bench.rng())
+    different = int((found != expected).sum())
+    share = 100 * expected.double().mean().item()
+    return Check(
+        f"masks of the bottleneck, {where}",
+        f"{different} of {expected.numel()} channels differ, {share:.0f} % are robust",
+        different == 0,
+    )
+
+
+def _student_updates(bench: Bench) -> tuple[Tensor, Tensor]:
+    before = _weights(bench.network(bench.size.student).state_dict())
+    theirs, ours = bench.reference_student(), bench.distillation()
+    theirs.step(bench.inputs, bench.labels, bench.rng())
+    ours.rng.set_state(bench.rng().get_state())
+    ours._train_batch(bench.inputs, bench.labels)
+    return _weights(ours.student.state_dict()) - before, _weights(theirs.student.state_dict()) - before
+
+
+def _teacher_updates(bench: Bench) -> tuple[Tensor, Tensor]:
+    before = _weights(bench.network(bench.size.teacher).state_dict())
+    ours = bench.training()
+    network, step = bench.reference_training()
+    step()
+    ours.rng.set_state(bench.rng().get_state())
+    ours._train_batch(bench.inputs, bench.labels)
+    return _weights(ours.network.state_dict()) - before, _weights(network.state_dict()) - before
+
+
+def _weights(state: Mapping[str, Tensor]) -> Tensor:
+    """All numbers of a network in one row, step counters aside."""
+    return torch.cat([value.flatten() for value in state.values() if value.is_floating_point()])
+
+
+def _cosine(what: str, ours: Tensor, theirs: Tensor, least: float) -> Check:
+    cosine = torch.cosine_similarity(ours.double(), theirs.double(), 0).item()
+    return Check(what, f"cosine {cosine:.6f}, at least {least}", cosine >= least)

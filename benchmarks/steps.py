@@ -1,0 +1,318 @@
+"""The hot steps at two sizes: for each the plain reference and the real one, on the same inputs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pyautoattack import AutoAttack
+from torch import nn
+
+from benchmarks import reference
+from ferd.adversarial_training import AdversarialTraining
+from ferd.bottleneck import robust_channels
+from ferd.config import Attack, Benchmark, Evaluation, NonRobust, Precision
+from ferd.datasets import Images, dataset
+from ferd.distillation import Distillation
+from ferd.evaluation import Evaluation as Evaluator
+from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.generator import Generator
+from ferd.models.registry import build
+from ferd.pixels import to_float, to_uint8
+from tasks import params
+
+SEED = 0
+GENERATOR_STEPS = 2  # a call
+PGD_AT_STEPS = 7
+AUTOATTACK_IMAGES = 4
+AUTOATTACK_SHARE = 50  # of the standard version's iterations, one in so many, evenly over its four parts
+LOGIT_SCALE = 8  # predictions far from uniform
+TINY_EPSILON = 1e-4  # so that all images outlast AutoAttack's parts, and each part has all of them
+LAST_BLOCK = NonRobust(layer=-1, threshold_over="sample")
+
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Networks, image size (that of the benchmark) and batch."""
+
+    benchmark: str
+    teacher: str
+    student: str
+    batch: int
+
+    @property
+    def name(self) -> str:
+        """E.g. ``wrn-16-4 -> resnet18, 32 × 32×32``."""
+        return f"{self.teacher} -> {self.student}, {self.batch} × {self.image}×{self.image}"
+
+    @property
+    def image(self) -> int:
+        """Pixels a side."""
+        return dataset(self._settings().data.dataset).size
+
+    def settings(self, precision: Precision) -> Benchmark:
+        """The paper's settings at this batch, for a few steps; mean threshold, so that masks are mixed."""
+        paper = self._settings()
+        synthesis = paper.distillation.synthesis
+        bottleneck = synthesis.bottleneck.model_copy(update={"threshold": "mean"})
+        synthesis = synthesis.model_copy(update={"steps": GENERATOR_STEPS, "bottleneck": bottleneck})
+        distillation = paper.distillation.model_copy(
+            update={
+                "precision": precision,
+                "batch_size": self.batch,
+                "rounds": 2,
+                "warmup_rounds": 0,
+                "synthesis": synthesis,
+            }
+        )
+        assert paper.teacher.training is not None
+        training = paper.teacher.training.model_copy(
+            update={
+                "method": "pgd-at",
+                "attack_steps": PGD_AT_STEPS,
+                "batch_size": self.batch,
+                "weight_average": 0.0,
+                "precision": precision,
+            }
+        )
+        teacher = paper.teacher.model_copy(update={"training": training})
+        return paper.model_copy(update={"distillation": distillation, "teacher": teacher})
+
+    def _settings(self) -> Benchmark:
+        return params.read().benchmark(self.benchmark)
+
+
+SIZES = (
+    Size("cifar10", "wrn-16-4", "resnet18", 32),
+    Size("tiny-imagenet", "preact_resnet34", "preact_resnet18", 4),
+)
+
+
+class Bench:
+    """Networks and images of one size, and each hot step as a call: plain, and the real one in a precision.
+
+    Both begin with the same weights and images.
+
+    Args:
+        folder: for the pool that a distillation keeps; nothing else is written.
+    """
+
+    def __init__(self, size: Size, precision: Precision, folder: Path, device: torch.device) -> None:
+        self.size, self.precision, self.device = size, precision, device
+        self.settings = size.settings(precision)
+        kind = dataset(self.settings.data.dataset)
+        self.classes, self.shape = len(kind.class_names), (kind.channels, kind.size, kind.size)
+        source = torch.Generator().manual_seed(SEED)
+        images = to_uint8(torch.rand(size.batch, *self.shape, generator=source))
+        labels = torch.randint(self.classes, (size.batch,), generator=source)
+        self.data = Images(images, labels)
+        self.inputs, self.labels = to_float(images).to(device), labels.to(device)
+        self.folder = folder
+
+    def network(self, name: str) -> Classifier:
+        """A seeded network whose running statistics are those of some images, with clear predictions."""
+        network = build(name, classes=self.classes, channels=self.shape[0], seed=SEED)
+        source = torch.Generator().manual_seed(SEED)
+        norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+        with torch.no_grad():
+            for momentum in (1.0, norms[0].momentum):  # at once all of the first batch's statistics
+                for norm in norms:
+                    norm.momentum = momentum
+                network.train()(torch.rand(16, *self.shape, generator=source))
+            network.linear.weight.mul_(LOGIT_SCALE)
+        return network.eval().to(self.device)
+
+    def rng(self) -> torch.Generator:
+        """The same numbers each time."""
+        return torch.Generator(self.device).manual_seed(SEED)
+
+    def distillation(self) -> Distillation:
+        """The real loop, ready for its first round."""
+        return Distillation(
+            self.network(self.size.teacher).requires_grad_(False),
+            self.network(self.size.student),
+            self.shape,
+            self.settings.distillation,
+            self.settings.augmentation,
+            params.read().method("ferd"),
+            self.settings.threat_model,
+            SEED,
+            self.folder,
+            self.device,
+        )
+
+    def reference_student(self) -> reference.StudentTraining:
+        """The plain student training, ready for its first step."""
+        schedule = self.settings.distillation
+        student = reference.plain(self.network(self.size.student))
+        return reference.StudentTraining(
+            teacher=reference.plain(self.network(self.size.teacher)),
+            student=student,
+            optimiser=torch.optim.SGD(
+                student.parameters(),
+                schedule.student.learning_rate,
+                momentum=0.9,
+                weight_decay=schedule.student.weight_decay,
+            ),
+            threat=self.settings.threat_model.with_steps(schedule.utae_steps),
+            gamma=params.read().method("ferd").utae.gamma,
+            adversarial_weight=schedule.student.adversarial_weight,
+            prior_sums=torch.zeros(self.classes, self.classes, device=self.device),
+            prior_counts=torch.zeros(self.classes, device=self.device),
+        )
+
+    def training(self) -> AdversarialTraining:
+        """The real teacher training, ready for its first step."""
+        training = self.settings.teacher.training
+        assert training is not None
+        return AdversarialTraining(
+            self.network(self.size.teacher),
+            self.data,
+            training,
+            self.settings.threat_model,
+            self.settings.augmentation,
+            SEED,
+            self.device,
+        )
+
+    def reference_training(self) -> tuple[Classifier, Call]:
+        """The plain teacher training: its network, and one step of it."""
+        training = self.settings.teacher.training
+        assert training is not None
+        network, rng = reference.plain(self.network(self.size.teacher)), self.rng()
+        optimiser = torch.optim.SGD(
+            network.parameters(),
+            training.learning_rate,
+            momentum=0.9,
+            weight_decay=training.weight_decay,
+        )
+        threat = self.settings.threat_model.model_copy(
+            update={"step_size": training.attack_step_size, "steps": training.attack_steps}
+        )
+        data, crops = (self.inputs, self.labels), self.settings.augmentation
+        return network, lambda: reference.teacher_step(network, optimiser, *data, threat, crops, rng)
+
+    def reference_generator(self) -> Call:
+        """Steps of a round of synthesis, bottleneck included."""
+        teacher = reference.plain(self.network(self.size.teacher))
+        student = reference.plain(self.network(self.size.student))
+        synthesis, crops = self.settings.distillation.synthesis, self.settings.augmentation
+        generator = Generator(synthesis.latent_dim, self.shape[0], self.shape[1]).to(self.device)
+        return lambda: reference.synthesise(
+            teacher, student, generator, self.labels, synthesis, crops, self.rng()
+        )
+
+    def our_generator(self) -> Call:
+        """A round of ``ferd.synthesis``, as a distillation draws it."""
+        source = self.distillation().source
+        shares = torch.full((self.classes,), 1 / self.classes, device=self.device)
+        return lambda: source.draw(shares, 1, self.rng())
+
+    def reference_bottleneck(self) -> Call:
+        """The robust channels of a batch of features."""
+        settings = self.settings.distillation.synthesis.bottleneck
+        teacher = reference.plain(self.network(self.size.teacher))
+        features = teacher.features(self.inputs).detach()
+        return lambda: reference.robust_channels(teacher, features, self.labels, settings, self.rng())
+
+    def our_bottleneck(self) -> Call:
+        """``ferd.bottleneck`` on the same features, in the layout in which they come."""
+        settings = self.settings.distillation.synthesis.bottleneck
+        teacher = fast_layout(self.network(self.size.teacher), self.device).requires_grad_(False)
+        features = teacher.features(self.inputs).detach()
+        return lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, self.rng())
+
+    def reference_student_step(self) -> Call:
+        """A student step: teacher's targets, UTAE, IKL, SGD."""
+        student, rng = self.reference_student(), self.rng()
+        return lambda: student.step(self.inputs, self.labels, rng)
+
+    def our_student_step(self) -> Call:
+        """The same of ``ferd.distillation``."""
+        distillation = self.distillation()
+        return lambda: distillation._train_batch(self.inputs, self.labels)
+
+    def reference_teacher_step(self) -> Call:
+        """A PGD-7 training step of the teacher."""
+        return self.reference_training()[1]
+
+    def our_teacher_step(self) -> Call:
+        """The same of ``ferd.adversarial_training``."""
+        training = self.training()
+        return lambda: training._train_batch(self.inputs, self.labels)
+
+    def reference_pgd20(self) -> Call:
+        """PGD-20 on the student, and the verdicts."""
+        network = reference.plain(self.network(self.size.student))
+        threat = self.settings.threat_model.with_steps(20)
+
+        def judge() -> None:
+            adv = reference.attack_cross_entropy(network, self.inputs, self.labels, threat, self.rng())
+            network(adv).argmax(1).eq(self.labels)
+
+        return judge
+
+    def our_pgd20(self) -> Call:
+        """The same of ``ferd.evaluation``."""
+        evaluator = self.evaluator("pgd20")
+        return lambda: _evaluate(evaluator)
+
+    def reference_autoattack(self) -> Call:
+        """AutoAttack on the student, shortened evenly in all its parts."""
+        network = reference.plain(self.network(self.size.student))
+        return lambda: self._short_autoattack(network)
+
+    def our_autoattack(self) -> Call:
+        """The same on the network that ``ferd.evaluation`` attacks."""
+        attacked = self.evaluator("autoattack").attacked
+        return lambda: self._short_autoattack(attacked)
+
+    def evaluator(self, attack: Attack) -> Evaluator:
+        """An evaluation of the student under one attack."""
+        settings = Evaluation(batch_size=self.size.batch, attacks={attack: "all"}, other_balls=[], threads=1)
+        network = self.network(self.size.student).requires_grad_(False)
+        return Evaluator(network, self.data, settings, self.settings.threat_model, SEED, self.device)
+
+    def _short_autoattack(self, network: Classifier) -> None:
+        """The standard version's four parts with 1/50 of its iterations: 2 of APGD and FAB, 100 of Square."""
+        inputs = self.inputs[:AUTOATTACK_IMAGES]
+        with torch.no_grad():
+            labels = network(inputs).argmax(1)
+        attack = AutoAttack(network, norm="Linf", eps=TINY_EPSILON, seed=SEED, device=self.device)
+        for part in (attack.apgd, attack.apgd_targeted, attack.fab):
+            part.n_iter //= AUTOATTACK_SHARE
+        attack.square.n_queries //= AUTOATTACK_SHARE
+        with torch.random.fork_rng(devices=[]):
+            attack.run_standard_evaluation(inputs, labels, batch_size=len(inputs))
+
+
+@dataclass(frozen=True)
+class Step:
+    """A hot step: how each side is built, the precisions that it has, how many steps a call makes."""
+
+    reference: Callable[[Bench], Call]
+    ours: Callable[[Bench], Call]
+    precisions: Sequence[Precision]
+    count: int = 1
+
+
+ATTACKS_IN_BF16: Sequence[Precision] = ("float32", "bf16-attacks", "bf16")
+STEPS = {
+    "generator": Step(
+        Bench.reference_generator, Bench.our_generator, ("float32", "bf16"), count=GENERATOR_STEPS
+    ),
+    "bottleneck": Step(Bench.reference_bottleneck, Bench.our_bottleneck, ("float32",)),
+    "student": Step(Bench.reference_student_step, Bench.our_student_step, ATTACKS_IN_BF16),
+    "teacher": Step(Bench.reference_teacher_step, Bench.our_teacher_step, ATTACKS_IN_BF16),
+    "pgd20": Step(Bench.reference_pgd20, Bench.our_pgd20, ("float32",)),
+    "autoattack": Step(Bench.reference_autoattack, Bench.our_autoattack, ("float32",)),
+}
+
+
+def _evaluate(evaluator: Evaluator) -> None:
+    """Judge all images anew."""
+    evaluator.load_state_dict({name: torch.empty(0, dtype=torch.bool) for name in evaluator.trials})
+    for _ in evaluator.batches():
+        pass

@@ -1,0 +1,69 @@
+"""The plain references and the real steps compute the same, on a size that takes seconds."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import reference
+from benchmarks.equality import (
+    LEAST_COSINE,
+    checks_of_steps,
+    checks_on_real_images,
+    generator_gradients,
+    real_images,
+)
+from benchmarks.steps import STEPS, Bench, Size
+
+CPU = torch.device("cpu")
+TINY = Size("digits", "resnet8-w16", "resnet8-w8", 8)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(TINY, "float32", tmp_path, CPU)
+
+
+def test_the_real_steps_compute_what_the_references_compute(bench):
+    checks = list(checks_of_steps(bench))
+    assert len(checks) == 4
+    assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("term", ["adv", "bn", "oh", "uni"])
+def test_every_term_of_the_generator_has_the_gradient_of_the_reference(bench, term):
+    weights = bench.settings.distillation.synthesis.weights
+    only = weights.model_copy(update={key: float(key == term) for key in ("adv", "bn", "oh", "uni")})
+    synthesis = bench.settings.distillation.synthesis.model_copy(update={"weights": only})
+    schedule = bench.settings.distillation.model_copy(update={"synthesis": synthesis})
+    bench.settings = bench.settings.model_copy(update={"distillation": schedule})
+    found, expected = generator_gradients(bench)
+    assert expected.norm() > 1e-3
+    assert torch.cosine_similarity(found, expected, 0) > LEAST_COSINE
+    assert found.norm().item() == pytest.approx(expected.norm().item(), rel=1e-3)
+
+
+def test_a_step_that_computes_something_else_is_found(bench, monkeypatch):
+    def without_noise(network, features, *_):
+        return torch.zeros(features.shape[:2], dtype=torch.bool)
+
+    monkeypatch.setattr(reference, "robust_channels", without_noise)
+    gradients, masks, *_ = checks_of_steps(bench)
+    assert not masks.passed
+    assert not gradients.passed
+
+
+def test_attacks_on_the_twins_are_as_strong_on_real_images(monkeypatch):
+    monkeypatch.delenv("FERD_DATA", raising=False)
+    (digits,) = real_images(CPU)
+    assert len(digits.labels) == 500
+    checks = list(checks_on_real_images(digits))
+    assert len(checks) == 3
+    assert [check for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_both_sides_of_every_step_run(bench, name):
+    step = STEPS[name]
+    step.reference(bench)()
+    step.ours(bench)()
