@@ -17,7 +17,7 @@ test: $(READY) ## style, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test-services: $(READY) ## tests on real services: PostgreSQL (must be installed), S3, MLflow, Prefect; minutes
 	$(BIN)/python -m pytest -m services tests/services

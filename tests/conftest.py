@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[1]
 TINY_DISTILLATION = {
@@ -96,15 +97,28 @@ def workspace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace in which the flow has brought two methods up to date; not to be changed."""
-    folder = make_workspace(tmp_path_factory.mktemp("finished"))
+def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A workspace in which the flow has brought two methods up to date; not to be changed.
+
+    The tests' parallel processes share it: the first that asks makes it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "finished"
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "flow.log").exists():
+            folder.mkdir()
+            make_finished(folder)
+    return folder
+
+
+def make_finished(folder: Path) -> None:
+    """Run the flow in a new workspace; its output is kept in ``flow.log``."""
+    make_workspace(folder)
     flow = run_in(
         folder, sys.executable, "-m", "flows.reproduce", "--methods", "ferd", "uniform-noise", "--seeds", "0"
     )
-    (folder / "flow.log").write_text(flow.stdout + flow.stderr)
     assert flow.returncode == 0, flow.stdout + flow.stderr
-    return folder
+    (folder / "flow.log").write_text(flow.stdout + flow.stderr)
 
 
 @pytest.fixture
