@@ -45,10 +45,8 @@ lint: $(READY) ## mend style
 bench: $(READY) ## every hot step beside its plain reference, in turn: that they compute the same, and how much faster
 	@$(BIN)/python -m benchmarks.speed
 
-ui: $(READY) ## browse runs and rounds in MLflow, on http://127.0.0.1:5000
-	@echo "MLflow: http://127.0.0.1:5000 (stop with Ctrl-C)"
-	@MLFLOW_DISABLE_TELEMETRY=true $(BIN)/mlflow server --host 127.0.0.1 --port 5000 --workers 1 \
-		--backend-store-uri sqlite:///mlflow.db
+ui: $(READY) ## browse runs and rounds in MLflow, the comparison of γ first, on http://127.0.0.1:5000
+	@$(BIN)/python -m tasks.browse
 
 clean: ## remove .venv; results and checkpoints stay
 	rm -rf $(VENV)

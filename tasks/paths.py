@@ -32,6 +32,11 @@ def result_of(checkpoint: Path) -> Path:
     return (RESULTS / checkpoint.relative_to(CHECKPOINTS)).with_suffix(".json")
 
 
+def checkpoint_of(result: Path) -> Path:
+    """The checkpoint that a result was computed from."""
+    return (CHECKPOINTS / result.relative_to(RESULTS)).with_suffix(".safetensors")
+
+
 def run_key(checkpoint: Path) -> str:
     """``<student>/<method>/s<seed>`` or ``teacher``: what names a run in MLflow."""
     return "/".join(checkpoint.with_suffix("").parts[2:])

@@ -83,7 +83,7 @@ def start_run(
     parameters: Mapping[str, Any] | Settings,
 ) -> Run:
     """A new run for a stage that computes from the beginning."""
-    with _client() as client:
+    with connected() as client:
         tags = {
             "mlflow.runName": run_key,
             "run_key": run_key,
@@ -95,7 +95,7 @@ def start_run(
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
         }
         run = client.create_run(
-            _experiment(client, benchmark),
+            experiment(client, benchmark),
             tags={key: value for key, value in tags.items() if value},
         )
         from mlflow.entities import Param
@@ -107,9 +107,9 @@ def start_run(
 
 def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
     """The latest run of these settings."""
-    with _client() as client:
+    with connected() as client:
         found = client.search_runs(
-            [_experiment(client, benchmark)],
+            [experiment(client, benchmark)],
             f"tags.run_key = '{run_key}' and tags.settings = '{settings}'",
             order_by=["attributes.start_time DESC"],
             max_results=1,
@@ -121,7 +121,7 @@ def reopen_run(run_id: str) -> Run | None:
     """The run that an interrupted stage was writing; None where the store no longer has it."""
     from mlflow.exceptions import MlflowException
 
-    with _client() as client:
+    with connected() as client:
         try:
             client.get_run(run_id)
         except MlflowException:
@@ -142,7 +142,8 @@ def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, 
     return flat
 
 
-def _experiment(client: Any, benchmark: str) -> str:
+def experiment(client: Any, benchmark: str) -> str:
+    """The identifier of a benchmark's experiment, made where it is missing."""
     found = client.get_experiment_by_name(benchmark)
     if found:
         return str(found.experiment_id)
@@ -158,12 +159,12 @@ def _say(error: Exception, consequence: str) -> None:
 
 def main() -> None:
     """``python -m tasks.tracking``: create the store's tables, which takes a first connection seconds."""
-    with _client() as client:
+    with connected() as client:
         client.search_experiments(max_results=1)
 
 
 @contextmanager
-def _client() -> Iterator[Any]:
+def connected() -> Iterator[Any]:
     """A connected client; one process at a time, since a first connection creates the tables."""
     import logging
 

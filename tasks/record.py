@@ -1,0 +1,249 @@
+"""Complete MLflow's record from the results at hand: ``python -m tasks.record``.
+
+The stages write their runs as they compute. This adds what a person who browses asks for: what an
+experiment is and how to read it, the results that were computed elsewhere, a run's table of classes, its
+images and its dataset, and the final student as a model. It may be repeated: a run is completed once a
+result.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ferd.checkpoint import load_classifier
+from ferd.config import Benchmark
+from ferd.datasets import dataset
+from ferd.distillation import RoundRecord
+from ferd.errors import FerdError
+from ferd.models.classifier import Classifier
+from tasks import params, paths, results, tracking
+from tasks.distill import metrics_of
+from tasks.mlflow_view import ABLATION, ablation_of, save_gamma_view
+from tasks.params import Params
+
+COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
+BATCH = 1000  # metrics that MLflow takes at once
+DESCRIPTION = """\
+{teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
+
+**A run** is a student `<network>/<method>/s<seed>`, distilled without data (but for the control
+`real-data`), or the `teacher`. Runs are flat: choose some and press *Compare*.
+
+**Parameters**: `student`, `method`, `gamma` (the weight of UTAE's uniform term) and `seed` first of all.
+
+**Metrics**: `robust/<attack>/average`, `worst` (the weakest class) and `nsd` (spread over classes, relative
+to the average: lower is fairer) on test images; `generator/…` and `student/…` by round;
+`generator/agreement` is the share of synthetic images to which the teacher gives the requested label.
+
+**Artifacts**: `per_class.json` (a row a class), the last synthetic images of each class, the result file.
+
+Does γ matter? Runs of `no-utae` (γ = 0), `gamma-…` and `ferd` carry the tag `ablation = gamma`; `make ui`
+prints the link to their charts.
+"""
+
+
+def main() -> None:
+    """Complete what the record lacks of every benchmark that has results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
+    args = parser.parse_args()
+    try:
+        settings = params.read()
+        for name in args.benchmarks or settings.benchmarks:
+            complete(name, settings)
+    except FerdError as error:
+        sys.exit(f"record: {error}")
+
+
+def complete(name: str, settings: Params) -> str | None:
+    """Describe a benchmark's experiment, and complete a run for each of its results.
+
+    -> the link of its γ comparison (``tasks.mlflow_view``); None where fewer than two values of γ ran.
+    """
+    benchmark = settings.benchmark(name)
+    groups = results.load(name)
+    if not groups:
+        return None
+    with tracking.connected() as client:
+        experiment = tracking.experiment(client, name)
+        client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
+        client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
+        known = latest_runs(client, experiment)
+        for group in groups:
+            for path, result in zip(group.paths, group.results, strict=True):
+                _complete_run(client, experiment, known, settings, path, result)
+        compared = {group.method for group in groups if ablation_of(group.method)}
+        return save_gamma_view(client, experiment) if len(compared) > 1 else None
+
+
+def description(benchmark: Benchmark) -> str:
+    """What the experiment is, in Markdown."""
+    return DESCRIPTION.format(
+        teacher=benchmark.teacher.network,
+        students=", ".join(benchmark.students),
+        epsilon=benchmark.threat_model.epsilon,
+        rounds=benchmark.distillation.rounds,
+        batch=benchmark.distillation.batch_size,
+    )
+
+
+def latest_runs(client: Any, experiment: str) -> dict[str, Any]:
+    """The newest run of each student, by its ``run_key``."""
+    runs: dict[str, Any] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
+        runs |= {run.data.tags["run_key"]: run for run in page if "run_key" in run.data.tags}
+        token = page.token
+        if not token:
+            return runs
+
+
+def _complete_run(
+    client: Any,
+    experiment: str,
+    known: Mapping[str, Any],
+    settings: Params,
+    path: Path,
+    result: Mapping[str, Any],
+) -> None:
+    checkpoint = paths.checkpoint_of(path)
+    key = paths.run_key(checkpoint)
+    run = known.get(key)
+    done = (
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}{' and model' if checkpoint.exists() else ''}"
+    )
+    if run and run.data.tags.get(COMPLETED, "").startswith(done):
+        return
+    run_id = run.info.run_id if run and _holds(run, result) else None
+    if run_id is None:
+        run_id = _import(client, experiment, key, settings, path, result)
+    benchmark = settings.benchmark(result["benchmark"])
+    class_names = dataset(benchmark.data.dataset).class_names
+    client.log_table(run_id, per_class(result, class_names), "per_class.json")
+    client.log_artifact(run_id, str(path))
+    images = path.with_suffix(".images.png")
+    if images.exists():
+        client.log_artifact(run_id, str(images))
+    _log_dataset(client, run_id, benchmark, result)
+    if checkpoint.exists():
+        _log_model(client, run_id, load_classifier(checkpoint), dataset(benchmark.data.dataset).size)
+    if ablation := ablation_of(result["method"]):
+        client.set_tag(run_id, ABLATION, ablation)
+    client.set_tag(run_id, COMPLETED, done)
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """A result's figures as the metrics that the evaluate stage writes."""
+    return {
+        f"robust/{attack}/{figure}": values[figure]
+        for attack, values in result["attacks"].items()
+        for figure in results.FIGURES
+    }
+
+
+def per_class(result: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, list[Any]]:
+    """A column an attack, a row a class."""
+    columns = {attack: list(values["per_class"]) for attack, values in result["attacks"].items()}
+    return {"class": list(class_names), **columns}
+
+
+def _holds(run: Any, result: Mapping[str, Any]) -> bool:
+    return all(run.data.metrics.get(key) == value for key, value in figures(result).items())
+
+
+def _import(
+    client: Any, experiment: str, key: str, settings: Params, path: Path, result: Mapping[str, Any]
+) -> str:
+    """A run for a result that was computed elsewhere: pulled, or committed."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    written = int(path.stat().st_mtime * 1000)
+    tags = {"run_key": key, "mlflow.source.name": str(path), "imported": "true"}
+    run = client.create_run(experiment, start_time=written, run_name=key, tags=tags)
+    run_id = str(run.info.run_id)
+    given = [Param(name, str(value)) for name, value in parameters(result, settings).items()]
+    client.log_batch(run_id, params=given, tags=[RunTag("mlflow.source.type", "LOCAL")])
+    metrics = [Metric(name, value, written, 0) for name, value in figures(result).items()]
+    rounds = path.with_suffix(".rounds.jsonl")
+    if result["student"] and rounds.exists():
+        for line in rounds.read_text().splitlines():
+            record = RoundRecord(**json.loads(line))
+            metrics += [
+                Metric(name, value, written, record.round) for name, value in metrics_of(record).items()
+            ]
+    for start in range(0, len(metrics), BATCH):
+        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client.set_terminated(run_id, end_time=written)
+    return run_id
+
+
+def parameters(result: Mapping[str, Any], settings: Params) -> dict[str, Any]:
+    """As the stage gives them: what is compared first, then all settings."""
+    benchmark = settings.benchmark(result["benchmark"])
+    threat = tracking.flatten(result["threat_model"])
+    if result["student"] is None:
+        return {"network": result["network"]} | threat
+    method = settings.methods.get(result["method"])
+    if method is None:  # it left params.yaml; its result is still there
+        return {"method": result["method"], "student": result["student"], "seed": result["seed"]} | threat
+    return (
+        {
+            "method": result["method"],
+            "gamma": method.utae.gamma,
+            "student": result["student"],
+            "seed": result["seed"],
+        }
+        | tracking.flatten(method)
+        | tracking.flatten(benchmark.distillation)
+        | threat
+    )
+
+
+def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    kind = dataset(benchmark.data.dataset)
+    clean = result["attacks"]["clean"]
+    images = paths.images(result["benchmark"], "test")
+    digest = hashlib.sha256(images.read_bytes()).hexdigest()[:16] if images.exists() else "not at hand"
+    judged = Dataset(
+        name=f"{benchmark.data.dataset} test",
+        digest=digest,
+        source_type="local",
+        source=json.dumps({"uri": str(images)}),
+        profile=json.dumps({"images": clean["n"], "classes": len(kind.class_names), "size": kind.size}),
+    )
+    client.log_inputs(run_id, [DatasetInput(judged, [InputTag("mlflow.data.context", "evaluation")])])
+
+
+def _log_model(client: Any, run_id: str, network: Classifier, size: int) -> None:
+    """The network with its signature: images (N, channels, H, W) float32 in [0, 1] -> logits (N, classes)."""
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    shape = (network.channels, size, size)
+    float32 = np.dtype("float32")
+    signature = ModelSignature(
+        Schema([TensorSpec(float32, (-1, *shape), "images")]),
+        Schema([TensorSpec(float32, (-1, network.classes), "logits")]),
+    )
+    mlflow.set_tracking_uri(client.tracking_uri)
+    with mlflow.start_run(run_id=run_id):
+        mlflow.pytorch.log_model(
+            network.eval(),
+            name="classifier",
+            signature=signature,
+            input_example=np.zeros((2, *shape), dtype=np.float32),
+            pip_requirements=["ferd", "torch"],
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""MLflow's own page, in a real browser, at the link that ``tasks.browse`` prints."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import environment
+
+CHROMIUM = shutil.which("chromium")
+PORT = "5923"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
+    from playwright.sync_api import sync_playwright
+
+    add_no_utae(finished_copy)
+    with subprocess.Popen(
+        [sys.executable, "-m", "tasks.browse", "--port", PORT],
+        cwd=finished_copy,
+        env=environment() | {"BROWSER": "true"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            lines = {
+                line.split(": ", 1)[0]: line.split(": ", 1)[1].strip() for line in head(server.stdout, 2)
+            }
+            with sync_playwright() as browsers:
+                browser = browsers.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+                page = browser.new_page(viewport={"width": 1500, "height": 1200})
+                page.goto(lines["γ on digits"], timeout=120_000)
+                for text in ("resnet8-w8/ferd/s0", "resnet8-w8/no-utae/s0", "robust/pgd20/worst"):
+                    page.get_by_text(text).first.wait_for(timeout=60_000)
+                assert page.get_by_text("2 matching runs").count() == 1
+                assert page.get_by_text("resnet8-w8/uniform-noise/s0").count() == 0
+                browser.close()
+        finally:
+            server.send_signal(signal.SIGTERM)
+
+
+def add_no_utae(folder):
+    """A second point for the chart: the result of ``ferd``, named as if it were of γ = 0."""
+    source, target = (folder / f"results/digits/resnet8-w8/{method}" for method in ("ferd", "no-utae"))
+    result = json.loads((source / "s0.json").read_text()) | {"method": "no-utae"}
+    target.mkdir()
+    (target / "s0.json").write_text(json.dumps(result))
+    shutil.copy(source / "s0.rounds.jsonl", target)
+
+
+def head(stream, number):
+    return [next(stream) for _ in range(number)]
