@@ -226,7 +226,10 @@ def teacher_step(
     """One step of PGD-AT (Madry et al. 2018)."""
     inputs = augment(images, augmentation, rng)
     network.eval()
-    adv_inputs = attack_cross_entropy(network, inputs, labels, threat, rng)
+    # numbers lie as in ``ferd``, whose augmented images have their channels last
+    noise = torch.empty_like(inputs, memory_format=torch.channels_last)
+    start = inputs + noise.uniform_(-threat.epsilon, threat.epsilon, generator=rng).contiguous()
+    adv_inputs = attack_cross_entropy(network, inputs, labels, threat, start.clamp(0, 1))
     network.train()
     optimiser.zero_grad()
     F.cross_entropy(network(adv_inputs), labels).backward()
@@ -234,11 +237,14 @@ def teacher_step(
 
 
 def attack_cross_entropy(
-    network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
+    network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, start: Tensor
 ) -> Tensor:
-    """PGD on the cross-entropy from a random start."""
-    noise = torch.empty_like(inputs).uniform_(-threat.epsilon, threat.epsilon, generator=rng)
-    start = (inputs + noise).clamp(0, 1)
+    """PGD on the cross-entropy."""
     return pgd(
         network, inputs, lambda logits: F.cross_entropy(logits, labels, reduction="sum"), threat, start
     )
+
+
+def random_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
+    """A uniform point of the ε-ball, in [0, 1]."""
+    return (inputs + torch.empty_like(inputs).uniform_(-epsilon, epsilon, generator=rng)).clamp(0, 1)

@@ -95,9 +95,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Check, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument(
-        "steps", nargs="*", default=list(STEPS), help=f"of {', '.join(STEPS)}; by default all"
-    )
+    parser.add_argument("steps", nargs="*", help=f"{', '.join(STEPS)}: these alone, without the checks")
+    parser.add_argument("--image", type=int, help="32 or 64: at this size alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each call")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -107,9 +106,9 @@ def main() -> None:
     print(hardware(device), flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        checks = checked(device, Path(folder))
-        for size in SIZES:
-            for name in args.steps:
+        checks = [] if args.steps else checked(device, Path(folder))
+        for size in [size for size in SIZES if args.image in (None, size.image)]:
+            for name in args.steps or STEPS:
                 rows += measured(name, size, args.repeats, Path(folder), device)
                 keep(rows)
                 print(json.dumps(rows[-len(STEPS[name].precisions) :], ensure_ascii=False), flush=True)

@@ -17,6 +17,7 @@ from benchmarks.steps import STEPS, Bench, Size
 
 CPU = torch.device("cpu")
 TINY = Size("digits", "resnet8-w16", "resnet8-w8", 8)
+COLOURED = Size("cifar10", "resnet8-w16", "resnet8-w8", 4)  # several channels, and flips
 
 
 @pytest.fixture
@@ -24,8 +25,9 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(TINY, "float32", tmp_path, CPU)
 
 
-def test_the_real_steps_compute_what_the_references_compute(bench):
-    checks = list(checks_of_steps(bench))
+@pytest.mark.parametrize("size", [TINY, COLOURED], ids=lambda size: size.benchmark)
+def test_the_real_steps_compute_what_the_references_compute(tmp_path, size):
+    checks = list(checks_of_steps(Bench(size, "float32", tmp_path, CPU)))
     assert len(checks) == 4
     assert [check for check in checks if not check.passed] == []
 
