@@ -33,6 +33,7 @@ class LiveView:
             BarColumn(bar_width=24),
             TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[unit]}"),
             TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[figures]}"),
             console=self.console,
             disable=not sys.stdout.isatty(),
         )
@@ -89,17 +90,27 @@ class LiveView:
                 self.computing_seconds += time.monotonic() - self._since
 
     def _show(self, stage: str, event: dict[str, Any]) -> None:
-        unit, left = event.get("unit", "step"), f"{event['seconds_left']} s left"
+        unit, left, figures = event.get("unit", "step"), f"{event['seconds_left']} s left", _figures(event)
         if not self._bars.disable:
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, unit=unit, left=left)
+                self._tasks[stage] = self._bars.add_task(stage, unit=unit, left=left, figures="")
             self._bars.update(
                 self._tasks[stage],
                 completed=event["done"],
                 total=event["total"],
                 unit=unit,
                 left=left,
+                figures=figures,
             )
         elif time.monotonic() - self._printed.get(stage, 0.0) >= PLAIN_INTERVAL:
             self._printed[stage] = time.monotonic()
-            print(f"{stage}: {unit} {event['done']} of {event['total']}, {left}", flush=True)
+            print(
+                f"{stage}: {unit} {event['done']} of {event['total']}, {left}{figures and ', '}{figures}",
+                flush=True,
+            )
+
+
+def _figures(event: dict[str, Any]) -> str:
+    """The last losses and shares that a stage reported, such as ``agreement 0.97, loss 1.4``."""
+    measured = {key: value for key, value in event.items() if isinstance(value, float)}
+    return ", ".join(f"{key} {value:.3g}" for key, value in measured.items())

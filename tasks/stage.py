@@ -42,15 +42,18 @@ class StageFailed(Exception):
 
 
 class Pipeline:
-    """The stages of ``dvc.yaml``, read once: with hundreds of them that takes seconds.
+    """The stages of ``dvc.yaml`` and ``dvc.lock``, read once: with hundreds of them that takes seconds.
 
     Raises:
-        FerdError: ``dvc.yaml`` cannot be read.
+        FerdError: they cannot be read.
     """
 
     def __init__(self) -> None:
-        with _repository() as repo:
-            graph = repo.index.graph
+        from dvc.repo import Repo
+
+        with _plain_errors():
+            self._repo = Repo(".")
+            graph = self._repo.index.graph
             self._needs = {
                 stage.addressing: [need.addressing for need in graph.successors(stage)]
                 for stage in graph.nodes
@@ -96,8 +99,8 @@ class Pipeline:
             FerdError: dvc.yaml has no such stage.
         """
         names = [*self._ancestors(targets), REPORT] if targets else self._ancestors(list(self._needs))
-        with _repository() as repo:
-            changed = repo.status(targets=names)
+        with _plain_errors(), self._repo.lock:
+            changed = {name for name in names if self._known[name].status(check_updates=True)}
         planned: dict[str, Stage] = {}
         for name in names:
             known = self._known[name]
@@ -180,14 +183,12 @@ def run(
 
 
 @contextmanager
-def _repository() -> Iterator[Any]:
+def _plain_errors() -> Iterator[None]:
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo
 
     try:
-        with Repo(".") as repo:
-            yield repo
+        yield
     except LockError:
         raise FerdError("another process is running stages of this folder; wait for it, or stop it") from None
     except DvcException as error:

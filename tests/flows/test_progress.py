@@ -38,3 +38,11 @@ def test_plain_lines_are_few(clock, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "stage: round 10 of 40, 30 s left"
     assert len(lines) == 4
+
+
+def test_the_last_figures_stand_at_the_end_of_a_line(clock, capsys):
+    view = progress.LiveView(total=1)
+    clock[0] = 20.0
+    event = {"event": "progress", "done": 1, "total": 4, "seconds_left": 9, "agreement": 0.98437, "kl": 12.0}
+    view.on_event("stage", event)
+    assert capsys.readouterr().out == "stage: step 1 of 4, 9 s left, agreement 0.984, kl 12\n"
