@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prefect import State, get_run_logger, task
@@ -29,11 +30,12 @@ WAITING_ROOM = 2  # stages that load their code while others compute
 class Session:
     """What the stages of one flow run share: the view, how many may run, and a way to stop.
 
-    ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile.
+    ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile. With ``pull`` they
+    take what DVC's remote has.
     """
 
-    def __init__(self, view: LiveView, slots: int) -> None:
-        self.view = view
+    def __init__(self, view: LiveView, slots: int, *, pull: bool = False) -> None:
+        self.view, self.pull = view, pull
         self.slots = slots
         self.places = threading.Semaphore(slots + WAITING_ROOM)
         self.stopping = threading.Event()
@@ -68,7 +70,8 @@ def run_stage(stage: Stage, session: Session) -> str:
         try:
             if session.stopping.is_set():
                 raise StageFailed(stage.name, "not run, since the flow was stopped", retryable=False)
-            run(stage, lambda event: session.view.on_event(stage.name, event), environment)
+            on_event = partial(session.view.on_event, stage.name)
+            run(stage, on_event, environment, pull=session.pull)
         except StageFailed as error:
             error.retryable = error.retryable and not session.stopping.is_set()
             if error.retryable and task_run.run_count <= RETRIES:
@@ -114,8 +117,11 @@ def bring_up_to_date(
     run_stale(benchmark, pipeline.plan(targets), slots)
 
 
-def run_stale(title: str, stages: Sequence[Stage], slots: int) -> None:
+def run_stale(title: str, stages: Sequence[Stage], slots: int, *, pull: bool = False) -> None:
     """Run those of the planned stages that are out of date, and say how the time was spent.
+
+    Args:
+        pull: take their outputs from DVC's remote where another machine has computed the same.
 
     Raises:
         FerdError: stages failed: says which, and why.
@@ -126,7 +132,7 @@ def run_stale(title: str, stages: Sequence[Stage], slots: int) -> None:
         return
     print(f"{title}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
     with LiveView(stale) as view:
-        failures = run_stages(stages, view, slots)
+        failures = run_stages(stages, view, slots, pull=pull)
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
@@ -135,12 +141,12 @@ def run_stale(title: str, stages: Sequence[Stage], slots: int) -> None:
         raise FerdError("; ".join(failures))
 
 
-def run_stages(stages: Sequence[Stage], view: LiveView, slots: int) -> list[str]:
+def run_stages(stages: Sequence[Stage], view: LiveView, slots: int, *, pull: bool = False) -> list[str]:
     """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
-    session = Session(view, slots)
+    session = Session(view, slots, pull=pull)
     futures: dict[str, PrefectFuture[str]] = {}
     try:
         for stage in stages:

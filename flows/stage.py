@@ -3,15 +3,20 @@
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, run_stale
+from tasks import share as remote
 from tasks.stage import REPORT, Pipeline
 
 
 @flow(name="stage", task_runner=TASK_RUNNER)
-def stage(name: str) -> None:
+def stage(name: str, share: bool = False) -> None:
     """Bring one stage of dvc.yaml up to date, and before it what it needs.
 
     Args:
         name: the stage, as `dvc stage list` prints it: `evaluate-digits@resnet8-w8-ferd-s0`.
+        share: take from DVC's remote what another machine computed, and send there what this one computes.
     """
     planned = Pipeline().plan([name])
-    run_stale(name, [known for known in planned if known.name != REPORT or name == REPORT], slots=1)
+    wanted = [known for known in planned if known.name != REPORT or name == REPORT]
+    run_stale(name, wanted, slots=1, pull=share)
+    if share:
+        remote.push([name])

@@ -90,7 +90,7 @@ class Stack:
                 "prefect": lambda: _answers(f"{self.client_environment['PREFECT_API_URL']}/ready"),
             }
         )
-        self._deploy()
+        self.deploy()
         self._start({"worker": self._worker_is_online})
         print(f"MLflow:  {self.client_environment['MLFLOW_TRACKING_URI']}")
         print(f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')}")
@@ -200,17 +200,20 @@ class Stack:
             return False
         return True
 
-    def _deploy(self) -> None:
+    def deploy(self) -> None:
+        """Make the deployments of ``prefect.yaml`` known to the server, and the work pool."""
         pool = self.settings["WORK_POOL"]
         if not _answers(f"{self.client_environment['PREFECT_API_URL']}/work_pools/{pool}"):
             self._prefect("work-pool", "create", pool, "--type", "process")
         self._prefect("--no-prompt", "deploy", "--all")
 
     def _prefect(self, *arguments: str) -> None:
+        environment = {**os.environ, **self.settings, **self.client_environment}
+        environment.pop("FERD_WORKSPACE", None)  # each worker's own: not to be fixed by who deploys
         done = subprocess.run(
             [sys.executable, "-m", "prefect", *arguments],
             cwd=self.workspace,
-            env={**os.environ, **self.settings, **self.client_environment},
+            env=environment,
             capture_output=True,
             text=True,
             check=False,
@@ -383,7 +386,7 @@ def _wait_until(name: str, answers: Callable[[], bool], log: Path) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("command", choices=["up", "down", "status"])
+    parser.add_argument("command", choices=["up", "down", "status", "deploy"])
     stack = Stack()
     try:
         match parser.parse_args().command:
@@ -393,6 +396,8 @@ def main() -> None:
                 stack.down()
             case "status":
                 sys.exit(not stack.status())
+            case "deploy":
+                stack.deploy()
     except FerdError as error:
         sys.exit(f"stack: {error}")
 

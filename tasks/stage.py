@@ -51,7 +51,7 @@ class Pipeline:
     def __init__(self) -> None:
         from dvc.repo import Repo
 
-        with _plain_errors():
+        with plain_errors():
             self._repo = Repo(".")
             graph = self._repo.index.graph
             self._needs = {
@@ -99,7 +99,7 @@ class Pipeline:
             FerdError: dvc.yaml has no such stage.
         """
         names = [*self._ancestors(targets), REPORT] if targets else self._ancestors(list(self._needs))
-        with _plain_errors(), self._repo.lock:
+        with plain_errors(), self._repo.lock:
             changed = {name for name in names if self._known[name].status(check_updates=True)}
         planned: dict[str, Stage] = {}
         for name in names:
@@ -145,17 +145,23 @@ def run(
     stage: Stage,
     on_event: Callable[[dict[str, Any]], None],
     environment: Mapping[str, str] | None = None,
+    *,
+    pull: bool = False,
 ) -> None:
     """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
 
     DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back. DVC is
     not loaded in this process, since its library cannot be used in several threads.
 
+    Args:
+        pull: take the outputs from DVC's remote where another machine computed the same (``tasks.share``).
+
     Raises:
         StageFailed: with the stage's own line where it printed one.
     """
     kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
+    command += ["--pull"] if pull else []
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tail: deque[str] = deque(maxlen=20)
     message = ""
@@ -183,7 +189,8 @@ def run(
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
+    """DVC's errors as one line each."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
 

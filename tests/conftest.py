@@ -129,17 +129,18 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
     return target
 
 
+def set_param(folder: Path, value: object, *keys: str) -> None:
+    """Set a value of a workspace's params.yaml."""
+    path = folder / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    block = content
+    for key in keys[:-1]:
+        block = block[key]
+    block[keys[-1]] = value
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
 @pytest.fixture
 def change_params() -> Callable[..., None]:
-    """Set a value of a workspace's params.yaml: ``change_params(folder, value, *keys)``."""
-
-    def change(folder: Path, value: object, *keys: str) -> None:
-        path = folder / "params.yaml"
-        content = yaml.safe_load(path.read_text())
-        block = content
-        for key in keys[:-1]:
-            block = block[key]
-        block[keys[-1]] = value
-        path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-    return change
+    """``change_params(folder, value, *keys)``: set a value of a workspace's params.yaml."""
+    return set_param

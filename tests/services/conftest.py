@@ -55,10 +55,11 @@ class Services:
             content = answer.read()
         return json.loads(content) if content else None
 
-    def submit(self, deployment: str, **parameters: Any) -> str:
-        """Ask for a run of a deployment, ``flow/name``; -> the run's id."""
+    def submit(self, deployment: str, workspace: Path | None = None, **parameters: Any) -> str:
+        """Ask for a run of a deployment, ``flow/name``, in the worker's workspace or another; -> its id."""
         found = self.api(f"/deployments/name/{deployment}")
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}}
+        place = {"env": {"FERD_WORKSPACE": str(workspace or self.workspace)}}
+        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "job_variables": place}
         return self.api(f"/deployments/{found['id']}/create_flow_run", body)["id"]
 
     def state(self, run: str) -> str:
@@ -80,9 +81,9 @@ class Services:
         supervisor.stopProcess(program)
         supervisor.startProcess(program)
 
-    def pid(self, program: str) -> int:
-        """The process of one of the services."""
-        return stack.control(self.folder).supervisor.getProcessInfo(program)["pid"]
+    def program(self, name: str) -> dict[str, Any]:
+        """What supervisord knows of one of the services: ``pid``, ``statename``, ..."""
+        return stack.control(self.folder).supervisor.getProcessInfo(name)
 
     @contextmanager
     def worker(self, workspace: Path, name: str, **variables: str) -> Iterator[subprocess.Popen]:

@@ -1,14 +1,48 @@
-"""A deployment run by the worker; what its form asks for."""
+"""Deployments: what their forms ask for, and that the worker runs them, when asked and on a schedule."""
 
 import json
+import time
 
 import pytest
+import yaml
+
+from tests.conftest import ROOT
+from tests.services.conftest import wait_until
 
 pytestmark = pytest.mark.services
 
+DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
+
 
 def test_a_deployment_is_run_by_the_worker(reproduced):
-    result = json.loads(
-        (reproduced.workspace / "results/digits/resnet8-w8/uniform-noise/s0.json").read_text()
-    )
-    assert result["schema"] == "ferd-result/1"
+    path = reproduced.workspace / "results/digits/resnet8-w8/uniform-noise/s0.json"
+    assert json.loads(path.read_text())["schema"] == "ferd-result/1"
+    assert "6 of 6 stages to run" in reproduced.log()
+
+
+@pytest.mark.parametrize("deployment", [entry["name"] for entry in DEPLOYMENTS])
+def test_every_parameter_of_a_form_is_typed_and_described(services, deployment):
+    found = services.api("/deployments/filter", {"deployments": {"name": {"any_": [deployment]}}})
+    assert len(found) == 1
+    fields = found[0]["parameter_openapi_schema"]["properties"]
+    assert fields
+    for name, field in fields.items():
+        assert "type" in field or "anyOf" in field or "$ref" in field, name
+        assert field["description"], name
+    assert found[0]["description"]
+
+
+def test_a_schedule_of_seconds_makes_runs_that_complete(reproduced):
+    """With sqlalchemy 2.1 a Prefect server starts, but no schedule ever makes a run."""
+    deployment = reproduced.api("/deployments/name/stage/stage")["id"]
+    schedule = {"interval": 4, "anchor_date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    entry = {"active": True, "schedule": schedule, "parameters": {"name": "data@digits"}}
+    created = reproduced.api(f"/deployments/{deployment}/schedules", [entry])
+    scheduled = {
+        "flow_runs": {"tags": {"all_": ["auto-scheduled"]}, "state": {"type": {"any_": ["COMPLETED"]}}},
+        "deployments": {"id": {"any_": [deployment]}},
+    }
+    try:
+        wait_until(lambda: len(reproduced.api("/flow_runs/filter", scheduled)) >= 2, 90, reproduced.log)
+    finally:
+        reproduced.api(f"/deployments/{deployment}/schedules/{created[0]['id']}", method="DELETE")

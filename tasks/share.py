@@ -1,0 +1,56 @@
+"""What was computed here, on DVC's remote: ``python -m tasks.share STAGE`` after a run.
+
+Another machine takes it by ``dvc repro --pull STAGE``, without this one's lock file. (``dvc push
+--run-cache`` does not do: DVC keeps no run cache of a stage whose results are in Git, not in its cache.)
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ferd.errors import FerdError
+from tasks.stage import plain_errors
+
+
+def push(names: Sequence[str]) -> int:
+    """Send what these stages, and those that they need, were run with and gave; -> files sent.
+
+    Only of stages that are up to date, and only what the remote does not have.
+
+    Raises:
+        FerdError: there is no such stage or no remote, or it does not take them.
+    """
+    from dvc.repo import Repo
+    from dvc.stage.cache import RunCacheNotSupported
+
+    sent = 0
+    with plain_errors(), Repo(".") as repo:
+        with repo.lock:
+            stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, True)}
+            for stage in stages.values():
+                if not stage.status():
+                    repo.stage_cache.save(stage)
+        try:
+            entries = repo.stage_cache.push(None)
+        except RunCacheNotSupported:
+            raise FerdError("DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`") from None
+        for objects in repo.stage_cache.get_used_objs(entries).values():
+            result = repo.cloud.push(objects)
+            if result.failed:
+                raise FerdError(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
+            sent += len(result.transferred)
+    return sent
+
+
+def main() -> None:
+    """Push, and say how much."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("stages", nargs="+", metavar="STAGE")
+    try:
+        print(f"share: {push(parser.parse_args().stages)} files sent")
+    except FerdError as error:
+        sys.exit(f"share: {error}")
+
+
+if __name__ == "__main__":
+    main()
