@@ -41,6 +41,7 @@ def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
     assert number == 3 and (again[FERD].info.end_time, again[FERD].data.tags["completed"]) == before
 
 
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code
 def test_the_model_gives_the_students_logits(finished_copy):
     import mlflow
     import torch
