@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
+from pydantic import Field
 
-from ferd.config import Benchmark, Method, parse
+from ferd.config import Benchmark, Fraction, Method, NonNegative, Settings, parse
 from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.models.registry import NETWORKS
@@ -16,12 +17,33 @@ PARAMS = Path("params.yaml")
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
 
 
+class Tolerances(Settings):
+    """How far a figure may be from the committed one where machine or versions differ (``tasks.verdict``).
+
+    ``average`` and ``worst`` in fractions of the images, ``nsd`` in fractions of the committed NSD; or so
+    many standard errors over seeds, where that is more.
+    """
+
+    average: Fraction
+    worst: Fraction
+    nsd: NonNegative
+    standard_errors: NonNegative
+
+
+class Nightly(Settings):
+    """What ``flows.nightly`` computes anew every night, and when it finds a figure changed."""
+
+    benchmarks: Annotated[list[str], Field(min_length=1)]
+    tolerances: Tolerances
+
+
 @dataclass(frozen=True)
 class Params:
-    """All benchmarks and methods, by name."""
+    """All benchmarks and methods, by name, and what is run every night."""
 
     benchmarks: dict[str, Benchmark]
     methods: dict[str, Method]
+    nightly: Nightly
 
     def benchmark(self, name: str) -> Benchmark:
         """The benchmark of that name, or one line that lists them."""
@@ -50,8 +72,8 @@ def read(path: Path = PARAMS) -> Params:
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
     blocks = _section(content, "params.yaml")
-    for key in blocks.keys() - {"benchmarks", "methods"}:
-        raise FerdError(f"{key}: unknown key at the top of params.yaml; only benchmarks and methods")
+    for key in blocks.keys() - {"benchmarks", "methods", "nightly"}:
+        raise FerdError(f"{key}: unknown key at the top of params.yaml; only benchmarks, methods and nightly")
     params = Params(
         {
             name: parse(Benchmark, _section(block, f"benchmarks.{name}"), f"benchmarks.{name}")
@@ -61,12 +83,15 @@ def validate(content: Any) -> Params:
             name: parse(Method, _section(block, f"methods.{name}"), f"methods.{name}")
             for name, block in _section(blocks.get("methods"), "methods").items()
         },
+        parse(Nightly, _section(blocks.get("nightly"), "nightly"), "nightly"),
     )
     for name, benchmark in params.benchmarks.items():
         dataset(benchmark.data.dataset)
         judge = benchmark.analysis.judge.network
         for network in (benchmark.teacher.network, judge, *benchmark.students):
             _lookup(NETWORKS, network, f"benchmarks.{name}: network")
+    for name in params.nightly.benchmarks:
+        _lookup(params.benchmarks, name, "nightly.benchmarks: benchmark")
     return params
 
 

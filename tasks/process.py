@@ -12,11 +12,13 @@ import fcntl
 import hashlib
 import json
 import os
+import platform
 import shutil
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
@@ -150,17 +152,27 @@ def move_folder(source: Path, target: Path) -> None:
 
 
 def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
-    """Seconds and hardware, in a file of their own: results compare bit for bit."""
+    """Seconds, hardware and versions, in a file of their own: results compare bit for bit."""
     write_json(
         path,
         {
             "seconds": round(progress.seconds, 1),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "processor": processor(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
             "torch": torch.__version__,
+            **{name: metadata.version(name) for name in ("numpy", "pyautoattack", "scikit-learn")},
         },
     )
+
+
+def processor() -> str:
+    """The processor's model and the instructions that torch uses on it: rounding depends on both."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def sha256(path: Path) -> str:
