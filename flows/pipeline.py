@@ -31,11 +31,11 @@ class Session:
     """What the stages of one flow run share: the view, how many may run, and a way to stop.
 
     ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile. With ``pull`` they
-    take what DVC's remote has.
+    take what DVC's remote has; ``anew``, not even what DVC's run cache has.
     """
 
-    def __init__(self, view: LiveView, slots: int, *, pull: bool = False) -> None:
-        self.view, self.pull = view, pull
+    def __init__(self, view: LiveView, slots: int, *, pull: bool = False, anew: bool = False) -> None:
+        self.view, self.pull, self.anew = view, pull, anew
         self.slots = slots
         self.places = threading.Semaphore(slots + WAITING_ROOM)
         self.stopping = threading.Event()
@@ -71,7 +71,7 @@ def run_stage(stage: Stage, session: Session) -> str:
             if session.stopping.is_set():
                 raise StageFailed(stage.name, "not run, since the flow was stopped", retryable=False)
             on_event = partial(session.view.on_event, stage.name)
-            run(stage, on_event, environment, pull=session.pull)
+            run(stage, on_event, environment, pull=session.pull, anew=session.anew)
         except StageFailed as error:
             error.retryable = error.retryable and not session.stopping.is_set()
             if error.retryable and task_run.run_count <= RETRIES:
@@ -108,7 +108,7 @@ def bring_up_to_date(
     """
     params.read().benchmark(benchmark)
     pipeline = Pipeline()
-    targets = [f"evaluate-teacher@{benchmark}", *pipeline.student_stages(benchmark, methods, seeds)]
+    targets = evaluations(pipeline, benchmark, methods, seeds)
     if analyse:
         targets += [
             f"analyse-teacher@{benchmark}",
@@ -117,11 +117,21 @@ def bring_up_to_date(
     run_stale(benchmark, pipeline.plan(targets), slots)
 
 
-def run_stale(title: str, stages: Sequence[Stage], slots: int, *, pull: bool = False) -> None:
+def evaluations(
+    pipeline: Pipeline, benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None
+) -> list[str]:
+    """The stages whose outputs are a benchmark's results: the teacher's first."""
+    return [f"evaluate-teacher@{benchmark}", *pipeline.student_stages(benchmark, methods, seeds)]
+
+
+def run_stale(
+    title: str, stages: Sequence[Stage], slots: int, *, pull: bool = False, anew: bool = False
+) -> None:
     """Run those of the planned stages that are out of date, and say how the time was spent.
 
     Args:
         pull: take their outputs from DVC's remote where another machine has computed the same.
+        anew: compute them, even where DVC's run cache has the outputs of the same inputs.
 
     Raises:
         FerdError: stages failed: says which, and why.
@@ -132,7 +142,7 @@ def run_stale(title: str, stages: Sequence[Stage], slots: int, *, pull: bool = F
         return
     print(f"{title}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
     with LiveView(stale) as view:
-        failures = run_stages(stages, view, slots, pull=pull)
+        failures = run_stages(stages, view, slots, pull=pull, anew=anew)
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
@@ -141,12 +151,14 @@ def run_stale(title: str, stages: Sequence[Stage], slots: int, *, pull: bool = F
         raise FerdError("; ".join(failures))
 
 
-def run_stages(stages: Sequence[Stage], view: LiveView, slots: int, *, pull: bool = False) -> list[str]:
+def run_stages(
+    stages: Sequence[Stage], view: LiveView, slots: int, *, pull: bool = False, anew: bool = False
+) -> list[str]:
     """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
-    session = Session(view, slots, pull=pull)
+    session = Session(view, slots, pull=pull, anew=anew)
     futures: dict[str, PrefectFuture[str]] = {}
     try:
         for stage in stages:

@@ -5,10 +5,13 @@ Tried with MLflow 3.17; a version that does not know the view shows the experime
 """
 
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
+LOCAL = "http://127.0.0.1:5000"
+RUNS = 1000  # that are looked through for a night's
 TAG = "mlflow.sharedViewState."
 METRICS = ("robust/pgd20/worst", "robust/pgd20/average", "robust/clean/worst", "robust/clean/average")
 GAMMA = "gamma"  # the view's key, the parameter across, and the value of the runs' tag
@@ -51,6 +54,31 @@ def save_view(
     client.set_experiment_tag(experiment, f"{TAG}{key}", json.dumps(state, separators=(",", ":")))
     query = urlencode({"viewStateShareKey": key, "compareRunsMode": "CHART"})
     return f"/#/experiments/{experiment}/runs?{query}"
+
+
+def nightly_links(client: Any, experiment: str, sweep_id: str) -> dict[str, str]:
+    """Links to a night's runs, by the tag, and to them beside the latest earlier run of each; see above."""
+    runs = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=RUNS)
+    tonight = {run.data.tags["run_key"]: run for run in runs if run.data.tags.get("sweep_id") == sweep_id}
+    earlier: dict[str, Any] = {}
+    for run in runs:
+        if run.data.tags.get("sweep_id") != sweep_id and run.data.tags.get("run_key") in tonight:
+            earlier.setdefault(run.data.tags["run_key"], run)
+    compared = [run.info.run_id for key in tonight for run in (tonight[key], earlier.get(key)) if run]
+    only = urlencode({"searchFilter": f"tags.sweep_id = '{sweep_id}'"})
+    both = urlencode({"runs": json.dumps(compared), "experiments": json.dumps([experiment])})
+    return {
+        "tonight's runs": f"/#/experiments/{experiment}/runs?{only}",
+        "beside the latest earlier ones": f"/#/compare-runs?{both}",
+    }
+
+
+def address() -> str:
+    """Where a browser finds MLflow: its server without a password in the address, else ``make ui``'s."""
+    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if server.scheme not in ("http", "https"):
+        return LOCAL
+    return server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 
 def _chart(section: str, parameter: str, metric: str) -> dict[str, Any]:

@@ -147,6 +147,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     *,
     pull: bool = False,
+    anew: bool = False,
 ) -> None:
     """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
 
@@ -155,6 +156,7 @@ def run(
 
     Args:
         pull: take the outputs from DVC's remote where another machine computed the same (``tasks.share``).
+        anew: compute them, even where DVC's run cache has what the same command made of the same inputs.
 
     Raises:
         StageFailed: with the stage's own line where it printed one.
@@ -162,6 +164,7 @@ def run(
     kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull else []
+    command += ["--no-run-cache"] if anew else []
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tail: deque[str] = deque(maxlen=20)
     message = ""

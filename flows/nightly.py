@@ -1,0 +1,166 @@
+"""The nightly reproduction: benchmarks from scratch, and a verdict on every figure.
+
+python -m flows.nightly
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+
+from ferd.errors import FerdError
+from flows.alert import alert, check
+from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, TASK_RUNNER, create_record, evaluations, run_stale
+from tasks import night, params, tracking, verdict
+from tasks.mlflow_view import address, nightly_links
+from tasks.night import Night
+from tasks.stage import REPORT, Pipeline, Stage
+from tasks.verdict import Verdict
+
+MOST_NAMED = 5  # figures in the message of a failure
+transfer: Any = task(
+    retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
+)
+
+
+@flow(name="nightly", task_runner=TASK_RUNNER, on_failure=[alert], on_crashed=[alert])
+def nightly(
+    benchmarks: list[str] | None = None,
+    methods: list[str] | None = None,
+    seeds: list[int] | None = None,
+    slots: int = 2,
+    alert_block: str | None = None,
+) -> None:
+    """Compute benchmarks from scratch and compare every figure with the committed one.
+
+    Fails, and alerts, where a worst-class figure fell or any other changed by more than is tolerated. The
+    committed results stay as they are; tonight's are kept as a Git branch `nightly/...`.
+
+    Args:
+        benchmarks: Benchmarks of params.yaml; by default those of its block `nightly`.
+        methods: Names of params.yaml; by default all that dvc.yaml has for the benchmarks.
+        seeds: By default all that dvc.yaml has.
+        slots: How many stages compute at a time.
+        alert_block: A notification block to alert by, `type/name`, such as `sendgrid-email/team` for e-mail.
+            A webhook is set by FERD_ALERT_WEBHOOK in the worker's environment instead.
+    """
+    check(alert_block)
+    what = {"benchmarks": benchmarks, "methods": methods, "seeds": seeds}
+    with night.alone():
+        tonight = night.open_night(what, datetime.now(UTC))
+        make_experiments(benchmarks)
+        print(f"night {tonight.name}{' goes on' if tonight.goes_on else ''}", flush=True)
+        with tonight.entered():
+            settings = params.read().nightly
+            planned = reproduce(tonight, what, benchmarks or settings.benchmarks, slots)
+            verdicts = verdict.judge(night.pairs(tonight, planned), settings.tolerances)
+            tonight.keep()
+            page = write_page(tonight, benchmarks or settings.benchmarks, verdicts)
+            create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
+            push(tonight, [stage.name for stage in planned])
+        tonight.finish(what)
+    print(f"night {tonight.name}: {verdict.headline(verdicts)}; git branch {tonight.branch}")
+    if faults := verdict.faults(verdicts):
+        more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
+        raise FerdError("; ".join([verdict.headline(verdicts), *faults[:MOST_NAMED], *more]))
+
+
+def make_experiments(benchmarks: Sequence[str] | None) -> None:
+    """MLflow's experiments, made here and not in a night's folder, where a local store would keep files."""
+    with tracking.connected() as client:
+        for benchmark in benchmarks or params.read().nightly.benchmarks:
+            tracking.experiment(client, benchmark)
+
+
+def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str], slots: int) -> list[Stage]:
+    """Run all stages of the benchmarks that have not been run tonight; -> all of them."""
+    pipeline = Pipeline()
+    targets = [
+        target
+        for benchmark in benchmarks
+        for target in evaluations(pipeline, benchmark, what["methods"], what["seeds"])
+    ]
+    planned = pipeline.plan(targets)
+    if not tonight.goes_on:
+        names = [stage.name for stage in planned]
+        pull(tonight, [name for name in names if name != REPORT])
+        tonight.begin(what, names)
+        planned = Pipeline().plan(targets)  # which reads dvc.lock again
+    run_stale("nightly", planned, slots, anew=True)
+    return planned
+
+
+@transfer
+def pull(tonight: Night, stages: Sequence[str]) -> None:
+    """What was committed, from the DVC remote, if there is one."""
+    tonight.pull(stages)
+
+
+@transfer
+def push(tonight: Night, stages: Sequence[str]) -> None:
+    """What tonight made, to the DVC remote, if there is one."""
+    tonight.push(stages)
+
+
+def write_page(tonight: Night, benchmarks: Sequence[str], verdicts: Sequence[Verdict]) -> str:
+    """The artifact: verdicts, files that changed, and where to look further."""
+    changed = tonight.changed_files()
+    files = [f"- {kind}: `{path}`" for kind, paths in changed.items() for path in paths]
+    with tracking.connected() as client:
+        links = [
+            f"- {benchmark}: [{title}]({address()}{link})"
+            for benchmark in benchmarks
+            for title, link in nightly_links(
+                client, tracking.experiment(client, benchmark), tonight.sweep_id
+            ).items()
+        ]
+    return "\n".join(
+        [
+            f"# Night {tonight.name}: {verdict.headline(verdicts)}",
+            "",
+            f"Computed from scratch at commit `{tonight.commit[:10]}`; kept as the Git branch "
+            f"`{tonight.branch}`: `git diff {tonight.commit[:10]} {tonight.branch} -- results`.",
+            "",
+            "## Verdicts",
+            "",
+            "Percent of the images, NSD as a fraction; means over seeds.",
+            "",
+            verdict.markdown(verdicts),
+            "",
+            f"## What DVC finds changed (`dvc diff {tonight.commit[:10]} {tonight.branch}`, without times)",
+            "",
+            *(files or ["Nothing: every file has the same bytes."]),
+            "",
+            "## MLflow",
+            "",
+            *links,
+            "",
+        ]
+    )
+
+
+def main() -> None:
+    """Parse the command line and run a night."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--benchmarks", nargs="+", help="by default those of params.yaml's block nightly")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    parser.add_argument("--slots", type=int, default=2, help="stages that compute at a time")
+    parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
+    args = parser.parse_args()
+    create_record()
+    try:
+        nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
+    except FerdError as error:
+        sys.exit(f"nightly: {error}")
+    except KeyboardInterrupt:
+        sys.exit("nightly: stopped; run it again to go on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""A night: the last commit in a clone of its own, below ``.nightly/``, where it is computed from scratch.
+
+The folder that nightlies are started in keeps its files as they are. The clone shares its DVC cache and
+remote; of what a night computes anew, DVC forgets there what was committed, so that it runs. Resume files
+are in the clone too, and so answer for their own night alone. What came out is kept as a branch
+``nightly/<name>`` of the folder's own Git repository.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ferd.errors import FerdError
+from ferd.files import atomic_write, write_json
+from tasks import paths, share, tracking
+from tasks.stage import Stage
+from tasks.verdict import Pair, same_environment
+
+NIGHTS = Path(".nightly")
+NOTE = NIGHTS / "night.json"
+LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
+LOCK = Path("dvc.lock")
+IDENTITY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost")
+
+
+@dataclass(frozen=True)
+class Night:
+    """A night's clone; ``home`` is the folder that it is a clone of, ``goes_on`` whether it broke off."""
+
+    name: str
+    commit: str
+    home: Path
+    goes_on: bool
+
+    @property
+    def folder(self) -> Path:
+        """Where tonight is computed."""
+        return self.home / NIGHTS / self.name
+
+    @property
+    def branch(self) -> str:
+        """Where the results are kept."""
+        return f"nightly/{self.name}"
+
+    @property
+    def sweep_id(self) -> str:
+        """The tag of tonight's runs in MLflow."""
+        return f"nightly-{self.name}"
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """Work in the clone, with the record and the images of the folder that it is a clone of."""
+        own = {"MLFLOW_TRACKING_URI": _absolute_store(self.home), "FERD_SWEEP_ID": self.sweep_id}
+        if images := os.environ.get("FERD_DATA"):
+            own["FERD_DATA"] = str(self.home / images)
+        before = {key: os.environ.get(key) for key in own}
+        os.environ.update(own)
+        try:
+            with chdir(self.folder):
+                yield
+        finally:
+            for key, value in before.items():
+                os.environ.pop(key)
+                os.environ.update({key: value} if value is not None else {})
+
+    def pull(self, stages: Sequence[str]) -> None:
+        """What was committed of these stages, as far as the remote has it; nothing without a remote."""
+        if self._has_remote():
+            dvc(self.folder, "pull", "--allow-missing", *stages)
+
+    def push(self, stages: Sequence[str]) -> None:
+        """What these stages made tonight; nothing without a remote. Run in the night's folder."""
+        if self._has_remote():
+            share.push(stages)
+
+    def begin(self, what: Mapping[str, Any], stages: Sequence[str]) -> None:
+        """Forget what was committed of these stages, and from now on go on where this breaks off."""
+        locked = _locked(self.folder / LOCK)
+        kept = {name: stage for name, stage in locked.items() if name not in stages}
+        with atomic_write(self.folder / LOCK) as part:
+            part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+        self._note(what, finished=False)
+
+    def committed(self, path: Path) -> Any:
+        """A JSON file as it was committed; None where it was not.
+
+        Raises:
+            FerdError: it is not JSON.
+        """
+        shown = _git(self.folder, "show", f"{self.commit}:{path}", check=False)
+        if shown is None:
+            return None
+        try:
+            return json.loads(shown)
+        except ValueError:
+            raise FerdError(f"{path}: as committed in {self.commit[:10]}, it is not JSON") from None
+
+    def keep(self) -> None:
+        """Results and dvc.lock become the branch ``nightly/<name>`` of the folder's repository."""
+        _git(self.folder, "add", "--", "results", str(LOCK))
+        _git(self.folder, *IDENTITY, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
+        _git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
+
+    def changed_files(self) -> dict[str, list[str]]:
+        """Files that DVC finds ``added``, ``modified`` or ``deleted`` by what was kept; not the times."""
+        answer = json.loads(dvc(self.folder, "diff", "--json", self.commit, "HEAD") or "{}")
+        changed = {
+            kind: [entry["path"] for entry in answer.get(kind, []) if "-cost.json" not in entry["path"]]
+            for kind in ("added", "modified", "deleted")
+        }
+        return {kind: paths for kind, paths in changed.items() if paths}
+
+    def finish(self, what: Mapping[str, Any]) -> None:
+        """There is a verdict: the next night begins anew."""
+        self._note(what, finished=True)
+
+    def _note(self, what: Mapping[str, Any], *, finished: bool) -> None:
+        note = {"name": self.name, "commit": self.commit, "what": what, "finished": finished}
+        write_json(self.home / NOTE, note)
+
+    def _has_remote(self) -> bool:
+        with _repository(self.folder) as repo:
+            return bool(repo.config["core"].get("remote"))
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One night at a time in a folder.
+
+    Raises:
+        FerdError: there is another.
+    """
+    NIGHTS.mkdir(exist_ok=True)
+    with (NIGHTS / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FerdError("another nightly is running in this folder; wait for it, or stop it") from None
+        yield
+
+
+def open_night(what: Mapping[str, Any], now: datetime) -> Night:
+    """The night that broke off, if it was to compute the same, of the same commit; else a new one.
+
+    Raises:
+        FerdError: this is no Git repository with a commit, or it cannot be cloned.
+    """
+    home = Path.cwd()
+    commit = _git(home, "rev-parse", "--verify", "HEAD", check=False)
+    if commit is None:
+        raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
+    commit = commit.strip()
+    note = json.loads(NOTE.read_text()) if NOTE.exists() else {}
+    if (
+        (note.get("commit"), note.get("what"), note.get("finished")) == (commit, what, False)
+        and now - datetime.fromisoformat(note["name"]) < LASTS
+        and (NIGHTS / note["name"]).exists()
+    ):
+        return Night(note["name"], commit, home, goes_on=True)
+    night = Night(now.astimezone(UTC).strftime("%Y-%m-%dT%H%M%SZ"), commit, home, goes_on=False)
+    _clone(night)
+    return night
+
+
+def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
+    """Each result of the planned stages, as it was committed and as it is now; run in the night's folder.
+
+    Raises:
+        FerdError: a result was not computed tonight, or a committed file is not JSON.
+    """
+    stages = {stage.name: stage for stage in planned}
+    computed = _locked(LOCK)
+
+    def costs(name: str) -> dict[Path, None]:
+        """The cost records of a stage and of all that it needs."""
+        found = {path: None for path in stages[name].uncached if path.name.endswith("-cost.json")}
+        for need in stages[name].upstream:
+            found |= costs(need)
+        return found
+
+    found = []
+    for stage in planned:
+        module, *arguments = stage.command
+        if module == "tasks.evaluate":
+            if stage.name not in computed:
+                raise FerdError(f"{stage.name}: was not computed tonight; run the nightly again")
+            result, records = paths.result_of(Path(arguments[0])), list(costs(stage.name))
+            same = same_environment([night.committed(path) for path in records], list(map(_read, records)))
+            found.append(Pair(night.committed(result), _read(result), same))
+    return found
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    """Run DVC in a folder; -> what it prints.
+
+    Raises:
+        FerdError: with its last line.
+    """
+    command = [sys.executable, "-m", "dvc", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("ERROR")]
+        raise FerdError(f"dvc {arguments[0]}: {(lines or [f'exit status {done.returncode}'])[-1]}")
+    return done.stdout
+
+
+def _clone(night: Night) -> None:
+    """A fresh clone with the DVC cache, the remote and the downloads of the folder; older clones go."""
+    for path in (night.home / NIGHTS).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    _git(night.home, "clone", "--quiet", str(night.home), str(night.folder))
+    _git(night.folder, "checkout", "--quiet", "--detach", night.commit)
+    (night.home / "downloads").mkdir(exist_ok=True)
+    (night.folder / "downloads").symlink_to(night.home / "downloads")
+    with (
+        _repository(night.home) as here,
+        _repository(night.folder) as there,
+        there.config.edit("local") as local,
+    ):
+        local["cache"] = {"dir": here.cache.local_cache_dir}
+        if remote := here.config["core"].get("remote"):
+            local["core"] = {"remote": remote}
+            local["remote"] = {remote: dict(here.config["remote"][remote])}
+
+
+def _locked(path: Path) -> dict[str, Any]:
+    """The stages that DVC remembers as run."""
+    return yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@contextmanager
+def _repository(folder: Path) -> Iterator[Any]:
+    from dvc.repo import Repo
+
+    with Repo(str(folder)) as repo:
+        yield repo
+
+
+def _absolute_store(home: Path) -> str:
+    """The folder's MLflow store, from wherever it is used."""
+    store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
+    scheme, separator, path = store.partition(":///")
+    return f"{scheme}{separator}{home / path}" if scheme == "sqlite" and separator else store
+
+
+def _git(folder: Path, *arguments: str, check: bool = True) -> str | None:
+    """Git's answer; None where it fails and that may be.
+
+    Raises:
+        FerdError: it failed.
+    """
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode and check:
+        raise FerdError(f"git {arguments[0]}: {' '.join(done.stderr.split()) or 'failed'}")
+    return None if done.returncode else done.stdout

@@ -1,0 +1,143 @@
+"""Nights as a person runs them: from scratch, broken half-way, and with a committed figure that is wrong."""
+
+import json
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.conftest import environment, run_in
+
+COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
+RESULT = Path("results/digits/resnet8-w8/uniform-noise/s0.json")
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = run_in(folder, "git", "-c", "user.name=test", "-c", "user.email=test@localhost", *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def committed(finished_copy):
+    """A finished workspace, committed, with a DVC remote that has nothing yet."""
+    run_in(finished_copy, "dvc", "remote", "add", "--local", "--default", "storage", "../remote")
+    git(finished_copy, "add", "--all")
+    git(finished_copy, "commit", "--quiet", "--message", "tiny")
+    return finished_copy
+
+
+@pytest.fixture
+def inbox():
+    """A webhook on the loopback; -> (its address, the messages that it took)."""
+    messages = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/a-secret", messages
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def clones(folder: Path) -> list[Path]:
+    return [path for path in (folder / ".nightly").iterdir() if path.is_dir()]
+
+
+def break_off(folder: Path, prefect: Path) -> None:
+    """Start a night and kill its flow, and all below it, when the student is being distilled."""
+    with (
+        (folder.parent / "broken.log").open("w") as log,
+        subprocess.Popen(
+            COMMAND, cwd=folder, env=environment() | {"PREFECT_HOME": str(prefect)}, stdout=log, stderr=log
+        ) as flow,
+    ):
+        for _ in range(3000):
+            if list(folder.glob(".nightly/*/.resume/distill*/*/state.pt")) or flow.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert flow.poll() is None, (folder.parent / "broken.log").read_text()
+        flow.kill()
+    for process in psutil.process_iter(["cwd"]):  # its stages are process groups of their own
+        if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(folder):
+            process.send_signal(signal.SIGKILL)
+
+
+def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, change_params, tmp_path):
+    change_params(committed, 100, "benchmarks", "digits", "distillation", "rounds")
+    run_in(committed, "dvc", "repro", "--quiet", "evaluate-digits@resnet8-w8-uniform-noise-s0")
+    git(committed, "commit", "--quiet", "--all", "--message", "long enough to be killed")
+    before = (committed / RESULT).read_bytes()
+    prefect = tmp_path / "prefect"
+    break_off(committed, prefect)
+    (clone,) = clones(committed)
+    teacher = clone / "checkpoints/digits/teacher.safetensors"
+    trained = teacher.stat().st_mtime_ns
+    rounds = len(list(clone.glob(".resume/distill*/*/pool/*")))
+
+    night = run_in(committed, *COMMAND, PREFECT_HOME=str(prefect))
+    assert night.returncode == 0, night.stdout + night.stderr
+    assert f"night {clone.name} goes on" in night.stdout
+    assert rounds > 0 and teacher.stat().st_mtime_ns == trained
+    assert "3 of 6 stages to run" in night.stdout  # distill, evaluate and, after them, the report
+    assert re.search(rf"night {clone.name}: \d+ identical; git branch nightly/{clone.name}", night.stdout)
+
+    # nothing of the folder itself has changed, and what came out is a branch and in the remote
+    assert git(committed, "status", "--porcelain") == ""
+    assert (committed / RESULT).read_bytes() == before
+    assert git(committed, "show", f"nightly/{clone.name}:{RESULT}").encode() == before
+    assert len(list((committed.parent / "remote").rglob("*"))) > 20
+    with closing(sqlite3.connect(f"file:{prefect}/prefect.db?mode=ro", uri=True)) as database:
+        ((page,),) = database.execute("select data from artifact where key = 'nightly'").fetchall()
+    assert "| identical | `digits/teacher` | clean | average | 1 |" in json.loads(page)
+    assert "Nothing: every file has the same bytes." in json.loads(page)
+    assert "/#/compare-runs?runs=" in json.loads(page)
+
+
+def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, inbox, tmp_path):
+    address, messages = inbox
+    result = json.loads((committed / RESULT).read_text())
+    result["attacks"]["pgd20"]["worst"] = 0.9
+    result["attacks"]["clean"]["average"] = 0.001
+    (committed / RESULT).write_text(json.dumps(result))
+    git(committed, "commit", "--quiet", "--all", "--message", "tampered with")
+    # an earlier night's checkpoints, and all that was ever computed, must not answer
+    stale = committed / ".nightly/2026-01-01T020000Z"
+    stale.mkdir(parents=True)
+    night = run_in(committed, *COMMAND, PREFECT_HOME=str(tmp_path / "prefect"), FERD_ALERT_WEBHOOK=address)
+    assert night.returncode != 0
+    assert "6 of 6 stages to run" in night.stdout
+    assert not stale.exists()
+    (said,) = night.stderr.strip().splitlines()
+    assert said.startswith("nightly: 1 fell, 1 changed, ")
+    assert "digits/resnet8-w8/uniform-noise pgd20 worst: fell, " in said
+    assert "where 90.0 is committed" in said
+    (message,) = messages
+    assert "nightly" in message["text"] and "pgd20 worst: fell" in message["text"]
+    assert "a-secret" not in night.stdout + night.stderr
+    assert json.loads((committed / RESULT).read_text()) == result
+
+
+def test_a_folder_without_a_commit_is_refused(finished_copy, tmp_path):
+    refused = run_in(finished_copy, *COMMAND, PREFECT_HOME=str(tmp_path / "prefect"))
+    assert refused.returncode != 0
+    assert "commit something first" in refused.stderr.strip().splitlines()[-1]
