@@ -5,7 +5,7 @@ import sys
 from prefect import flow
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record
+from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record, leave_on_sigterm
 from tasks.report import PAGE
 from tasks.table import print_table
 
@@ -23,6 +23,7 @@ def demo(slots: int = 2) -> None:
 def main() -> None:
     """Run the flow, then show what came of it."""
     create_record()
+    leave_on_sigterm()
     try:
         demo()
     except FerdError as error:

@@ -1,6 +1,7 @@
 """Stages of ``dvc.yaml`` as Prefect tasks: what every flow of this project shares."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -88,6 +89,11 @@ def create_record() -> None:
     if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
         quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
+
+
+def leave_on_sigterm() -> None:
+    """After SIGTERM leave by ``sys.exit``: then Prefect stops the server that it started here."""
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
 
 
 def bring_up_to_date(

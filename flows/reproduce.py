@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from prefect import flow
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record
+from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record, leave_on_sigterm
 from tasks.table import print_table
 
 
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     create_record()
+    leave_on_sigterm()
     try:
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)

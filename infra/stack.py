@@ -19,8 +19,8 @@ import tempfile
 import time
 import urllib.request
 import xmlrpc.client
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
+from infra import bucket
 
 HERE = Path(__file__).parent
 CONFIGURATION = HERE / "supervisord.conf"
@@ -99,29 +100,32 @@ class Stack:
 
     def down(self) -> None:
         """Stop everything, the worker first; what is stored stays."""
-        supervisor = control(self.folder)
-        if supervisor is None:
-            print("nothing is running")
-            return
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(int((self.folder / "supervisord.pid").read_text()))
-            supervisor.supervisor.shutdown()
-            process.wait(timeout=PATIENCE_SECONDS)
+        with control(self.folder) as supervisor:
+            if supervisor is None:
+                print("nothing is running")
+                return
+            with suppress(psutil.NoSuchProcess):
+                process = psutil.Process(int((self.folder / "supervisord.pid").read_text()))
+                supervisor.shutdown()
+                process.wait(timeout=PATIENCE_SECONDS)
         print("stopped")
 
     def status(self) -> bool:
         """Print a line a service; -> whether all of them run."""
-        supervisor = control(self.folder)
-        if supervisor is None:
-            print("nothing is running")
-            return False
-        programs = supervisor.supervisor.getAllProcessInfo()
+        with control(self.folder) as supervisor:
+            programs = supervisor.getAllProcessInfo() if supervisor else []
         for program in programs:
             print(f"{program['name']:<11} {program['statename']:<9} {program['description']}")
-        return all(program["statename"] == "RUNNING" for program in programs)
+        if not programs:
+            print("nothing is running")
+        return bool(programs) and all(program["statename"] == "RUNNING" for program in programs)
+
+    def _runs(self) -> bool:
+        with control(self.folder) as supervisor:
+            return supervisor is not None
 
     def _start_supervisor(self, postgres: "Postgres") -> None:
-        if control(self.folder) is not None:
+        if self._runs():
             return
         for name in ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT"):
             _refuse_taken(name, int(self.settings[name]))
@@ -146,23 +150,21 @@ class Stack:
         )
         if started.returncode:
             raise FerdError(f"supervisord: {' '.join((started.stderr or started.stdout).split())}")
-        _wait_until(
-            "supervisord", lambda: control(self.folder) is not None, self.folder / "logs/supervisord.log"
-        )
+        _wait_until("supervisord", self._runs, self.folder / "logs/supervisord.log")
 
     def _start(self, programs: Mapping[str, Callable[[], bool]]) -> None:
         """Start those that do not run, side by side, and wait until each answers."""
         began = time.monotonic()
-        supervisor = control(self.folder)
-        if supervisor is None:
-            raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
         logs = {name: self.folder / f"logs/{name}.log" for name in programs}
-        for name, log in logs.items():
-            if supervisor.supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING"):
-                try:
-                    supervisor.supervisor.startProcess(name)
-                except xmlrpc.client.Fault:
-                    raise FerdError(f"{name} does not start; see {log}") from None
+        with control(self.folder) as supervisor:
+            if supervisor is None:
+                raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
+            for name, log in logs.items():
+                if supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING"):
+                    try:
+                        supervisor.startProcess(name)
+                    except xmlrpc.client.Fault:
+                        raise FerdError(f"{name} does not start; see {log}") from None
         for name, answers in programs.items():
             _wait_until(name, answers, logs[name])
             print(f"{name:<11} answers after {time.monotonic() - began:.0f} s", flush=True)
@@ -179,24 +181,9 @@ class Stack:
         return f"moto_server -H 127.0.0.1 -p {port}"
 
     def _bucket_exists(self) -> bool:
-        import boto3
-        from botocore.config import Config
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        environment = self.client_environment
-        client = boto3.client(
-            "s3",
-            endpoint_url=environment["AWS_ENDPOINT_URL"],
-            aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
-            region_name=environment["AWS_DEFAULT_REGION"],
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
-        with suppress(BotoCoreError, ClientError):
-            client.create_bucket(Bucket=self.settings["S3_BUCKET"])
         try:
-            client.head_bucket(Bucket=self.settings["S3_BUCKET"])
-        except (BotoCoreError, ClientError):
+            bucket.ensure(self.settings["S3_BUCKET"], self.client_environment)
+        except FerdError:
             return False
         return True
 
@@ -233,17 +220,19 @@ class Stack:
             return False
 
 
-def control(folder: Path) -> Any | None:
-    """supervisord's own interface (``.supervisor.stopProcess("worker")``); None where it does not run."""
+@contextmanager
+def control(folder: Path) -> Iterator[Any | None]:
+    """supervisord's own interface (``.stopProcess("worker")``, ...); None where it does not run."""
     from supervisor.xmlrpc import SupervisorTransport
 
     transport = SupervisorTransport(None, None, f"unix://{folder / 'supervisor.sock'}")
-    proxy = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
-    try:
-        proxy.supervisor.getState()
-    except (OSError, xmlrpc.client.Error):
-        return None
-    return proxy
+    with xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport) as proxy:
+        try:
+            proxy.supervisor.getState()
+        except (OSError, xmlrpc.client.Error):
+            yield None
+        else:
+            yield proxy.supervisor
 
 
 class Postgres:
@@ -386,7 +375,7 @@ def _wait_until(name: str, answers: Callable[[], bool], log: Path) -> None:
 def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("command", choices=["up", "down", "status", "deploy"])
+    parser.add_argument("command", choices=["up", "down", "status", "deploy", "secrets"])
     stack = Stack()
     try:
         match parser.parse_args().command:
@@ -398,6 +387,8 @@ def main() -> None:
                 sys.exit(not stack.status())
             case "deploy":
                 stack.deploy()
+            case "secrets":
+                stack.secrets()
     except FerdError as error:
         sys.exit(f"stack: {error}")
 

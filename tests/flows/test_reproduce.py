@@ -61,7 +61,7 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
         ) as flow,
     ):
         states = finished_copy / ".resume"
-        for _ in range(600):
+        for _ in range(1800):
             if list(states.glob("*/*/state.pt")) or flow.poll() is not None:
                 break
             time.sleep(0.1)
@@ -76,10 +76,7 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
         for process in psutil.process_iter(["cwd", "cmdline"])
         if process.info["cwd"] == str(finished_copy)
     ]
-    servers = [process for process in left if "uvicorn" in process.info["cmdline"]]
-    for server in servers:  # Prefect's own, left behind by SIGTERM where no real server is used
-        server.kill()
-    assert [process.info["cmdline"] for process in left if process not in servers] == []
+    assert [process.info["cmdline"] for process in left] == []
 
 
 def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finished_copy, change_params):

@@ -35,6 +35,7 @@ class Services:
     folder: Path
     workspace: Path
     environment: dict[str, str]
+    started_with: dict[str, str]
 
     def run(self, *command: str, cwd: Path | None = None, **variables: str) -> str:
         """Run a command that must succeed, as a person who uses these services; -> what it prints."""
@@ -76,14 +77,24 @@ class Services:
         return (self.folder / "logs" / f"{program}.log").read_text()
 
     def restart(self, program: str) -> None:
-        """Stop one of the services and start it again."""
-        supervisor = stack.control(self.folder).supervisor
-        supervisor.stopProcess(program)
-        supervisor.startProcess(program)
+        """Stop one of the services and start it again; wait until Prefect can be used."""
+        with stack.control(self.folder) as supervisor:
+            supervisor.stopProcess(program)
+            supervisor.startProcess(program)
+        wait_until(self.prefect_answers, 120, lambda: self.log("prefect"))
+
+    def prefect_answers(self) -> bool:
+        """Whether Prefect's server, and its database, can be used."""
+        try:
+            self.api("/ready")
+        except OSError:
+            return False
+        return True
 
     def program(self, name: str) -> dict[str, Any]:
         """What supervisord knows of one of the services: ``pid``, ``statename``, ..."""
-        return stack.control(self.folder).supervisor.getProcessInfo(name)
+        with stack.control(self.folder) as supervisor:
+            return supervisor.getProcessInfo(name)
 
     @contextmanager
     def worker(self, workspace: Path, name: str, **variables: str) -> Iterator[subprocess.Popen]:
@@ -176,7 +187,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         assert up.returncode == 0, up.stdout + up.stderr
         exported = dotenv_values(folder / "environment.sh")
         kept = ("PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS", "STACK_FOLDER")
-        yield Services(folder, workspace, exported | {key: own[key] for key in kept})
+        yield Services(folder, workspace, exported | {key: own[key] for key in kept}, own)
     finally:
         subprocess.run([*command, "down"], cwd=workspace, env=own, capture_output=True, check=False)
         left = processes_below(folder) + processes_below(workspace)

@@ -81,6 +81,7 @@ def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reprodu
 class Faulty(BaseHTTPRequestHandler):
     """Passes requests on to an S3 endpoint, or answers 500."""
 
+    protocol_version = "HTTP/1.1"  # which knows `Expect: 100-continue`
     target = url = ""
     broken = True
     refused = 0
