@@ -26,7 +26,7 @@ from ferd.pixels import to_float
 from ferd.synthesis import ferd_loss
 
 LEAST_COSINE = 0.9999  # of the generator's gradients
-LEAST_UPDATE_COSINE = 0.999  # of a step's changes to the weights: its attack takes signs of tiny gradients
+LEAST_UPDATE_COSINE = 0.98  # of a step's changes to the weights: its attack takes signs of tiny gradients
 MOST_POINTS = 0.5  # of accuracy under attack
 REAL_IMAGES = 500
 CONTRAST = 3.0

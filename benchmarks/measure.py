@@ -58,12 +58,13 @@ def peak_mb(call: Call, device: torch.device) -> float | None:
         return None
     ctypes.CDLL(None).malloc_trim(0)  # freed pages go back, so that they are counted when they are used again
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    resident_before = _resident_mb("VmRSS")
+    resident_before = resident_mb("VmRSS")
     call()
-    return _resident_mb("VmHWM") - resident_before
+    return resident_mb("VmHWM") - resident_before
 
 
-def _resident_mb(key: str) -> float:
+def resident_mb(key: str) -> float:
+    """A figure of this process in MB: VmRSS is resident now, VmHWM was at most (Linux)."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024 / 1e6

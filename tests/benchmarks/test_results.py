@@ -1,0 +1,26 @@
+"""What benchmarks/results.json holds, and how calls are measured in turn."""
+
+import json
+
+import torch
+
+from benchmarks.measure import in_turn
+from benchmarks.speed import KEY, RESULTS
+from benchmarks.steps import SIZES, STEPS
+
+
+def test_a_row_is_of_a_known_step_and_precision_and_its_ratio_is_that_of_its_times():
+    rows = json.loads(RESULTS.read_text())
+    assert len({tuple(row[key] for key in KEY) for row in rows}) == len(rows) > 0
+    for row in rows:
+        assert row["precision"] in STEPS[row["step"]].precisions
+        assert row["size"] in {size.name for size in SIZES}
+        assert abs(row["ratio"] - row["reference_ms"] / row["ours_ms"]) < 0.02
+
+
+def test_calls_take_turns():
+    order: list[str] = []
+    calls = [lambda name=name: order.append(name) for name in "AB"]
+    measured = in_turn(calls, repeats=3, device=torch.device("cpu"))
+    assert order == ["A", "B"] * 4
+    assert all(figure.milliseconds >= 0 for figure in measured)
