@@ -1,0 +1,29 @@
+"""The deployment of the nightly: one at a time, its verdict kept by Prefect."""
+
+import pytest
+
+from tests.conftest import run_in
+from tests.services.conftest import wait_until
+
+pytestmark = pytest.mark.services
+
+
+def test_of_two_nightlies_the_second_is_cancelled_and_the_first_finishes(services):
+    first = services.submit("nightly/nightly", methods=["uniform-noise"], seeds=[0])
+    wait_until(lambda: services.state(first) == "RUNNING", 120, services.log)
+    second = services.submit("nightly/nightly", methods=["uniform-noise"], seeds=[0])
+    assert services.wait(second, 60) == "CANCELLED"
+    assert services.wait(first, 300) == "COMPLETED", services.log()
+
+    (branch,) = run_in(services.workspace, "git", "branch", "--list", "nightly/*").stdout.split()
+    artifacts = services.api("/artifacts/filter", {"artifacts": {"key": {"any_": ["nightly"]}}})
+    assert [artifact["flow_run_id"] for artifact in artifacts] == [first]
+    assert branch in artifacts[0]["data"]
+    assert services.environment["MLFLOW_TRACKING_URI"] in artifacts[0]["data"]
+
+
+def test_its_form_describes_every_parameter(services):
+    schema = services.api("/deployments/name/nightly/nightly")["parameter_openapi_schema"]
+    assert set(schema["properties"]) == {"benchmarks", "methods", "seeds", "slots", "alert_block"}
+    for name, field in schema["properties"].items():
+        assert field["description"], name
