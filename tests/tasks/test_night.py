@@ -1,0 +1,113 @@
+"""A night's clone: which night goes on, what it forgets, and that the folder itself stays as it is."""
+
+import os
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import yaml
+
+from ferd.errors import FerdError
+from tasks import night
+from tests.conftest import run_in
+
+TWO = datetime(2026, 11, 25, 2, 0, 0, tzinfo=UTC)
+WHAT = {"benchmarks": None, "methods": ["ferd"], "seeds": [0]}
+STAGE = {"cmd": "python -m tasks.data", "outs": []}
+
+
+@pytest.fixture
+def here(workspace, monkeypatch):
+    """A committed workspace that DVC remembers two stages of."""
+    lock = {"schema": "2.0", "stages": {"data@digits": STAGE, "data@cifar10": STAGE}}
+    (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
+    commit(workspace)
+    monkeypatch.chdir(workspace)
+    night.NIGHTS.mkdir()
+    return workspace
+
+
+def commit(folder):
+    identity = ("-c", "user.name=test", "-c", "user.email=test@localhost")
+    run_in(folder, "git", "add", "--all")
+    done = run_in(folder, "git", *identity, "commit", "--quiet", "--allow-empty", "--message", "tiny")
+    assert done.returncode == 0, done.stderr
+
+
+def begun(now=TWO):
+    tonight = night.open_night(WHAT, now)
+    tonight.begin(WHAT, ["data@digits"])
+    return tonight
+
+
+def test_a_night_forgets_its_stages_in_its_clone_alone(here):
+    tonight = begun()
+    assert tonight.name == "2026-11-25T020000Z"
+    assert list(yaml.safe_load((tonight.folder / "dvc.lock").read_text())["stages"]) == ["data@cifar10"]
+    assert len(yaml.safe_load((here / "dvc.lock").read_text())["stages"]) == 2
+    assert run_in(here, "git", "status", "--porcelain", "--untracked-files=no").stdout == ""
+
+
+def test_one_that_broke_off_goes_on_for_twenty_hours(here):
+    tonight = begun()
+    (tonight.folder / ".resume").mkdir()
+    again = night.open_night(WHAT, TWO + timedelta(hours=19, minutes=59))
+    assert (again.name, again.goes_on) == (tonight.name, True)
+    assert (again.folder / ".resume").exists()
+    tomorrow = night.open_night(WHAT, TWO + timedelta(hours=20))
+    assert (tomorrow.name, tomorrow.goes_on) == ("2026-11-25T220000Z", False)
+    assert not tonight.folder.exists()
+
+
+@pytest.mark.parametrize("reason", ["a verdict", "another commit", "other seeds", "no beginning"])
+def test_one_that_is_another_or_over_does_not_go_on(here, reason):
+    if reason == "no beginning":  # broken while it was cloned
+        night.open_night(WHAT, TWO)
+    else:
+        tonight = begun()
+    if reason == "a verdict":
+        tonight.finish(WHAT)
+    if reason == "another commit":
+        commit(here)
+    what = WHAT | ({"seeds": [1]} if reason == "other seeds" else {})
+    assert not night.open_night(what, TWO + timedelta(minutes=1)).goes_on
+
+
+def test_what_is_kept_is_a_branch_of_the_folder(here):
+    tonight = begun()
+    (tonight.folder / "results/digits/teacher.json").write_text('{"schema": "tonight"}')
+    assert tonight.committed(night.paths.RESULTS / "digits/teacher.json") is None
+    tonight.keep()
+    shown = run_in(here, "git", "show", "nightly/2026-11-25T020000Z:results/digits/teacher.json")
+    assert shown.stdout == '{"schema": "tonight"}'
+    assert not (here / "results/digits/teacher.json").exists()
+
+
+def test_in_the_clone_paths_are_those_of_the_folder(here, monkeypatch):
+    monkeypatch.setenv("FERD_DATA", "images")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tonight = begun()
+    with tonight.entered():
+        assert os.getcwd() == str(tonight.folder)
+        assert os.environ["FERD_DATA"] == str(here / "images")
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{here}/mlflow.db"
+    assert os.getcwd() == str(here)
+    assert os.environ["FERD_DATA"] == "images" and "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_the_remote_and_the_cache_are_those_of_the_folder(here):
+    run_in(here, "dvc", "remote", "add", "--local", "--default", "storage", "../remote")
+    tonight = begun()
+    shown = run_in(tonight.folder, "dvc", "remote", "list").stdout.split()
+    assert shown[:2] == ["storage", str(here.parent / "remote")]
+    assert run_in(tonight.folder, "dvc", "cache", "dir").stdout.strip() == str(here / ".dvc/cache")
+
+
+def test_one_night_at_a_time(here):
+    with (
+        night.alone(),
+        pytest.raises(FerdError, match="another nightly is running in this folder"),
+        night.alone(),
+    ):
+        pass
+    with night.alone():
+        pass
