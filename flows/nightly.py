@@ -15,7 +15,15 @@ from prefect.cache_policies import NO_CACHE
 
 from ferd.errors import FerdError
 from flows.alert import alert, check
-from flows.pipeline import RETRIES, RETRY_DELAY_SECONDS, TASK_RUNNER, create_record, evaluations, run_stale
+from flows.pipeline import (
+    RETRIES,
+    RETRY_DELAY_SECONDS,
+    TASK_RUNNER,
+    create_record,
+    evaluations,
+    leave_on_sigterm,
+    run_stale,
+)
 from tasks import night, params, tracking, verdict
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
@@ -162,6 +170,7 @@ def main() -> None:
     parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
     args = parser.parse_args()
     create_record()
+    leave_on_sigterm()
     try:
         nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
     except FerdError as error:

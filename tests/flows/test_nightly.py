@@ -71,7 +71,7 @@ def break_off(folder: Path, prefect: Path) -> None:
             COMMAND, cwd=folder, env=environment() | {"PREFECT_HOME": str(prefect)}, stdout=log, stderr=log
         ) as flow,
     ):
-        for _ in range(3000):
+        for _ in range(4000):
             if list(folder.glob(".nightly/*/.resume/distill*/*/state.pt")) or flow.poll() is not None:
                 break
             time.sleep(0.1)
