@@ -94,7 +94,7 @@ def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, ch
     trained = teacher.stat().st_mtime_ns
     rounds = len(list(clone.glob(".resume/distill*/*/pool/*")))
 
-    night = run_in(committed, *COMMAND, PREFECT_HOME=str(prefect))
+    night = run_in(committed, *COMMAND, timeout=900, PREFECT_HOME=str(prefect))
     assert night.returncode == 0, night.stdout + night.stderr
     assert f"night {clone.name} goes on" in night.stdout
     assert rounds > 0 and teacher.stat().st_mtime_ns == trained
