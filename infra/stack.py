@@ -34,7 +34,7 @@ from infra import bucket
 HERE = Path(__file__).parent
 CONFIGURATION = HERE / "supervisord.conf"
 SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-PATIENCE_SECONDS = 120.0
+PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
 
 
