@@ -123,7 +123,8 @@ def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, i
     # an earlier night's checkpoints, and all that was ever computed, must not answer
     stale = committed / ".nightly/2026-01-01T020000Z"
     stale.mkdir(parents=True)
-    night = run_in(committed, *COMMAND, PREFECT_HOME=str(tmp_path / "prefect"), FERD_ALERT_WEBHOOK=address)
+    ways = {"PREFECT_HOME": str(tmp_path / "prefect"), "FERD_ALERT_WEBHOOK": address}
+    night = run_in(committed, *COMMAND, timeout=900, **ways)
     assert night.returncode != 0
     assert "6 of 6 stages to run" in night.stdout
     assert not stale.exists()
