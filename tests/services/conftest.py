@@ -67,7 +67,7 @@ class Services:
         """A flow run's state."""
         return self.api(f"/flow_runs/{run}")["state_type"]
 
-    def wait(self, run: str, seconds: float = 180) -> str:
+    def wait(self, run: str, seconds: float = 600) -> str:
         """Wait for a flow run's end; -> its state."""
         wait_until(lambda: self.state(run) in FINAL, seconds, lambda: self.log())
         return self.state(run)
@@ -201,5 +201,5 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 def reproduced(services: Services) -> Services:
     """The services after their worker has run the deployment ``reproduce`` for one student."""
     run = services.submit("reproduce/reproduce", benchmark="digits", methods=["uniform-noise"], seeds=[0])
-    assert services.wait(run, 240) == "COMPLETED", services.log()
+    assert services.wait(run) == "COMPLETED", services.log()
     return services

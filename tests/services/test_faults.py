@@ -56,7 +56,7 @@ def undisturbed(reproduced, tmp_path_factory) -> dict[str, bytes]:
 def test_a_flow_outlives_a_restart_of_prefect_and_of_postgresql(reproduced, undisturbed, tmp_path):
     folder = long_workspace(reproduced, tmp_path / "workspace")
     run = reproduced.submit("stage/stage", folder, name=STAGE)
-    wait_until(lambda: in_the_stage(folder), 90, reproduced.log)
+    wait_until(lambda: in_the_stage(folder), 300, reproduced.log)
     reproduced.restart("prefect")
     reproduced.restart("postgresql")
     assert reproduced.wait(run) == "COMPLETED", reproduced.log()
@@ -66,13 +66,13 @@ def test_a_flow_outlives_a_restart_of_prefect_and_of_postgresql(reproduced, undi
 def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reproduced, undisturbed, tmp_path):
     folder = long_workspace(reproduced, tmp_path / "workspace")
     reproduced.submit("stage/stage", folder, name=STAGE)
-    wait_until(lambda: in_the_stage(folder), 90, reproduced.log)
+    wait_until(lambda: in_the_stage(folder), 300, reproduced.log)
     worker = psutil.Process(reproduced.program("worker")["pid"])
     for process in [worker, *worker.children(recursive=True)]:  # as when the machine loses power
         process.send_signal(signal.SIGKILL)
     assert not (folder / "checkpoints/digits/resnet8-w8/no-fae/s0.safetensors").exists()
 
-    wait_until(lambda: reproduced.program("worker")["statename"] == "RUNNING", 60)
+    wait_until(lambda: reproduced.program("worker")["statename"] == "RUNNING", 120)
     second = reproduced.submit("stage/stage", folder, name=STAGE)
     assert reproduced.wait(second) == "COMPLETED", reproduced.log()
     assert outputs(folder) == undisturbed

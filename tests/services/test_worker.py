@@ -43,6 +43,6 @@ def test_a_schedule_of_seconds_makes_runs_that_complete(reproduced):
         "deployments": {"id": {"any_": [deployment]}},
     }
     try:
-        wait_until(lambda: len(reproduced.api("/flow_runs/filter", scheduled)) >= 2, 90, reproduced.log)
+        wait_until(lambda: len(reproduced.api("/flow_runs/filter", scheduled)) >= 2, 300, reproduced.log)
     finally:
         reproduced.api(f"/deployments/{deployment}/schedules/{created[0]['id']}", method="DELETE")
