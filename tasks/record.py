@@ -223,8 +223,6 @@ def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping
 
 def _log_model(client: Any, run_id: str, network: Classifier, size: int) -> None:
     """The network with its signature: images (N, channels, H, W) float32 in [0, 1] -> logits (N, classes)."""
-    import logging
-
     import mlflow
     import numpy as np
     from mlflow.models import ModelSignature
@@ -233,10 +231,9 @@ def _log_model(client: Any, run_id: str, network: Classifier, size: int) -> None
     shape = (network.channels, size, size)
     float32 = np.dtype("float32")
     signature = ModelSignature(
-        Schema([TensorSpec(float32, (-1, *shape), "images")]),
-        Schema([TensorSpec(float32, (-1, network.classes), "logits")]),
+        Schema([TensorSpec(float32, (-1, *shape))]),
+        Schema([TensorSpec(float32, (-1, network.classes))]),
     )
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it cannot serve the example, as JSON, by itself
     mlflow.set_tracking_uri(client.tracking_uri)
     with mlflow.start_run(run_id=run_id):
         mlflow.pytorch.log_model(

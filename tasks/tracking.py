@@ -22,6 +22,7 @@ DEFAULT_FILE = Path("mlflow.db")
 DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"
 SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 
 class Run:
