@@ -1,0 +1,48 @@
+"""What each method cost."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.style import BLUE, GREEN, ORANGE
+
+COLOURS = {"distill": BLUE, "train": GREEN, "evaluate": ORANGE}
+
+
+def seconds(rows: Sequence[Row], command: str) -> Figure:
+    """Stacked bars a method; ``rows``: ``tidy.costs``."""
+    title = "Cost of each method"
+    if not rows:
+        return missing("cost", title, "No stage has left its cost.", command)
+    machines = sorted({f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows})
+    reading = (
+        "Seconds of wall time a seed, the mean over seeds: making the network (distil, or train the teacher) "
+        f"and evaluating it. Other work may have run beside it. Machines: {'; '.join(machines)}."
+    )
+    return Figure("cost", title, reading, command, rows, {"": _bars(rows)})
+
+
+def _bars(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    stages = [stage for stage in COLOURS if any(row["stage"] == stage for row in rows)]
+    scale = alt.Scale(domain=stages, range=[COLOURS[stage] for stage in stages])
+    y = alt.Y("label:N", title=None, sort=list(dict.fromkeys(row["label"] for row in rows)))
+    tips = [
+        "label:N",
+        "stage:N",
+        alt.Tooltip("mean:Q", format=".1f"),
+        alt.Tooltip("std:Q", format=".1f"),
+        "seeds:Q",
+    ]
+    base = panel([row | {"place": stages.index(row["stage"])} for row in rows])
+    bars = base.mark_bar().encode(
+        y=y,
+        x=alt.X("sum(mean):Q", title="seconds a seed"),
+        color=alt.Color("stage:N", title=None, scale=scale),
+        order=alt.Order("place:Q"),
+        tooltip=tips,
+    )
+    total = base.mark_text(align="left", dx=5).encode(
+        y=y, x="sum(mean):Q", text=alt.Text("sum(mean):Q", format=",.0f")
+    )
+    return alt.layer(bars, total).properties(height=22 * len({row["label"] for row in rows}))

@@ -1,0 +1,64 @@
+"""The paper's worst class under AutoAttack beside ours, a panel a table of the paper."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from tasks.figures.figure import Figure, Row, panel
+from tasks.figures.style import BLUE, ORANGE, by_colour, by_shape, explained
+
+READING = (
+    "Worst class under AutoAttack, percent; whiskers: ± one standard deviation over our seeds (none: one "
+    "seed)."
+)
+LEGEND = {"paper": ORANGE, "ours": BLUE}
+OPEN = "This benchmark has no student of ours for it: the table below shows what is open."
+
+
+def beside(rows: Sequence[Row], command: str) -> Figure:
+    """Dots of the paper and of ours; ``rows``: ``tasks.paper.compare``."""
+    title = "The paper's figures beside ours"
+    if not rows:
+        gap = "The paper has no figures for these images, or none are at hand: its cells stay open."
+        return Figure("paper", title, "", "", gap=gap)
+    shown = [row for row in rows if (row["attack"], row["figure"]) == ("autoattack", "worst")]
+    tables = dict.fromkeys((row["table"], row["paper_student"]) for row in shown)
+    panels = {
+        f"{student}, {name} table": _dots(
+            [row for row in shown if (row["table"], row["paper_student"]) == (name, student)]
+        )
+        for name, student in tables
+    }
+    gap = "" if any(row["ours"] is not None for row in rows) else OPEN
+    return Figure(
+        "paper", title, READING, command, rows, panels, gap, columns=3, legend=explained(LEGEND, shapes=True)
+    )
+
+
+def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:
+    dots = [
+        {
+            "method": row["paper_method"],
+            "of": of,
+            "value": row[key],
+            "low": row[key] - std,
+            "high": row[key] + std,
+        }
+        for row in rows
+        for of, key, std in (("paper", "paper", 0), ("ours", "ours", row["std"] or 0))
+        if row[key] is not None
+    ]
+    y = alt.Y("method:N", title=None, sort=[row["paper_method"] for row in rows])
+    x = alt.X("value:Q", title="AutoAttack, worst class, %", scale=alt.Scale(domainMin=0))
+    colour = by_colour("of", LEGEND)
+    shape = by_shape("of", list(LEGEND))
+    base = panel(dots)
+    whiskers = base.mark_rule(style="whisker").encode(y=y, x="low:Q", x2="high:Q")
+    points = base.mark_point(filled=True, size=90, opacity=1).encode(
+        y=y,
+        x=x,
+        color=colour,
+        shape=shape,
+        tooltip=["method:N", "of:N", alt.Tooltip("value:Q", format=".1f")],
+    )
+    return alt.layer(whiskers, points).properties(height=26 * len(rows))

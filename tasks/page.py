@@ -1,0 +1,229 @@
+"""What the report page shows of a benchmark, in the order in which it is read."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ferd.config import Benchmark, Method
+from ferd.datasets import dataset
+from tasks import analysis_table, paper, tidy
+from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds
+from tasks.figures import paper as paper_figure
+from tasks.figures.figure import Figure
+from tasks.results import Group, students
+from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading, warnings
+
+CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
+OPEN = "open"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table whose first ``names`` columns name its rows."""
+
+    title: str
+    note: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    names: int = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """A figure with the tables that belong to it."""
+
+    figure: Figure
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """A benchmark."""
+
+    name: str
+    about: str
+    lead: str
+    cards: Sequence[Mapping[str, str]]
+    sections: Sequence[Section]
+    warnings: Sequence[str] = field(default_factory=list)
+
+    def figure(self, key: str) -> Figure | None:
+        """The figure of that key."""
+        return next((section.figure for section in self.sections if section.figure.key == key), None)
+
+
+def chapter(
+    name: str, benchmark: Benchmark, methods: Mapping[str, Method], groups: Sequence[Group]
+) -> Chapter:
+    """All of a benchmark; sections without results name what is missing and the command that makes it."""
+    again = f"python -m flows.reproduce --benchmark {name}"
+    kinds = dataset(benchmark.data.dataset).class_names
+    accuracy = tidy.accuracy(groups)
+    by_class = tidy.per_class(groups, "pgd20", kinds)
+    analyses = analysis_table.load(name)
+    analysed = {table.title: table for table in map(_from_analysis, analysis_table.tables(analyses, kinds))}
+    adversary, utae, quality = (
+        [table for title, table in analysed.items() if title.startswith(start)]
+        for start in ("Under an adversary", "Where uniform", "Synthetic")
+    )
+    compared = paper.compare(benchmark, groups)
+    gamma_of = tidy.gammas(methods)
+    varied = " ".join(sorted(gamma_of, key=gamma_of.__getitem__))
+    over_rounds = tidy.rounds(groups)
+    return Chapter(
+        name,
+        _about(benchmark),
+        _lead(groups),
+        _cards(groups),
+        [
+            Section(robustness.headline(accuracy, again), [_results(groups)] if groups else []),
+            Section(paper_figure.beside(compared, again), _paper_tables(compared, benchmark)),
+            Section(classes.profiles(by_class, again)),
+            Section(classes.gains(by_class, again)),
+            Section(robustness.trade_off(accuracy, again)),
+            Section(gamma.curves(tidy.over_gamma(groups, gamma_of), gamma_of, f"{again} --methods {varied}")),
+            Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
+            Section(
+                failures.utae_ends(tidy.utae_outcomes(analyses, kinds), kinds, f"{again} --analyse"), utae
+            ),
+            Section(rounds.proportions(tidy.proportions(groups, kinds), kinds, again)),
+            Section(rounds.measures(over_rounds, again)),
+            Section(images.grids(groups, kinds, again), quality),
+            Section(cost.seconds(tidy.costs(groups), again)),
+        ],
+        warnings(groups),
+    )
+
+
+def _about(benchmark: Benchmark) -> str:
+    threat, schedule = benchmark.threat_model, benchmark.distillation
+    return (
+        f"Teacher {benchmark.teacher.network}; students {', '.join(benchmark.students)}; L∞, ε = "
+        f"{threat.epsilon:.4g}. {schedule.rounds} rounds ({schedule.warmup_rounds} of warm-up) of "
+        f"{schedule.batch_size} images, {schedule.synthesis.steps} generator and {schedule.student.steps} "
+        "student steps a round."
+    )
+
+
+def _lead(groups: Sequence[Group]) -> str:
+    """The headline in a sentence."""
+    by_method = {group.method: group for group in reversed(groups)}
+    if "ferd" not in by_method:
+        return "FERD has not been run on this benchmark."
+    ferd = by_method["ferd"]
+    others = [
+        f"{text} {cell(by_method[method], 'pgd20', 'worst')}"
+        for method, text in (("teacher", "the teacher"), ("no-reweighting", "without reweighting"),
+                             ("real-data", "the same student on real images"))
+        if method in by_method
+    ]  # fmt: skip
+    return (
+        f"The weakest class of a {ferd.student} distilled by FERD, without an image, keeps "
+        f"{cell(ferd, 'pgd20', 'worst')} % of its test images under PGD-20 ({_seeds(ferd)})"
+        + (f"; {', '.join(others)}." if others else ".")
+    )
+
+
+def _seeds(group: Group) -> str:
+    return f"{len(group.seeds)} seed{'s' * (len(group.seeds) > 1)}"
+
+
+def _cards(groups: Sequence[Group]) -> list[dict[str, str]]:
+    """Worst-class robustness of the first student's methods in large figures."""
+    student = next(iter(group.student for group in groups if group.student and group.method == "ferd"), None)
+    found = {group.method: group for group in groups if group.student in (None, student)}
+    return [
+        {
+            "method": method,
+            "figure": cell(found[method], "pgd20", "worst"),
+            "average": f"average {cell(found[method], 'pgd20', 'average')}",
+            "seeds": _seeds(found[method]),
+        }
+        for method in CARDS
+        if method in found
+    ]
+
+
+def _results(groups: Sequence[Group]) -> Table:
+    heads = [heading(groups, *column) for column in COLUMNS]
+    several = len(students(groups)) > 1
+    rows = [
+        [
+            group.method,
+            *([group.student or group.results[0]["network"]] if several else []),
+            str(len(group.seeds)),
+            *(cell(group, *column) for column in COLUMNS),
+            agreement(group),
+        ]
+        for group in groups
+    ]
+    note = (
+        "Accuracy in percent on so many test images: mean ± sample standard deviation over seeds. Worst: the "
+        "mean of the worst tenth of the classes (at least one). NSD: standard deviation over classes divided "
+        "by their mean, a fraction. All attacks: right under every one, on the images that all were given. "
+        "Pool agreement: percent of a student's images that the teacher gives the label they were asked for."
+    )
+    names = ["method", *(["network"] if several else [])]
+    return Table("All figures", note, [*names, "seeds", *heads, AGREEMENT], rows, len(names))
+
+
+def _from_analysis(table: analysis_table.Table) -> Table:
+    names = sum(head in ("student", "method", "seed") for head in table.columns)
+    return Table(table.title, table.note, list(table.columns), table.rows, names)
+
+
+def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]:
+    """For each of the paper's tables: its figures, ours, and the difference, a line each a method."""
+    published = paper.read()
+    tables = []
+    for name, student in dict.fromkeys((row["table"], row["paper_student"]) for row in rows):
+        of_table = [row for row in rows if (row["table"], row["paper_student"]) == (name, student)]
+        ours = of_table[0]["student"]
+        lines = []
+        for method in dict.fromkeys(row["paper_method"] for row in of_table):
+            cells = [row for row in of_table if row["paper_method"] == method]
+            lines += [
+                [method, f"paper, {student}", *(_figure(row["paper"], row["figure"]) for row in cells)],
+                [method, f"ours, {ours or student}", *(_measured(row) for row in cells)],
+                [method, "ours − paper", *(_difference(row) for row in cells)],
+            ]
+        there = published["datasets"][benchmark.data.dataset]
+        note = (
+            f"Theirs: teacher {there['teacher']}, {there['schedule']}, the whole test set. "
+            f"Ours: {_about(benchmark)} {_on(of_table)} A difference is within noise where it is at most "
+            "2·s·√(1 + 1/n), s being the standard deviation over our n seeds; one seed cannot say. "
+            + (
+                ""
+                if of_table[0]["same_network"]
+                else "Another network at another schedule: not a reproduction. "
+            )
+            + published["source"]
+        )
+        heads = [
+            f"{NAMES[attack]} {'NSD' if figure == 'nsd' else figure}" for attack, figure in paper.COLUMNS
+        ]
+        tables.append(
+            Table(f"{student}, the paper's {name} table", note, ["method", "whose", *heads], lines, 2)
+        )
+    return tables
+
+
+def _on(rows: Sequence[tidy.Row]) -> str:
+    sizes = {NAMES[row["attack"]]: row["images"] for row in rows if row["images"]}
+    return f"Test images: {', '.join(f'{name} {size}' for name, size in sizes.items())}." if sizes else ""
+
+
+def _figure(value: float | None, figure: str) -> str:
+    return OPEN if value is None else f"{value:.3f}" if figure == "nsd" else f"{value:.1f}"
+
+
+def _measured(row: tidy.Row) -> str:
+    text = _figure(row["ours"], row["figure"])
+    return text if row["std"] is None else f"{text} ± {_figure(row['std'], row['figure'])}"
+
+
+def _difference(row: tidy.Row) -> str:
+    if row["difference"] is None:
+        return "–"
+    said = {True: "within noise", False: "beyond noise", None: "one seed"}[row["within_noise"]]
+    places = 3 if row["figure"] == "nsd" else 1
+    return f"{row['difference']:+.{places}f}, {said}"

@@ -1,0 +1,83 @@
+"""The paper's figures (``paper.yaml``) beside ours: difference, and whether it is within noise."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ferd.config import Benchmark
+from tasks.results import Group, spread
+
+Row = dict[str, Any]
+PAPER = Path(__file__).with_name("paper.yaml")
+COLUMNS = (
+    ("clean", "average"), ("clean", "worst"), ("pgd20", "worst"),
+    ("autoattack", "average"), ("autoattack", "worst"), ("autoattack", "nsd"),
+)  # fmt: skip
+NOISE = 2.0  # standard deviations of a difference
+
+
+def read() -> dict[str, Any]:
+    """The versioned figures."""
+    content: dict[str, Any] = yaml.safe_load(PAPER.read_text())
+    return content
+
+
+def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
+    """A row a (table, paper's student, method, attack, figure); ``paper`` or ``ours`` None where open.
+
+    Ours is the benchmark's student of the same name; where it has none, its first student stands beside the
+    paper's ResNet-18, and ``same_network`` says that it is another.
+    """
+    rows = []
+    for table in read()["datasets"].get(benchmark.data.dataset, {}).get("tables", []):
+        student = _ours(table["student"], benchmark.students)
+        for entry in table["rows"]:
+            found = [group for group in groups if (group.student, group.method) == (student, entry["method"])]
+            rows += [
+                {
+                    "table": table["name"],
+                    "paper_student": table["student"],
+                    "paper_method": entry["paper"],
+                    "student": student or "",
+                    "method": entry["method"],
+                    "same_network": student == table["student"],
+                    "attack": attack,
+                    "figure": figure,
+                    **_beside(entry.get(f"{attack}.{figure}"), found, attack, figure),
+                }
+                for attack, figure in COLUMNS
+            ]
+    return rows
+
+
+def _ours(student: str, students: Sequence[str]) -> str | None:
+    if student in students:
+        return student
+    return students[0] if student == "resnet18" else None
+
+
+def _beside(paper: float | None, found: Sequence[Group], attack: str, figure: str) -> Row:
+    values = found[0].values(attack, figure) if found else []
+    ours, deviation = spread(values) if values else (None, None)
+    factor = 1 if figure == "nsd" else 100
+    mean = None if ours is None else round(factor * ours, 6)
+    std = None if deviation is None else round(factor * deviation, 6)
+    difference = None if paper is None or mean is None else round(mean - paper, 6)
+    return {
+        "paper": paper, "ours": mean, "std": std, "seeds": len(values),
+        "images": found[0].images(attack) if values else 0,
+        "difference": difference, "within_noise": within_noise(difference, std, len(values)),
+    }  # fmt: skip
+
+
+def within_noise(difference: float | None, std: float | None, seeds: int) -> bool | None:
+    """|difference| ≤ 2·s·√(1 + 1/n): both are runs of one spread s, the paper's one, ours a mean of n.
+
+    None where it cannot be said: an open cell, or one seed.
+    """
+    if difference is None or std is None:
+        return None
+    return abs(difference) <= NOISE * std * math.sqrt(1 + 1 / seeds)

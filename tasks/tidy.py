@@ -1,0 +1,197 @@
+"""Results as tidy rows, one observation each: what the report draws and offers as downloads."""
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ferd.config import Method
+from tasks.results import FIGURES, Group, spread, students
+
+Row = dict[str, Any]
+ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
+COSTS = {"distill": "distill-cost", "train": "train-cost", "evaluate": "evaluate-cost"}
+
+
+def labels(groups: Sequence[Group]) -> dict[tuple[str | None, str], str]:
+    """What a (student, method) is called on charts; the student only where there are several."""
+    names = students(groups)
+    families = {name.rpartition("-")[0] for name in names}
+    short = {name: name.rpartition("-")[2] if len(families) == 1 else name for name in names}
+    return {
+        (group.student, group.method): (
+            f"{group.method} · {short[group.student]}" if group.student and len(names) > 1 else group.method
+        )
+        for group in groups
+    }
+
+
+def accuracy(groups: Sequence[Group]) -> list[Row]:
+    """A row a (student, method, attack, figure); percent, but for NSD; std over seeds, None of one."""
+    return [
+        {**_who(group, groups), "attack": attack, "images": group.images(attack), "figure": figure,
+         **_interval(group.values(attack, figure), 1 if figure == "nsd" else 100)}
+        for group in groups
+        for attack in group.attacks
+        for figure in FIGURES
+    ]  # fmt: skip
+
+
+def per_class(groups: Sequence[Group], attack: str, class_names: Sequence[str]) -> list[Row]:
+    """A row a (student, method, class): percent of its test images."""
+    rows = []
+    for group in groups:
+        if attack in group.attacks:
+            by_seed = [result["attacks"][attack]["per_class"] for result in group.results]
+            for name, values in zip(class_names, zip(*by_seed, strict=True), strict=True):
+                rows.append(
+                    {**_who(group, groups), "attack": attack, "class": name, **_interval(values, 100)}
+                )
+    return rows
+
+
+def gammas(methods: Mapping[str, Method], whole: str = "ferd") -> dict[str, float]:
+    """γ of every method that differs from FERD in γ alone."""
+    block = methods[whole].model_dump()
+    return {
+        name: method.utae.gamma
+        for name, method in methods.items()
+        if method.model_dump() | {"utae": None} == block | {"utae": None}
+        and method.utae.model == methods[whole].utae.model
+    }
+
+
+def over_gamma(groups: Sequence[Group], gamma_of: Mapping[str, float]) -> list[Row]:
+    """``accuracy`` of the methods that differ in γ alone, with γ, in its order."""
+    rows = [row | {"gamma": gamma_of[row["method"]]} for row in accuracy(groups) if row["method"] in gamma_of]
+    return sorted(rows, key=lambda row: row["gamma"])
+
+
+def rounds(groups: Sequence[Group]) -> list[Row]:
+    """A row a (student, method, round, quantity): mean and std over seeds of what ``distill`` recorded.
+
+    Quantities: ``agreement`` and ``robust_fraction`` in percent, losses by name.
+    """
+    rows = []
+    for group, recorded in _recorded(groups):
+        for number, records in recorded.items():
+            for quantity, values in _quantities(records).items():
+                factor = 100 if quantity in ("agreement", "robust_fraction") else 1
+                rows.append(
+                    {
+                        **_who(group, groups),
+                        "round": number,
+                        "quantity": quantity,
+                        **_interval(values, factor),
+                    }
+                )
+    return rows
+
+
+def proportions(groups: Sequence[Group], class_names: Sequence[str]) -> list[Row]:
+    """A row a (student, method, round, class): p in percent, for those whose p ever leaves 1/C."""
+    rows = []
+    for group, recorded in _recorded(groups):
+        by_round = {
+            number: [record["proportions"] for record in records if "proportions" in record]
+            for number, records in recorded.items()
+        }
+        if any(max(p) - min(p) > 1e-6 for seeds in by_round.values() for p in seeds):
+            rows += [
+                {**_who(group, groups), "round": number, "class": name, **_interval(values, 100)}
+                for number, seeds in by_round.items()
+                for name, values in zip(class_names, zip(*seeds, strict=True), strict=True)
+            ]
+    return rows
+
+
+def targeted(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Row]:
+    """A row an (analysis, source, target): percent of the source's images that an attack turns there."""
+    return [
+        {**_analysed(analysis), "source": source, "target": target, "percent": round(100 * success, 6)}
+        for analysis in analyses
+        for source, line in zip(class_names, analysis["adaptive_adversary"]["success"], strict=True)
+        for target, success in zip(class_names, line, strict=True)
+        if success is not None
+    ]
+
+
+def utae_outcomes(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Row]:
+    """A row an (analysis, γ, class): percent of the UTAEs that the student takes for the class."""
+    return [
+        {**_analysed(analysis), "gamma": outcome["gamma"], "class": name, "percent": round(100 * share, 6)}
+        for analysis in analyses
+        for outcome in analysis.get("utae_outcomes", [])
+        for name, share in zip(class_names, outcome["distribution"], strict=True)
+    ]
+
+
+def costs(groups: Sequence[Group]) -> list[Row]:
+    """A row a (student, method, stage): seconds, mean and std over seeds, and the machine."""
+    rows = []
+    for group in groups:
+        for stage, suffix in COSTS.items():
+            files = [path.with_suffix(f".{suffix}.json") for path in group.paths]
+            found = [json.loads(path.read_text()) for path in files if path.exists()]
+            if found:
+                machine = {key: found[0].get(key) for key in ("device", "threads", "torch")}
+                seconds = [cost["seconds"] for cost in found]
+                rows.append({**_who(group, groups), "stage": stage, **_interval(seconds, 1), **machine})
+    return rows
+
+
+def _who(group: Group, groups: Sequence[Group]) -> Row:
+    return {
+        "label": labels(groups)[group.student, group.method],
+        "student": group.student or group.results[0].get("network", ""),
+        "method": group.method,
+        "seeds": len(group.seeds),
+    }
+
+
+def _analysed(analysis: dict[str, Any]) -> Row:
+    return {"student": analysis["student"] or "", "method": analysis["method"], "seed": analysis["seed"]}
+
+
+def _interval(values: Sequence[float], factor: float) -> Row:
+    """Mean, std and mean ± std, rounded below what is ever shown."""
+    average, deviation = spread(values)
+    low, high = average - (deviation or 0), average + (deviation or 0)
+    return {
+        "mean": round(factor * average, 6),
+        "std": None if deviation is None else round(factor * deviation, 6),
+        "low": round(factor * low, 6),
+        "high": round(factor * high, 6),
+    }
+
+
+def _recorded(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[int, list[dict[str, Any]]]]]:
+    """Of each student group: the records of all its seeds, by round."""
+    for group in groups:
+        by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for path in group.paths if group.student else ():
+            for record in _lines(path.with_suffix(".rounds.jsonl")):
+                if "round" in record:
+                    by_round[record["round"]].append(record)
+        last = max(by_round, default=0)
+        step = max(1, -(-last // ROUNDS_SHOWN))
+        kept = {number: by_round[number] for number in sorted(by_round) if (last - number) % step == 0}
+        if kept:
+            yield group, kept
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        yield from map(json.loads, path.read_text().splitlines())
+
+
+def _quantities(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        values["agreement"].append(record["agreement"])
+        for part in ("generator", "student"):
+            for name, value in record.get(part, {}).items():
+                if value is not None:
+                    values[name if name == "robust_fraction" else f"{part} {name}"].append(value)
+    return values

@@ -1,0 +1,165 @@
+"""Figures: which rows they are drawn from, what they say where something is missing, how they are saved."""
+
+import csv
+import io
+import json
+
+import pytest
+
+from ferd.errors import FerdError
+from tasks.figures import classes, failures, gamma, robustness, rounds, style
+from tasks.figures.figure import Figure, panel
+
+
+def accuracy(method, average, worst, std=None, attack="pgd20", student="resnet8-w8", **more):
+    common = {
+        "label": method,
+        "student": student,
+        "method": method,
+        "seeds": 3,
+        "attack": attack,
+        "images": 500,
+    }
+    return [
+        {**common, **more, "figure": figure, "mean": mean, "std": std, "low": mean, "high": mean}
+        for figure, mean in (("average", average), ("worst", worst), ("nsd", 0.1))
+    ]
+
+
+ROWS = [
+    *accuracy("teacher", 92.0, 78.0),
+    *accuracy("ferd", 75.0, 50.0, std=2.0),
+    *accuracy("no-fae", 72.0, 39.0),
+    *accuracy("no-utae", 74.0, 54.0),
+    *accuracy("real-data", 83.0, 57.0),
+]
+
+
+def marks(chart):
+    return [layer["mark"]["type"] for layer in chart.to_dict()["layer"]]
+
+
+def test_the_headline_has_a_bar_a_method_the_teachers_line_and_numbers():
+    figure = robustness.headline(ROWS, "make it")
+    assert [*figure.panels] == ["Worst class", "Average of the classes"]
+    assert marks(figure.panels["Worst class"]) == ["rule", "bar", "rule", "text"]
+    texts = {row["method"]: row["text"] for row in figure.rows if row["figure"] == "worst"}
+    assert (texts["ferd"], texts["no-fae"]) == ("50.0 ± 2.0", "39.0")
+
+
+def test_the_front_is_of_methods_without_real_data_that_nothing_beats_in_both():
+    front = {row["method"]: row["front"] for row in robustness.pivot(ROWS)}
+    assert front == {"teacher": False, "ferd": True, "no-fae": False, "no-utae": True, "real-data": False}
+
+
+def test_equal_points_are_both_on_the_front():
+    rows = [*accuracy("ferd", 75.0, 50.0), *accuracy("no-utae", 75.0, 50.0)]
+    assert [row["front"] for row in robustness.pivot(rows)] == [True, True]
+
+
+def per_class(method, *values):
+    return [
+        {"label": method, "student": "s", "method": method, "class": str(number), "mean": mean, "std": None,
+         "low": mean, "high": mean}
+        for number, mean in enumerate(values)
+    ]  # fmt: skip
+
+
+def test_classes_stand_in_the_order_of_the_teachers_weakness():
+    rows = [*per_class("teacher", 90.0, 20.0, 50.0), *per_class("ferd", 10.0, 15.0, 30.0)]
+    assert classes.weakest_first(rows) == ["1", "2", "0"]
+    figure = classes.profiles(rows, "make it")
+    assert [*figure.panels] == ["ferd"]
+    assert marks(figure.panels["ferd"]) == ["bar", "bar", "rule"]
+
+
+def test_gains_are_points_against_ferd_of_the_same_student():
+    rows = [*per_class("ferd", 10.0, 15.0), *per_class("no-fae", 4.0, 15.0), *per_class("teacher", 9.0, 9.0)]
+    assert [(row["method"], row["class"], row["points"]) for row in classes.differences(rows)] == [
+        ("no-fae", "0", -6.0),
+        ("no-fae", "1", 0.0),
+    ]
+
+
+def test_gamma_is_drawn_from_two_values_on_and_names_what_was_not_run():
+    gamma_of = {"no-utae": 0.0, "ferd": 0.5, "gamma-0_9": 0.9}
+    zero, half = accuracy("no-utae", 74.0, 54.0, gamma=0.0), accuracy("ferd", 75.0, 50.0, gamma=0.5)
+    alone = gamma.curves(half, gamma_of, "make it")
+    assert not alone.panels
+    assert alone.gap == "Needs two values of γ or more. No student for γ = 0, γ = 0.9."
+    figure = gamma.curves([*zero, *half], gamma_of, "make it")
+    assert len(figure.panels) == 3
+    assert figure.gap == "No student for γ = 0.9."
+    assert {row["attack"] for row in figure.rows} == {"PGD-20"}
+
+
+@pytest.mark.parametrize(("number", "panels", "layers"), [(10, 1, 3), (12, 1, 1), (21, 0, 0)])
+def test_more_than_ten_classes_have_no_numbers_and_more_than_twenty_no_heat_map(number, panels, layers):
+    names = [str(c) for c in range(number)]
+    rows = [
+        {"student": "", "method": "teacher", "seed": 0, "source": a, "target": b, "percent": 50.0}
+        for a in names
+        for b in names
+        if a != b
+    ]
+    figure = failures.pairs(rows, names, "make it")
+    assert len(figure.panels) == panels
+    assert bool(figure.gap) == (not panels)
+    assert len(figure.rows) == number * (number - 1)  # the download has them all
+    assert [len(marks(chart)) for chart in figure.panels.values()] == [layers] * panels
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        robustness.headline([], "x"),
+        robustness.trade_off([], "x"),
+        classes.profiles([], "x"),
+        classes.gains([], "x"),
+        gamma.curves([], {"ferd": 0.5}, "x"),
+        failures.pairs([], ["a"], "x"),
+        failures.utae_ends([], ["a"], "x"),
+        rounds.proportions([], ["a"], "x"),
+        rounds.measures([], "x"),
+    ],
+    ids=lambda figure: figure.key,
+)
+def test_without_results_a_figure_is_a_named_gap_with_a_command(figure, tmp_path):
+    assert figure.title and figure.gap and figure.command == "x"
+    assert not figure.panels and not figure.rows
+    with pytest.raises(FerdError, match=f"figure {figure.key}: nothing to draw: "):
+        figure.save(tmp_path / "figure.png")
+
+
+def test_the_download_is_the_rows():
+    figure = robustness.headline(ROWS, "make it")
+    read = list(csv.DictReader(io.StringIO(figure.csv())))
+    assert len(read) == len(figure.rows) == 10
+    assert [float(row["mean"]) for row in read] == [row["mean"] for row in figure.rows]
+    assert read[0]["std"] == ""
+
+
+def test_a_spec_says_what_it_shows_and_cannot_end_its_script():
+    chart = panel([{"x": "</script><b>"}]).mark_point().encode(x="x:N")
+    ((title, text),) = Figure("key", "Title", "How to read it.", "make it", panels={"Panel": chart}).specs()
+    assert title == "Panel"
+    assert "</" not in text
+    spec = json.loads(text)
+    assert spec["description"] == "Title. Panel. How to read it."
+    assert "config" not in spec
+
+
+def test_figures_are_saved_as_png_and_pdf_and_nothing_else(tmp_path):
+    figure = robustness.headline(ROWS, "make it")
+    for name, start in (("f.png", b"\x89PNG"), ("f.pdf", b"%PDF")):
+        figure.save(tmp_path / name)
+        assert (tmp_path / name).read_bytes().startswith(start)
+    with pytest.raises(FerdError, match=r"f\.gif: pictures are written as \.png or \.pdf"):
+        figure.save(tmp_path / "f.gif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["f.pdf", "f.png"]
+
+
+def test_both_themes_style_the_same_things():
+    light, dark = style.CONFIG["light"], style.CONFIG["dark"]
+    assert light.keys() == dark.keys()
+    assert light["style"].keys() == dark["style"].keys()

@@ -1,0 +1,66 @@
+"""The paper's figures stand as they were given; the difference to ours is judged by our noise."""
+
+import pytest
+
+from tasks import paper, params, results
+from tests.conftest import ROOT
+from tests.tasks.test_results import write_result
+
+
+@pytest.fixture
+def known():
+    return params.read(ROOT / "params.yaml")
+
+
+def figures(rows, student, method, table="main"):
+    return {
+        f"{row['attack']}.{row['figure']}": row["paper"]
+        for row in rows
+        if (row["paper_student"], row["method"], row["table"]) == (student, method, table)
+    }
+
+
+def test_the_published_figures_are_these_and_the_rest_is_open(known):
+    rows = paper.compare(known.benchmark("cifar10"), [])
+    assert figures(rows, "resnet18", "ferd") == {
+        "clean.average": None, "clean.worst": 65.9, "pgd20.worst": 20.4,
+        "autoattack.average": 40.12, "autoattack.worst": 20.8, "autoattack.nsd": 0.325,
+    }  # fmt: skip
+    assert figures(rows, "mobilenet_v2", "dfhl-rs")["pgd20.worst"] is None  # only a range is published
+    assert figures(rows, "resnet18", "no-reweighting", "ablation")["autoattack.worst"] == 17.2
+    assert all(row["ours"] is None and row["difference"] is None for row in rows)
+
+
+def test_there_are_no_figures_of_other_images(known):
+    assert paper.compare(known.benchmark("digits"), []) == []
+    assert paper.compare(known.benchmark("cifar100"), []) == []
+
+
+def test_its_methods_are_methods_of_params(known):
+    for dataset in paper.read()["datasets"].values():
+        for table in dataset["tables"]:
+            for row in table["rows"]:
+                known.method(row["method"])
+
+
+def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(known, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, average in enumerate((0.375, 0.5, 0.625)):
+        write_result(tmp_path, "ferd", seed, average, student="resnet8-w16")
+    rows = paper.compare(known.benchmark("cifar10-small"), results.load("digits"))
+    (row,) = (
+        row
+        for row in rows
+        if (row["table"], row["paper_student"], row["method"]) == ("main", "resnet18", "ferd")
+        and (row["attack"], row["figure"]) == ("autoattack", "average")
+    )
+    assert (row["ours"], row["std"], row["difference"]) == (50.0, 12.5, 9.88)
+    assert row["within_noise"] is True
+    assert row["same_network"] is False
+
+
+def test_noise_is_two_deviations_of_a_difference_of_one_run_and_a_mean():
+    assert paper.within_noise(2.3, 1.0, 3) is True  # 2·1·√(4/3) = 2.309
+    assert paper.within_noise(-2.4, 1.0, 3) is False
+    assert paper.within_noise(2.0, None, 1) is None
+    assert paper.within_noise(None, 1.0, 3) is None

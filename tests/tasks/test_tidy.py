@@ -1,0 +1,119 @@
+"""Tidy rows hold the numbers of the results files, and say what they are of."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tasks import params, results, tidy
+from tests.conftest import ROOT
+from tests.tasks.test_analysis_table import CAT, CIFAR10, DOG, an_analysis
+from tests.tasks.test_results import PER_CLASS, write_result
+
+CLASSES = tuple("0123456789")
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_result(tmp_path, "teacher", 0, 0.95, student=None)
+    for seed, average in enumerate((0.5, 0.625, 0.75)):
+        write_result(tmp_path, "ferd", seed, average)
+    return results.load("digits")
+
+
+def write_rounds(*records: dict, seed: int = 0) -> None:
+    path = Path(f"results/digits/resnet8-w8/ferd/s{seed}.rounds.jsonl")
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+
+def test_accuracy_is_percent_with_the_sample_deviation_of_the_seeds(groups):
+    (row,) = (
+        row
+        for row in tidy.accuracy(groups)
+        if (row["method"], row["attack"], row["figure"]) == ("ferd", "pgd20", "average")
+    )
+    assert row == {
+        "label": "ferd", "student": "resnet8-w8", "method": "ferd", "seeds": 3, "attack": "pgd20",
+        "images": 500, "figure": "average", "mean": 62.5, "std": 12.5, "low": 50.0, "high": 75.0,
+    }  # fmt: skip
+
+
+def test_nsd_is_a_fraction_and_one_seed_has_no_deviation(groups):
+    nsd = [row for row in tidy.accuracy(groups) if row["method"] == "teacher" and row["figure"] == "nsd"]
+    assert {(row["mean"], row["std"], row["low"], row["high"]) for row in nsd} == {(0.5, None, 0.5, 0.5)}
+
+
+def test_every_class_has_a_row_in_percent(groups):
+    rows = [row for row in tidy.per_class(groups, "pgd20", CLASSES) if row["method"] == "ferd"]
+    assert [row["class"] for row in rows] == list(CLASSES)
+    assert [row["mean"] for row in rows] == [100 * value for value in PER_CLASS]
+
+
+def test_students_are_named_where_there_are_several_and_by_what_tells_them_apart(groups, tmp_path):
+    write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w32")
+    assert [*tidy.labels(results.load("digits")).values()] == ["teacher", "ferd · w32", "ferd · w8"]
+    write_result(tmp_path, "ferd", 0, 0.5, student="mobilenet_v2")
+    assert "ferd · resnet8-w32" in tidy.labels(results.load("digits")).values()
+
+
+def test_gammas_are_those_of_methods_that_differ_from_ferd_in_gamma_alone():
+    assert tidy.gammas(params.read(ROOT / "params.yaml").methods) == {
+        "ferd": 0.5, "no-utae": 0.0, "gamma-0_1": 0.1, "gamma-0_3": 0.3, "gamma-0_7": 0.7, "gamma-0_9": 0.9,
+    }  # fmt: skip
+
+
+def test_rounds_are_means_over_seeds_of_what_was_recorded(groups):
+    for seed, loss in enumerate((1.0, 2.0, 3.0)):
+        write_rounds(
+            {
+                "round": 1,
+                "agreement": 0.5,
+                "proportions": [0.1] * 10,
+                "generator": {"loss": loss},
+                "student": {},
+            },
+            {
+                "round": 2,
+                "agreement": 1.0,
+                "proportions": [0.55, *[0.05] * 9],
+                "generator": {},
+                "student": {},
+            },
+            seed=seed,
+        )
+    rows = {(row["round"], row["quantity"]): (row["mean"], row["std"]) for row in tidy.rounds(groups)}
+    assert rows == {
+        (1, "agreement"): (50.0, 0.0), (1, "generator loss"): (2.0, 1.0), (2, "agreement"): (100.0, 0.0),
+    }  # fmt: skip
+    shares = [row["mean"] for row in tidy.proportions(groups, CLASSES) if row["round"] == 2]
+    assert shares == pytest.approx([55.0, *[5.0] * 9])
+
+
+def test_long_schedules_are_thinned_to_at_most_sixty_rounds_with_the_last(groups):
+    for seed in range(3):
+        write_rounds(*({"round": number, "agreement": 1.0} for number in range(1, 221)), seed=seed)
+    rounds = [row["round"] for row in tidy.rounds(groups)]
+    assert len(rounds) <= 60
+    assert rounds[-1] == 220
+
+
+def test_a_method_that_draws_every_class_alike_has_no_proportions(groups):
+    for seed in range(3):
+        write_rounds({"round": 1, "agreement": 1.0, "proportions": [0.1] * 10}, seed=seed)
+    assert tidy.proportions(groups, CLASSES) == []
+
+
+def test_pairs_of_classes_are_percent_without_the_diagonal():
+    rows = tidy.targeted([an_analysis()], CIFAR10)
+    found = {(row["source"], row["target"]): row["percent"] for row in rows}
+    assert len(found) == 90
+    assert found[CIFAR10[CAT], CIFAR10[DOG]] == 55.0
+
+
+def test_costs_are_seconds_a_seed_of_the_files_there_are(groups):
+    for seed, seconds in enumerate((10, 20, 30)):
+        cost = {"seconds": seconds, "device": "cpu", "threads": 1, "torch": "2"}
+        Path(f"results/digits/resnet8-w8/ferd/s{seed}.distill-cost.json").write_text(json.dumps(cost))
+    (row,) = tidy.costs(groups)
+    assert (row["method"], row["stage"], row["mean"], row["std"]) == ("ferd", "distill", 20, 10)
