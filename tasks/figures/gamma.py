@@ -47,9 +47,10 @@ def curves(rows: Sequence[Row], gamma_of: Mapping[str, float], command: str) -> 
         for figure, text in TITLES.items()
     }
     legend = explained({name: COLOURS[name] for name in attacks_of(shown)}, shapes=True)
-    return Figure(
-        "gamma", title, READING, command, shown, panels, missing_note if absent else "", 3, {}, legend
-    )
+    sizes = {row["attack"]: row["images"] for row in shown}
+    reading = f"{READING} Test images: {', '.join(f'{name} {size}' for name, size in sizes.items())}."
+    gap = missing_note if absent else ""
+    return Figure("gamma", title, reading, command, shown, panels, gap, columns=3, legend=legend)
 
 
 def attacks_of(rows: Sequence[Row]) -> list[str]:
