@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,6 +25,7 @@ from tasks.stage import Pipeline, Stage, StageFailed, run, stop_running
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
+OnEvent = Callable[[dict[str, Any]], None]
 WAITING_ROOM = 2  # stages that load their code while others compute
 
 
@@ -47,7 +48,8 @@ class Session:
         stop_running()
 
 
-def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
+def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
+    """Whether another attempt may succeed: a stage's own message says that it will not."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageFailed) and error.retryable
 
@@ -56,32 +58,41 @@ def _worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     task_run_name="{stage.name}",
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAY_SECONDS,
-    retry_condition_fn=_worth_a_retry,
+    retry_condition_fn=worth_a_retry,
     cache_policy=NO_CACHE,  # DVC alone decides what is out of date
     persist_result=False,
 )
 def run_stage(stage: Stage, session: Session) -> str:
     """Run one stage when there is a place for it; -> its name."""
-    logger, context = get_run_logger(), FlowRunContext.get()
+    context = FlowRunContext.get()
     environment = {SLOTS: str(session.slots)}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
     with session.places:
-        logger.info("start")
-        try:
-            if session.stopping.is_set():
-                raise StageFailed(stage.name, "not run, since the flow was stopped", retryable=False)
-            on_event = partial(session.view.on_event, stage.name)
-            run(stage, on_event, environment, pull=session.pull, anew=session.anew)
-        except StageFailed as error:
-            error.retryable = error.retryable and not session.stopping.is_set()
-            if error.retryable and task_run.run_count <= RETRIES:
-                session.view.say(f"{error}; trying again")
-            else:
-                session.view.finished(stage.name, f"failed: {error}")
-            raise
-    session.view.finished(stage.name)
+        work = partial(run, stage, environment=environment, pull=session.pull, anew=session.anew)
+        attempt(stage.name, session, work)
     return stage.name
+
+
+def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> None:
+    """Do a task's work, and show what becomes of it.
+
+    Raises:
+        StageFailed: the work failed, or the flow was stopped before it began.
+    """
+    get_run_logger().info("start")
+    try:
+        if session.stopping.is_set():
+            raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
+        work(partial(session.view.on_event, name))
+    except StageFailed as error:
+        error.retryable = error.retryable and not session.stopping.is_set()
+        if error.retryable and task_run.run_count <= RETRIES:
+            session.view.say(f"{error}; trying again")
+        else:
+            session.view.finished(name, f"failed: {error}")
+        raise
+    session.view.finished(name)
 
 
 def create_record() -> None:

@@ -1,5 +1,6 @@
 """``params.yaml`` -> validated settings; the one place where it is read."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.models.registry import NETWORKS
 
-PARAMS = Path("params.yaml")
+PARAMS = Path(os.environ.get("FERD_PARAMS", "params.yaml"))  # a sweep's point has its own: tasks/sweep.py
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
 
 

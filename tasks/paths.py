@@ -1,9 +1,11 @@
 """Where checkpoints and results are: the names that ``dvc.yaml`` and people rely on."""
 
+import os
 from pathlib import Path
 
-CHECKPOINTS = Path("checkpoints")
-RESULTS = Path("results")
+OUTPUTS = Path(os.environ.get("FERD_OUTPUTS", ""))  # a sweep's points keep theirs apart: tasks/sweep.py
+CHECKPOINTS = OUTPUTS / "checkpoints"
+RESULTS = OUTPUTS / "results"
 RESULT_SCHEMA = "ferd-result/1"
 
 
@@ -14,7 +16,7 @@ def images(benchmark: str, split: str) -> Path:
 
 def teacher(benchmark: str) -> Path:
     """The teacher's weights."""
-    return CHECKPOINTS / benchmark / "teacher.safetensors"
+    return Path("checkpoints") / benchmark / "teacher.safetensors"
 
 
 def student(benchmark: str, student: str, method: str, seed: int) -> Path:
@@ -39,13 +41,18 @@ def checkpoint_of(result: Path) -> Path:
 
 def run_key(checkpoint: Path) -> str:
     """``<student>/<method>/s<seed>`` or ``teacher``: what names a run in MLflow."""
-    return "/".join(checkpoint.with_suffix("").parts[2:])
+    return "/".join(_identifying(checkpoint))
 
 
 def identity(checkpoint: Path) -> tuple[str | None, str, int]:
     """(student, method, seed); a teacher is (None, "teacher", 0)."""
-    parts = checkpoint.with_suffix("").parts[2:]
+    parts = _identifying(checkpoint)
     if len(parts) == 1:
         return None, "teacher", 0
     student, method, seed = parts
     return student, method, int(seed.removeprefix("s"))
+
+
+def _identifying(checkpoint: Path) -> tuple[str, ...]:
+    """What follows the benchmark in a checkpoint's path."""
+    return checkpoint.with_suffix("").relative_to(CHECKPOINTS).parts[1:]

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ class StageFailed(Exception):
 
     def __init__(self, stage: str, reason: str, *, retryable: bool) -> None:
         super().__init__(f"{stage}: {reason}")
-        self.retryable = retryable
+        self.stage, self.reason, self.retryable = stage, reason, retryable
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Of use where a stage is run by another process: pickle knows no keyword arguments."""
+        return partial(StageFailed, retryable=self.retryable), (self.stage, self.reason)
 
 
 class Pipeline:
@@ -162,19 +167,39 @@ def run(
         StageFailed: with the stage's own line where it printed one.
     """
     kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
+    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull else []
     command += ["--no-run-cache"] if anew else []
+    try:
+        run_module(stage.name, command, on_event, environment)
+    except StageFailed:
+        _put_back(stage.name, kept)
+        raise
+
+
+def run_module(
+    name: str,
+    module: Sequence[str],
+    on_event: Callable[[dict[str, Any]], None],
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> None:
+    """Run a module with its arguments in a process of its own, passing on the events that it prints.
+
+    Raises:
+        StageFailed: of ``name``, with the process's own line where it printed one.
+    """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tail: deque[str] = deque(maxlen=20)
     message = ""
     with subprocess.Popen(
-        command,
+        [sys.executable, "-m", *module],
+        cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
-        start_new_session=True,  # so that stop_running() reaches DVC and the command below it alike
+        start_new_session=True,  # so that stop_running() reaches the commands below it, as of DVC, alike
     ) as process:
         _running.add(process)
         assert process.stdout is not None
@@ -187,8 +212,7 @@ def run(
                 on_event(event)
     _running.discard(process)
     if process.returncode != 0:
-        _put_back(stage.name, kept)
-        raise StageFailed(stage.name, message or _last_error(tail), retryable=not message)
+        raise StageFailed(name, message or _last_error(tail), retryable=not message)
 
 
 @contextmanager

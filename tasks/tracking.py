@@ -101,7 +101,7 @@ def start_run(
         )
         from mlflow.entities import Param
 
-        flat = flatten(parameters)
+        flat = flatten(parameters) | _swept()
         client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flat.items()])
         return Run(client, run.info.run_id)
 
@@ -141,6 +141,12 @@ def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, 
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _swept() -> dict[str, str]:
+    """The key that a sweep's point differs by, and its value: ``FERD_SWEPT``, as ``key=value``."""
+    key, _, value = os.environ.get("FERD_SWEPT", "").partition("=")
+    return {key: value} if key else {}
 
 
 def experiment(client: Any, benchmark: str) -> str:

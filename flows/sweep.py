@@ -1,0 +1,224 @@
+"""Sweep one key of the settings over values and seeds, on this machine or on a Ray cluster.
+
+python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --values 0 0.3 0.5 --seeds 0 1 2
+"""
+
+import argparse
+import os
+import queue
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+
+from ferd.errors import FerdError
+from flows.pipeline import (
+    RETRIES,
+    RETRY_DELAY_SECONDS,
+    TASK_RUNNER,
+    Session,
+    attempt,
+    create_record,
+    failures_of,
+    run_stale,
+    worth_a_retry,
+)
+from flows.progress import LiveView
+from tasks.process import SLOTS
+from tasks.stage import REPORT, Pipeline
+from tasks.sweep import Point, Sweep, Value, parse_value, print_table
+
+
+@flow(name="sweep", task_runner=TASK_RUNNER)
+def sweep(
+    benchmark: str = "digits",
+    student: str | None = None,
+    method: str = "ferd",
+    key: str = "utae.gamma",
+    values: list[Value] = [0, 0.1, 0.3, 0.5, 0.7, 0.9],  # noqa: B006  a form shows it; nothing changes it
+    seeds: list[int] = [0, 1, 2],  # noqa: B006
+    slots: int = 2,
+    ray: str | None = None,
+    gpus: float = 1.0,
+) -> None:
+    """Distil and evaluate a student for every value of one key and every seed; what is there already stays.
+
+    Args:
+        benchmark: a benchmark of params.yaml; its teacher and data are brought up to date first.
+        student: a network; by default the benchmark's first student.
+        method: a method of params.yaml that makes its own images.
+        key: a key of the method's block or of the benchmark's: `utae.gamma`, `threat_model.epsilon`.
+        values: what the key is set to, each in turn.
+        seeds: the students' seeds.
+        slots: how many points compute at a time on this machine, spread over its GPUs.
+        ray: the address of a Ray cluster (`HOST:6379`), to compute there instead.
+        gpus: with ray, the GPUs of a point where the cluster has any; 0.5 puts two points on one.
+    """
+    asked = Sweep(benchmark, student, method, key, values, seeds)
+    bring_inputs_up_to_date(benchmark, slots)
+    points = asked.points()
+    missing = [point for point in points if not point.done]
+    print(f"sweep {asked.id}: {len(missing)} of {len(points)} points to run", flush=True)
+    failures = []
+    if missing:
+        if ray:
+            failures = on_ray.with_options(task_runner=_ray_runner(ray))(missing, asked.threads, gpus)
+        else:
+            failures = on_this_machine(missing, slots)
+    file = asked.write_results()
+    print_table(asked)
+    print(f"results: {file}")
+    print(f"compare: {asked.link()}", flush=True)
+    if failures:
+        raise FerdError("; ".join(failures))
+
+
+def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
+    """The benchmark's data and teacher, by their DVC stages."""
+    stages = Pipeline().plan([f"data@{benchmark}", f"teacher@{benchmark}"])
+    inputs = [stage for stage in stages if stage.name != REPORT]
+    if any(stage.stale for stage in inputs):
+        run_stale(benchmark, inputs, slots)
+
+
+@flow(name="points", task_runner=TASK_RUNNER, validate_parameters=False)
+def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
+    """Compute the points, ``slots`` at a time; -> what failed, a line each."""
+    places: queue.Queue[Mapping[str, str]] = queue.Queue()
+    for place in places_to_compute(slots):
+        places.put(place)
+    with LiveView(len(points)) as view:
+        session = Session(view, slots)
+        submit: Any = run_point.submit  # its overloads do not take typed arguments
+        futures = {}
+        try:
+            for point in points:
+                futures[point.name] = submit(point, session, places)
+            for future in futures.values():
+                future.wait()
+        except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
+            session.stop()
+            raise
+    return failures_of({name: future.state for name, future in futures.items()})
+
+
+def places_to_compute(slots: int) -> list[dict[str, str]]:
+    """The environment of a process in each of the slots; several GPUs are given out in turn."""
+    everywhere = {SLOTS: str(slots)}
+    count = torch.cuda.device_count()
+    if count < 2:
+        return [everywhere] * slots
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+    gpus = visible.split(",")
+    return [everywhere | {"CUDA_VISIBLE_DEVICES": gpus[slot % count]} for slot in range(slots)]
+
+
+point_task: Any = partial(
+    task,
+    task_run_name="{point.name}",
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=worth_a_retry,
+    cache_policy=NO_CACHE,  # the folder of the sweep says what is there
+    persist_result=False,
+)
+
+
+@point_task
+def run_point(point: Point, session: Session, places: "queue.Queue[Mapping[str, str]]") -> None:
+    """Compute a point in a process of its own, when there is a place for it."""
+    place = places.get()
+    try:
+        attempt(
+            point.name,
+            session,
+            lambda on_event: point.compute(Path(), on_event, {**place, **prefect_run()}),
+        )
+    finally:
+        places.put(place)
+
+
+@flow(name="points-on-ray", validate_parameters=False)
+def on_ray(points: Sequence[Point], threads: int, gpus: float) -> list[str]:
+    """Compute the points on the cluster that the task runner is connected to; -> what failed, a line each."""
+    import ray
+    from prefect_ray.context import remote_options
+
+    gpus = gpus if ray.cluster_resources().get("GPU") else 0
+    submit: Any = run_point_elsewhere.submit
+    with remote_options(num_cpus=threads, num_gpus=gpus):
+        futures = {
+            point.name: submit(point, os.environ["MLFLOW_TRACKING_URI"], prefect_run()) for point in points
+        }
+    for number, (point, future) in enumerate(zip(points, futures.values(), strict=True), 1):
+        future.wait()
+        files = future.result(raise_on_failure=False)
+        if isinstance(files, dict):
+            point.keep(files)
+        print(f"[{number}/{len(points)}] {point.name}: {future.state.name.lower()}", flush=True)
+    return failures_of({name: future.state for name, future in futures.items()})
+
+
+@point_task
+def run_point_elsewhere(point: Point, record: str, environment: Mapping[str, str]) -> dict[str, bytes]:
+    """Compute a point in the clone that its machine names by ``FERD_WORKSPACE``; -> its results' files."""
+    workspace = Path(os.environ.get("FERD_WORKSPACE", "."))
+    point.compute(workspace, lambda _: None, {**environment, "MLFLOW_TRACKING_URI": record})
+    return point.files(workspace)
+
+
+def prefect_run() -> dict[str, str]:
+    """What ties a run of MLflow to the flow that asked for it."""
+    context = FlowRunContext.get()
+    return {"FERD_PREFECT_RUN": str(context.flow_run.id)} if context and context.flow_run else {}
+
+
+def _ray_runner(address: str) -> Any:
+    """Connects to a cluster that runs already.
+
+    Raises:
+        FerdError: the extra is not installed, or there are no servers that all machines can use.
+    """
+    try:
+        from prefect_ray.task_runners import RayTaskRunner
+    except ImportError:
+        raise FerdError("ray: not installed; pip install -c constraints.txt -e '.[ray]'") from None
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        if not os.environ.get(name, "").startswith("http"):
+            raise FerdError(f"ray: all machines need one server; set {name} to its address (make up)")
+    return RayTaskRunner(address, {"log_to_driver": False, "logging_level": "ERROR"})
+
+
+def main() -> None:
+    """Parse the command line, check it, run the flow."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--benchmark", default="digits")
+    parser.add_argument("--student", help="a network; by default the benchmark's first student")
+    parser.add_argument("--method", default="ferd")
+    parser.add_argument("--key", required=True, help="of the method or the benchmark: threat_model.epsilon")
+    parser.add_argument("--values", nargs="+", type=parse_value, required=True)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--slots", type=int, default=2, help="points that compute at a time on this machine")
+    parser.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster to compute on, HOST:6379")
+    parser.add_argument(
+        "--gpus", type=float, default=1.0, help="with --ray: GPUs of a point, where there are"
+    )
+    args = vars(parser.parse_args())
+    try:
+        Sweep(*(args[name] for name in ("benchmark", "student", "method", "key", "values", "seeds")))
+        create_record()
+        sweep(**args)
+    except FerdError as error:
+        sys.exit(f"sweep: {error}")
+    except KeyboardInterrupt:
+        sys.exit("sweep: stopped; run it again to go on from here")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""One point of a sweep: distil a student and evaluate it, by the code of these two stages.
+
+Run by ``tasks.sweep``, which gives the point its settings (``FERD_PARAMS``) and a place for its outputs
+(``FERD_OUTPUTS``). What an earlier attempt has finished is not done again.
+"""
+
+import argparse
+import os
+
+from tasks import paths, process
+from tasks.distill import distil_student
+from tasks.evaluate import evaluate_checkpoint
+
+
+def main() -> None:
+    """``python -m tasks.point BENCHMARK STUDENT METHOD SEED``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name in ("benchmark", "student", "method"):
+        parser.add_argument(name)
+    parser.add_argument("seed", type=int)
+    args = parser.parse_args()
+    checkpoint = paths.student(args.benchmark, args.student, args.method, args.seed)
+    result = paths.result_of(checkpoint)
+    title = f"{os.environ['FERD_SWEEP_ID']}/{args.method}/s{args.seed}"
+    # A stage writes its cost last.
+    if not result.with_suffix(".distill-cost.json").exists():
+        with process.running(f"distill {title}") as progress:
+            distil_student(args.benchmark, args.student, args.method, args.seed, progress)
+    if not result.with_suffix(".evaluate-cost.json").exists():
+        with process.running(f"evaluate {title}") as progress:
+            evaluate_checkpoint(args.benchmark, checkpoint, progress)
+
+
+if __name__ == "__main__":
+    main()
