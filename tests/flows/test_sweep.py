@@ -1,0 +1,61 @@
+"""A sweep as a person runs it: refused before anything runs, each point once, the figures of the stages."""
+
+import json
+import sys
+
+import pytest
+
+from tests.conftest import run_in
+
+COMMAND = [sys.executable, "-m", "flows.sweep"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--key utae.gama --values 0", "methods.ferd.utae.gama: unknown key"),
+        ("--key utae.gamma --values 0 -1", "greater than or equal to 0 (found -1)"),
+        ("--key threat_model.epsilon --values big", "valid number (found 'big')"),
+        ("--key teacher.network --values resnet18", "data and teacher as they are"),
+        ("--key nothing --values 1", "nothing: unknown key"),
+        ("--key utae.gamma --values 1 --method rslad", "replays the pool of 'ferd'"),
+        ("--key utae.gamma --values 1 --student nobody", "network 'nobody' is unknown"),
+    ],
+)
+def test_a_fault_is_one_line_before_anything_runs(workspace, arguments, said):
+    refused = run_in(workspace, *COMMAND, *arguments.split())
+    assert refused.returncode != 0
+    assert refused.stderr.startswith("sweep: ")
+    assert said in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (workspace / "data").exists()
+
+
+def test_each_point_runs_once_and_one_that_fails_does_not_lose_the_others(finished_copy):
+    sweep = [*COMMAND, "--key", "utae.gamma", "--values", "0", "0.5", "--seeds", "0"]
+    teacher = (finished_copy / "checkpoints/digits/teacher.safetensors").read_bytes()
+    first = run_in(finished_copy, *sweep)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 of 2 points to run" in first.stdout
+    assert "viewStateShareKey=digits-resnet8-w8-ferd-utae.gamma-" in first.stdout
+    [file] = (finished_copy / "results/sweeps").glob("*.json")
+    points = json.loads(file.read_text())["points"]
+    assert [point["value"] for point in points] == [0.0, 0.5]
+    staged = json.loads((finished_copy / "results/digits/resnet8-w8/ferd/s0.json").read_text())
+    assert points[1]["result"]["attacks"] == staged["attacks"]  # γ = 0.5 is `ferd`
+    assert (finished_copy / "checkpoints/digits/teacher.safetensors").read_bytes() == teacher
+
+    [folder] = (finished_copy / "sweeps").iterdir()
+    in_the_way = folder / "checkpoints/digits/resnet8-w8/ferd,utae.gamma=1"
+    in_the_way.write_text("")
+    more = run_in(finished_copy, *sweep[:-2], "1", "0.7", "--seeds", "0")
+    assert more.returncode != 0
+    assert "2 of 4 points to run" in more.stdout
+    assert "utae.gamma=1 s0: " in more.stderr
+    values = [point["value"] for point in json.loads(file.read_text())["points"]]
+    assert values == [0.0, 0.5, 0.7]
+
+    in_the_way.unlink()
+    again = run_in(finished_copy, *sweep[:-2], "1", "0.7", "--seeds", "0")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "1 of 4 points to run" in again.stdout
