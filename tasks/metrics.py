@@ -1,100 +1,70 @@
 """Results in the forms that ``dvc metrics`` and ``dvc plots`` read: a file a method, and tables."""
 
 import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ferd.config import Benchmark, Method
+from ferd.datasets import dataset
 from ferd.files import atomic_write, write_json
-from tasks.mlflow_view import ablation_of
+from tasks import tidy
 from tasks.paths import RESULTS
 from tasks.results import FIGURES, Group
 
 METRICS = RESULTS / "metrics"
 PLOTS = RESULTS / "plots"
-MEASURED = ("clean", "pgd20", "autoattack")
+ATTACKS = ("clean", "pgd20", "autoattack")
 
 
 def write_metrics(groups: Mapping[str, Sequence[Group]]) -> None:
-    """``metrics/<benchmark>/<student>/<method>.json``: {attack: {figure: the mean over seeds}}."""
+    """``metrics/<benchmark>/<student>/<method>.json``: {attack: {figure: its mean over seeds}}."""
     for benchmark, found in groups.items():
         for group in found:
             path = METRICS / benchmark / (group.student or "") / f"{group.method}.json"
-            attacks = [attack for attack in MEASURED if attack in group.attacks]
+            attacks = [attack for attack in ATTACKS if attack in group.attacks]
             write_json(path, {attack: _means(group, attack) for attack in attacks})
 
 
-def write_plots(groups: Mapping[str, Sequence[Group]], gammas: Mapping[str, float]) -> None:
-    """``plots/gamma.csv``, ``plots/per_class.csv`` and ``plots/rounds.csv``, a row a point.
+def write_plots(
+    groups: Mapping[str, Sequence[Group]], benchmarks: Mapping[str, Benchmark], methods: Mapping[str, Method]
+) -> None:
+    """``plots/<benchmark>/``: ``gamma.csv``, ``classes.csv``, ``agreement.csv``; percent, means over seeds.
 
-    Args:
-        gammas: each method's γ.
+    The first has a column a figure under PGD-20, the others a column a (student, method).
     """
-    _write_table(PLOTS / "gamma.csv", _gamma_rows(groups, gammas))
-    _write_table(PLOTS / "per_class.csv", _class_rows(groups))
-    _write_table(PLOTS / "rounds.csv", _round_rows(groups))
+    for name, found in groups.items():
+        if found:
+            names = dataset(benchmarks[name].data.dataset).class_names
+            by_gamma = tidy.over_gamma(found, tidy.gammas(methods))
+            by_round = tidy.rounds(found)
+            tables = {
+                "gamma": _pivot([row for row in by_gamma if row["attack"] == "pgd20"], "gamma", "figure"),
+                "classes": _pivot(tidy.per_class(found, "pgd20", names), "class", "label"),
+                "agreement": _pivot(
+                    [row for row in by_round if row["quantity"] == "agreement"], "round", "label"
+                ),
+            }
+            for table, rows in tables.items():
+                _write_table(PLOTS / name / f"{table}.csv", rows)
+
+
+def _pivot(rows: Sequence[tidy.Row], index: str, column: str) -> list[tidy.Row]:
+    """A row a value of ``index``, with the mean of each value of ``column``."""
+    wide: dict[Any, tidy.Row] = {}
+    for row in rows:
+        wide.setdefault(row[index], {index: row[index]})[row[column]] = row["mean"]
+    return list(wide.values())
 
 
 def _means(group: Group, attack: str) -> dict[str, float]:
     return {figure: mean(group.values(attack, figure)) for figure in FIGURES}
 
 
-def _students(groups: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, Group]]:
-    for benchmark, found in groups.items():
-        for group in found:
-            if group.student:
-                yield f"{benchmark} {group.student}", group
-
-
-def _gamma_rows(
-    groups: Mapping[str, Sequence[Group]], gammas: Mapping[str, float]
-) -> Iterator[dict[str, Any]]:
-    for student, group in _students(groups):
-        if ablation_of(group.method) and group.method in gammas:
-            for seed, worst, average in zip(
-                group.seeds, group.values("pgd20", "worst"), group.values("pgd20", "average"), strict=True
-            ):
-                yield {
-                    "student": student,
-                    "gamma": gammas[group.method],
-                    "seed": seed,
-                    "worst": worst,
-                    "average": average,
-                }
-
-
-def _class_rows(groups: Mapping[str, Sequence[Group]]) -> Iterator[dict[str, Any]]:
-    for student, group in _students(groups):
-        columns = [group.per_class(attack) for attack in ("clean", "pgd20")]
-        for label, (clean, pgd20) in enumerate(zip(*columns, strict=True)):
-            yield {
-                "student": student,
-                "method": group.method,
-                "class": label,
-                "clean": clean,
-                "pgd20": pgd20,
-            }
-
-
-def _round_rows(groups: Mapping[str, Sequence[Group]]) -> Iterator[dict[str, Any]]:
-    for student, group in _students(groups):
-        for seed, path in zip(group.seeds, group.paths, strict=True):
-            for line in path.with_suffix(".rounds.jsonl").read_text().splitlines():
-                record = json.loads(line)
-                yield {
-                    "run": f"{student} {group.method} s{seed}",
-                    "round": record["round"],
-                    "agreement": record["agreement"],
-                    "largest_proportion": max(record["proportions"]),
-                }
-
-
-def _write_table(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    listed = list(rows)
+def _write_table(path: Path, rows: Sequence[tidy.Row]) -> None:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
     with atomic_write(path) as part, part.open("w", newline="") as file:
-        if listed:
-            writer = csv.DictWriter(file, fieldnames=list(listed[0]))
-            writer.writeheader()
-            writer.writerows(listed)
+        writer = csv.DictWriter(file, fieldnames=columns)
+        writer.writeheader()
+        writer.writerows(rows)

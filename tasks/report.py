@@ -1,4 +1,4 @@
-"""Stage ``report``: all results at hand -> one self-contained page and ``results/summary.json``."""
+"""Stage ``report``: all results at hand -> one self-contained page, a summary, DVC's metrics and plots."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
 from tasks import page, params, process
 from tasks.figures.style import CONFIG
+from tasks.metrics import write_metrics, write_plots
 from tasks.paths import RESULTS
 from tasks.results import FIGURES, Group, load, spread
 
@@ -37,8 +38,11 @@ def main() -> None:
         return
     with process.running("report") as progress:
         progress.start()
-        groups = {name: load(name) for name in params.read().benchmarks}
+        settings = params.read()
+        groups = {name: load(name) for name in settings.benchmarks}
         write_json(SUMMARY, summary(groups))
+        write_metrics(groups)
+        write_plots(groups, settings.benchmarks, settings.methods)
         with atomic_write(PAGE) as part:
             part.write_text(render(chapters(groups)))
 

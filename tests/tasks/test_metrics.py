@@ -1,0 +1,43 @@
+"""DVC's own commands show the results: a row a method, a column a figure."""
+
+import csv
+import json
+import sys
+
+from tasks import metrics
+from tests.conftest import run_in
+
+
+def test_dvc_shows_a_row_a_method(finished):
+    shown = run_in(finished, sys.executable, "-m", "dvc", "metrics", "show", "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = json.loads(shown.stdout)[""]["data"]
+    assert set(rows) == {
+        "results/metrics/digits/teacher.json",
+        "results/metrics/digits/resnet8-w8/ferd.json",
+        "results/metrics/digits/resnet8-w8/uniform-noise.json",
+    }
+    result = json.loads((finished / "results/digits/resnet8-w8/ferd/s0.json").read_text())
+    shown_ferd = rows["results/metrics/digits/resnet8-w8/ferd.json"]["data"]
+    assert shown_ferd["pgd20"]["worst"] == result["attacks"]["pgd20"]["worst"]
+
+
+def test_the_tables_of_plots_hold_the_results(finished):
+    result = json.loads((finished / "results/digits/resnet8-w8/ferd/s0.json").read_text())
+    with (finished / "results/plots/digits/classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["ferd"]) / 100 for row in rows] == result["attacks"]["pgd20"]["per_class"]
+    with (finished / "results/plots/digits/agreement.csv").open() as file:
+        assert [row["round"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_a_pivot_has_a_row_a_value():
+    rows = [
+        {"gamma": 0.0, "figure": "worst", "mean": 1.0},
+        {"gamma": 0.0, "figure": "average", "mean": 2.0},
+        {"gamma": 0.5, "figure": "worst", "mean": 3.0},
+    ]
+    assert metrics._pivot(rows, "gamma", "figure") == [
+        {"gamma": 0.0, "worst": 1.0, "average": 2.0},
+        {"gamma": 0.5, "worst": 3.0},
+    ]
