@@ -25,6 +25,8 @@ def check(block: str | None) -> None:
     """
     if block is None:
         return
+    if "/" not in block:
+        raise FerdError(f"{PARAMETER}: {block!r} is not type/name, such as sendgrid-email/team")
     try:
         found = Block.load(block)
     except (ValueError, RuntimeError) as error:

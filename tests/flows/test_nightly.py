@@ -14,7 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect.testing.utilities import prefect_test_harness
 
+from ferd.errors import FerdError
+from flows.alert import check
 from tests.conftest import environment, run_in
 
 COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
@@ -57,6 +60,13 @@ def inbox():
     server.shutdown()
     thread.join()
     server.server_close()
+
+
+@pytest.fixture(scope="module")
+def prefect_server():
+    """An empty Prefect in this process."""
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
 
 
 def clones(folder: Path) -> list[Path]:
@@ -143,3 +153,11 @@ def test_a_folder_without_a_commit_is_refused(finished_copy, tmp_path):
     refused = run_in(finished_copy, *COMMAND, PREFECT_HOME=str(tmp_path / "prefect"))
     assert refused.returncode != 0
     assert "commit something first" in refused.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("block", "words"), [("nonsense", "is not type/name"), ("sendgrid-email/nobody", "named nobody")]
+)
+def test_a_block_that_is_not_there_is_refused(prefect_server, block, words):
+    with pytest.raises(FerdError, match=words):
+        check(block)
