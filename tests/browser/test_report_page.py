@@ -75,6 +75,16 @@ def test_nothing_goes_wrong_and_nothing_is_fetched(page):
     assert page.faults == []
 
 
+def test_without_a_name_in_the_address_the_first_benchmark_is_shown(browser, page_file):
+    page = browser.new_page()
+    faults = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(page_file.as_uri())
+    page.wait_for_selector(".chapter[data-ready]", timeout=120_000)
+    assert page.locator(".chapter.shown").count() == 1 and faults == []
+    page.close()
+
+
 def test_every_section_has_its_charts(page):
     sections = page.locator(f"#{BENCHMARK} .section")
     assert sections.count() == 12
