@@ -141,6 +141,7 @@ class Stack:
             "S3_COMMAND": self._s3_command(),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes, for judging texts
             "DO_NOT_TRACK": "1",
             "PYTHONUNBUFFERED": "1",
         }
