@@ -75,7 +75,7 @@ def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):
     kept["Prefect's deployments"] = repr(reproduced.api("/deployments/filter", {})).encode()
     kept["command lines"] = repr([process.cmdline() for process in family(reproduced)]).encode()
     assert b"resnet8-w8/uniform-noise/s0" in kept["MLflow"]
-    assert b"Task run" in kept["Prefect's logs"]
+    assert b"Finished in state" in kept["Prefect's logs"]
     shown = [name for name, content in kept.items() for secret in planted if secret.encode() in content]
     assert shown == []
 
