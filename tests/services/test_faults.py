@@ -78,6 +78,9 @@ def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reprodu
     assert outputs(folder) == undisturbed
 
 
+HOP_BY_HOP = ("Expect", "Transfer-Encoding", "Connection")
+
+
 class Faulty(BaseHTTPRequestHandler):
     """Passes requests on to an S3 endpoint, or answers 500."""
 
@@ -109,7 +112,7 @@ class Faulty(BaseHTTPRequestHandler):
         request = urllib.request.Request(
             type(self).target + self.path,
             data=body or None,
-            headers={key: value for key, value in self.headers.items() if key != "Transfer-Encoding"},
+            headers={key: value for key, value in self.headers.items() if key not in HOP_BY_HOP},
             method=self.command,
         )
         try:
