@@ -6,7 +6,7 @@ from prefect import flow
 
 from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record, leave_on_sigterm
-from tasks.report import PAGE
+from tasks.paths import PAGE
 from tasks.table import print_table
 
 BENCHMARK = "digits"

@@ -6,6 +6,7 @@ from pathlib import Path
 OUTPUTS = Path(os.environ.get("FERD_OUTPUTS", ""))  # a sweep's points keep theirs apart: tasks/sweep.py
 CHECKPOINTS = OUTPUTS / "checkpoints"
 RESULTS = OUTPUTS / "results"
+PAGE = RESULTS / "report" / "index.html"
 RESULT_SCHEMA = "ferd-result/1"
 
 

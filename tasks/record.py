@@ -26,6 +26,7 @@ from tasks.mlflow_view import ABLATION, ablation_of, save_gamma_view
 from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
+REPORT = "report"  # the run that holds the page
 BATCH = 1000  # metrics that MLflow takes at once
 DESCRIPTION = """\
 {teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
@@ -40,6 +41,7 @@ to the average: lower is fairer) on test images; `generator/…` and `student/�
 `generator/agreement` is the share of synthetic images to which the teacher gives the requested label.
 
 **Artifacts**: `per_class.json` (a row a class), the last synthetic images of each class, the result file.
+The run `report` holds the page with all charts.
 
 Does γ matter? Runs of `no-utae` (γ = 0), `gamma-…` and `ferd` carry the tag `ablation = gamma`; `make ui`
 prints the link to their charts.
@@ -76,8 +78,21 @@ def complete(name: str, settings: Params) -> str | None:
         for group in groups:
             for path, result in zip(group.paths, group.results, strict=True):
                 _complete_run(client, experiment, known, settings, path, result)
+        _keep_report(client, experiment, known.get(REPORT))
         compared = {group.method for group in groups if ablation_of(group.method)}
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
+
+
+def _keep_report(client: Any, experiment: str, run: Any | None) -> None:
+    """The report page as an artifact of a run of its own, which shows it in MLflow."""
+    if not paths.PAGE.exists():
+        return
+    done = hashlib.sha256(paths.PAGE.read_bytes()).hexdigest()[:16]
+    if run is None or run.data.tags.get(COMPLETED) != done:
+        made = client.create_run(experiment, run_name=REPORT, tags={"run_key": REPORT})
+        client.log_artifact(made.info.run_id, str(paths.PAGE))
+        client.set_tag(made.info.run_id, COMPLETED, done)
+        client.set_terminated(made.info.run_id)
 
 
 def description(benchmark: Benchmark) -> str:

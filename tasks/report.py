@@ -13,10 +13,9 @@ from ferd.files import atomic_write, write_json
 from tasks import page, params, process
 from tasks.figures.style import CONFIG
 from tasks.metrics import write_metrics, write_plots
-from tasks.paths import RESULTS
+from tasks.paths import PAGE, RESULTS
 from tasks.results import FIGURES, Group, load, spread
 
-PAGE = RESULTS / "report" / "index.html"
 SUMMARY = RESULTS / "summary.json"
 GLOBALS = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the libraries
 TEMPLATE = Path(__file__).with_name("report.html.j2")

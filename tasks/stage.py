@@ -57,7 +57,7 @@ class Pipeline:
         from dvc.repo import Repo
 
         with plain_errors():
-            self._repo = Repo(".")
+            self._repo = Repo(".", _wait_for_lock=True)  # others run stages of this folder meanwhile
             graph = self._repo.index.graph
             self._needs = {
                 stage.addressing: [need.addressing for need in graph.successors(stage)]

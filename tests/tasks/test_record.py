@@ -27,7 +27,8 @@ def result(finished_copy):
 
 def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
     client, experiment, runs, number = complete(finished_copy)
-    assert number == len(runs) == 3
+    assert number == len(runs) == 4  # and the report's
+    assert [item.path for item in client.list_artifacts(runs["report"].info.run_id)] == ["index.html"]
     run = runs[FERD]
     assert "imported" not in run.data.tags and run.data.tags["ablation"] == "gamma"
     artifacts = {item.path for item in client.list_artifacts(run.info.run_id)}
@@ -38,7 +39,7 @@ def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
     assert "UTAE" in experiment.tags["mlflow.note.content"]
     before = run.info.end_time, run.data.tags["completed"]
     _, _, again, number = complete(finished_copy)
-    assert number == 3 and (again[FERD].info.end_time, again[FERD].data.tags["completed"]) == before
+    assert number == 4 and (again[FERD].info.end_time, again[FERD].data.tags["completed"]) == before
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code
@@ -61,7 +62,7 @@ def test_the_model_gives_the_students_logits(finished_copy):
 def test_results_of_elsewhere_become_runs_with_their_rounds(finished_copy, result):
     (finished_copy / "mlflow.db").unlink()
     client, _, runs, number = complete(finished_copy)
-    assert number == 3
+    assert number == 4
     run = runs[FERD]
     assert run.data.tags["imported"] == "true" and run.info.status == "FINISHED"
     assert run.data.params["gamma"] == "0.5" and run.data.params["method"] == "ferd"
@@ -75,4 +76,4 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     result["attacks"]["pgd20"]["worst"] = 0.125
     (finished_copy / f"results/digits/{FERD}.json").write_text(json.dumps(result))
     _, _, _, number = complete(finished_copy)
-    assert number == 4
+    assert number == 5
