@@ -121,11 +121,17 @@ def make_finished(folder: Path) -> None:
     (folder / "flow.log").write_text(flow.stdout + flow.stderr)
 
 
+def copy_workspace(source: Path, target: Path) -> None:
+    """Copy all but what other tests' processes may be writing in the shared workspace just now."""
+    passing = shutil.ignore_patterns("__pycache__", "tmp", "mlartifacts", "*-journal", "*.lock.*")
+    shutil.copytree(source, target, symlinks=True, ignore=passing)
+
+
 @pytest.fixture
 def finished_copy(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished workspace, to be changed."""
     target = tmp_path / "copy"
-    shutil.copytree(finished, target, symlinks=True)
+    copy_workspace(finished, target)
     return target
 
 

@@ -1,6 +1,5 @@
 """Bad input ends a stage with one line saying what, where and what to do; outputs stay."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from safetensors.torch import save_file
 
 from ferd.checkpoint import save_classifier
 from ferd.models.registry import build
-from tests.conftest import run_in
+from tests.conftest import copy_workspace, run_in
 
 TEACHER = Path("checkpoints/digits/teacher.safetensors")
 STUDENT = Path("checkpoints/digits/resnet8-w8/ferd/s0.safetensors")
@@ -20,7 +19,7 @@ STUDENT = Path("checkpoints/digits/resnet8-w8/ferd/s0.safetensors")
 @pytest.fixture(scope="module")
 def folder(finished, tmp_path_factory):
     target = tmp_path_factory.mktemp("bad") / "workspace"
-    shutil.copytree(finished, target, symlinks=True)
+    copy_workspace(finished, target)
     return target
 
 

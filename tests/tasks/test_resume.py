@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, run_in
+from tests.conftest import copy_workspace, environment, run_in
 
 STUDENT = ["digits", "resnet8-w8", "ferd", "s1"]
 CHECKPOINT = Path("checkpoints/digits/resnet8-w8/ferd/s1.safetensors")
@@ -19,7 +19,7 @@ CHECKPOINT = Path("checkpoints/digits/resnet8-w8/ferd/s1.safetensors")
 def prepared(finished, tmp_path_factory):
     """A workspace with a teacher, and the student of an undisturbed run."""
     folder = tmp_path_factory.mktemp("resume") / "workspace"
-    shutil.copytree(finished, folder, symlinks=True)
+    copy_workspace(finished, folder)
     undisturbed = run_in(folder, sys.executable, "-m", "tasks.distill", *STUDENT)
     assert undisturbed.returncode == 0, undisturbed.stderr
     (folder / CHECKPOINT).rename(folder / "undisturbed.safetensors")
