@@ -8,7 +8,7 @@ import pytest
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop must not meet Prefect's
 def browser() -> Iterator:
     """Chromium without a window; tests that need it are skipped where there is none."""
     path = next((found for name in NAMES if (found := shutil.which(name))), None)

@@ -38,7 +38,7 @@ def small_params() -> dict:
         "pool_images": 25,
         "batch_size": 8,
     }
-    return {"benchmarks": {"digits": digits}, "methods": content["methods"]}
+    return content | {"benchmarks": {"digits": digits}}
 
 
 @pytest.fixture

@@ -220,9 +220,7 @@ def write_params(**changes) -> None:
     digits = content["benchmarks"]["digits"]
     digits["analysis"]["judge"] |= {"network": "resnet8-w8"} | changes
     digits["analysis"]["judge"]["training"] |= {"epochs": 1}
-    params.PARAMS.write_text(
-        yaml.safe_dump({"benchmarks": {"digits": digits}, "methods": content["methods"]})
-    )
+    params.PARAMS.write_text(yaml.safe_dump(content | {"benchmarks": {"digits": digits}}))
 
 
 def test_the_judge_is_made_the_same_way(folder, monkeypatch, capsys):
