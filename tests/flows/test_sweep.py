@@ -31,6 +31,7 @@ def test_a_fault_is_one_line_before_anything_runs(workspace, arguments, said):
     assert not (workspace / "data").exists()
 
 
+@pytest.mark.services  # for its time: minutes
 def test_each_point_runs_once_and_one_that_fails_does_not_lose_the_others(finished_copy):
     sweep = [*COMMAND, "--key", "utae.gamma", "--values", "0", "0.5", "--seeds", "0"]
     teacher = (finished_copy / "checkpoints/digits/teacher.safetensors").read_bytes()
