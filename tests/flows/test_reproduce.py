@@ -49,6 +49,11 @@ def test_a_second_run_finds_everything_up_to_date(finished):
     assert "all 8 stages are up to date; nothing to run" in again.stdout
 
 
+def heed_interrupts():
+    """A shell's background job ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_params, number):
     change_params(finished_copy, 500, "benchmarks", "digits", "distillation", "rounds")
@@ -57,7 +62,13 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
     with (
         output.open("w") as log,
         subprocess.Popen(
-            command, cwd=finished_copy, env=environment(), stdout=log, stderr=log, start_new_session=True
+            command,
+            cwd=finished_copy,
+            env=environment(),
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            preexec_fn=heed_interrupts,
         ) as flow,
     ):
         states = finished_copy / ".resume"
