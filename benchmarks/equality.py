@@ -98,7 +98,7 @@ def real_images(device: torch.device) -> Iterator[RealImages]:
     splits = load_splits(data, None)
     yield _taken(
         "digits",
-        _digits_teacher(splits["train"], device),
+        digits_teacher(splits["train"], device),
         splits["test"],
         ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=20),
         device,
@@ -121,7 +121,7 @@ def _taken(
     return RealImages(f"{len(labels)} images of {name}", network.to(device), inputs, labels, threat)
 
 
-def _digits_teacher(train: Images, device: torch.device) -> Classifier:
+def digits_teacher(train: Images, device: torch.device) -> Classifier:
     """A ResNet-8 after three epochs of PGD-AT: right on most digits, robust on some."""
     settings = Training(
         method="pgd-at",

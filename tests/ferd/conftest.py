@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ferd.adversarial_training import AdversarialTraining
-from ferd.config import Augmentation, Data, ThreatModel, Training
+from benchmarks.equality import digits_teacher
+from ferd.config import Data, ThreatModel
 from ferd.dataset_readers import load_splits
 from ferd.datasets import Images
 from ferd.models.classifier import Classifier
@@ -93,23 +93,7 @@ def digits() -> dict[str, Images]:
 @pytest.fixture(scope="session")
 def trained(digits: dict[str, Images]) -> Classifier:
     """A ResNet-8 after three epochs of PGD-AT on digits: right on most, robust on some."""
-    settings = Training(
-        method="pgd-at",
-        beta=0.0,
-        attack_steps=1,
-        attack_step_size=0.1,
-        epochs=3,
-        batch_size=64,
-        learning_rate=0.2,
-        weight_decay=5e-4,
-        weight_average=0.0,
-        precision="float32",
-    )
-    network = build("resnet8-w8", classes=10, channels=1)
-    ball = ThreatModel(norm="linf", epsilon=0.1, step_size=0.1, steps=1)
-    crops, cpu = Augmentation(padding=1, flip=False), torch.device("cpu")
-    list(AdversarialTraining(network, digits["train"], settings, ball, crops, 0, cpu).epochs())
-    return network.eval().requires_grad_(False)
+    return digits_teacher(digits["train"], torch.device("cpu")).requires_grad_(False)
 
 
 @pytest.fixture
