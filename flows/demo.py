@@ -1,11 +1,8 @@
 """The whole pipeline in minutes, on images that come with scikit-learn: ``make demo``."""
 
-import sys
-
 from prefect import flow
 
-from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record, leave_on_sigterm
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -23,13 +20,8 @@ def demo(slots: int = 2) -> None:
 def main() -> None:
     """Run the flow, then show what came of it."""
     create_record()
-    leave_on_sigterm()
-    try:
+    with as_command("demo"):
         demo()
-    except FerdError as error:
-        sys.exit(f"demo: {error}")
-    except KeyboardInterrupt:
-        sys.exit("demo: stopped; run it again to go on from here")
     print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")
     print("browse every run and round: make ui")

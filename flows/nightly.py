@@ -4,7 +4,6 @@ python -m flows.nightly
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,9 +18,9 @@ from flows.pipeline import (
     RETRIES,
     RETRY_DELAY_SECONDS,
     TASK_RUNNER,
+    as_command,
     create_record,
     evaluations,
-    leave_on_sigterm,
     run_stale,
 )
 from tasks import night, params, tracking, verdict
@@ -170,13 +169,8 @@ def main() -> None:
     parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
     args = parser.parse_args()
     create_record()
-    leave_on_sigterm()
-    try:
+    with as_command("nightly"):
         nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
-    except FerdError as error:
-        sys.exit(f"nightly: {error}")
-    except KeyboardInterrupt:
-        sys.exit("nightly: stopped; run it again to go on from here")
 
 
 if __name__ == "__main__":

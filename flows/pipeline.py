@@ -5,9 +5,10 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -32,6 +33,7 @@ WAITING_ROOM = 2  # stages that load their code while others compute
 class Session:
     """What the stages of one flow run share: the view, how many may run, and a way to stop.
 
+    As a context, it stops them where its body is left by an exception: Ctrl-C, or a worker's SIGTERM.
     ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile. With ``pull`` they
     take what DVC's remote has; ``anew``, not even what DVC's run cache has.
     """
@@ -41,6 +43,13 @@ class Session:
         self.slots = slots
         self.places = threading.Semaphore(slots + WAITING_ROOM)
         self.stopping = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.stop()
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
@@ -102,9 +111,19 @@ def create_record() -> None:
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
 
 
-def leave_on_sigterm() -> None:
-    """After SIGTERM leave by ``sys.exit``: then Prefect stops the server that it started here."""
+@contextmanager
+def as_command(name: str) -> Iterator[None]:
+    """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
+
+    After SIGTERM it is left by ``sys.exit``: then Prefect stops the server that it started here.
+    """
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    except FerdError as error:
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"{name}: stopped; run it again to go on from here")
 
 
 def bring_up_to_date(
@@ -175,9 +194,8 @@ def run_stages(
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
-    session = Session(view, slots, pull=pull, anew=anew)
     futures: dict[str, PrefectFuture[str]] = {}
-    try:
+    with Session(view, slots, pull=pull, anew=anew) as session:
         for stage in stages:
             if stage.stale:
                 needed = [futures[name] for name in stage.upstream if name in futures]
@@ -185,9 +203,6 @@ def run_stages(
                 futures[stage.name] = submit(stage, session, wait_for=needed)
         for future in futures.values():
             future.wait()
-    except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
-        session.stop()
-        raise
     return failures_of({name: future.state for name, future in futures.items()})
 
 

@@ -4,13 +4,11 @@ python -m flows.reproduce --benchmark digits
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from prefect import flow
 
-from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, bring_up_to_date, create_record, leave_on_sigterm
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
 from tasks.table import print_table
 
 
@@ -44,14 +42,9 @@ def main() -> None:
     parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     create_record()
-    leave_on_sigterm()
-    try:
+    with as_command("reproduce"):
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
-    except FerdError as error:
-        sys.exit(f"reproduce: {error}")
-    except KeyboardInterrupt:
-        sys.exit("reproduce: stopped; run it again to go on from here")
 
 
 if __name__ == "__main__":

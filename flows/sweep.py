@@ -6,7 +6,6 @@ python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --
 import argparse
 import os
 import queue
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from flows.pipeline import (
     RETRY_DELAY_SECONDS,
     TASK_RUNNER,
     Session,
+    as_command,
     attempt,
     create_record,
     failures_of,
@@ -94,17 +94,11 @@ def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
     for place in places_to_compute(slots):
         places.put(place)
     with LiveView(len(points)) as view:
-        session = Session(view, slots)
         submit: Any = run_point.submit  # its overloads do not take typed arguments
-        futures = {}
-        try:
-            for point in points:
-                futures[point.name] = submit(point, session, places)
+        with Session(view, slots) as session:
+            futures = {point.name: submit(point, session, places) for point in points}
             for future in futures.values():
                 future.wait()
-        except BaseException:  # Ctrl-C, or a worker's SIGTERM, which Prefect raises here
-            session.stop()
-            raise
     return failures_of({name: future.state for name, future in futures.items()})
 
 
@@ -210,14 +204,10 @@ def main() -> None:
         "--gpus", type=float, default=1.0, help="with --ray: GPUs of a point, where there are"
     )
     args = vars(parser.parse_args())
-    try:
+    with as_command("sweep"):
         Sweep(*(args[name] for name in ("benchmark", "student", "method", "key", "values", "seeds")))
         create_record()
         sweep(**args)
-    except FerdError as error:
-        sys.exit(f"sweep: {error}")
-    except KeyboardInterrupt:
-        sys.exit("sweep: stopped; run it again to go on from here")
 
 
 if __name__ == "__main__":
