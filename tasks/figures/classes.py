@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, kind, kind_colours
 from tasks.params import CONTROLS
 
@@ -54,7 +54,7 @@ def _profile(rows: Sequence[Row], teacher: Sequence[Row], order: Sequence[str]) 
     rows = [row | {"kind": kind(row["method"], CONTROLS)} for row in rows]
     x = _classes(order)
     y = alt.Y("mean:Q", title="%", scale=alt.Scale(domain=[0, 100]))
-    tips = ["label:N", "class:N", alt.Tooltip("mean:Q", format=".1f"), alt.Tooltip("std:Q", format=".1f")]
+    tips = ["label:N", "class:N", *mean_and_std(".1f")]
     behind = (
         panel(teacher)
         .mark_bar(style="behind", width=alt.RelativeBandSize(0.98))

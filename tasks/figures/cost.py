@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
 from tasks.figures.style import BLUE, GREEN, ORANGE
 
 COLOURS = {"distill": BLUE, "train": GREEN, "evaluate": ORANGE}
@@ -27,13 +27,7 @@ def _bars(rows: Sequence[Row]) -> alt.TopLevelMixin:
     stages = [stage for stage in COLOURS if any(row["stage"] == stage for row in rows)]
     scale = alt.Scale(domain=stages, range=[COLOURS[stage] for stage in stages])
     y = alt.Y("label:N", title=None, sort=list(dict.fromkeys(row["label"] for row in rows)))
-    tips = [
-        "label:N",
-        "stage:N",
-        alt.Tooltip("mean:Q", format=".1f"),
-        alt.Tooltip("std:Q", format=".1f"),
-        "seeds:Q",
-    ]
+    tips = ["label:N", "stage:N", *mean_and_std(".1f"), "seeds:Q"]
     base = panel([row | {"place": stages.index(row["stage"])} for row in rows])
     bars = base.mark_bar().encode(
         y=y,

@@ -104,6 +104,11 @@ def panel(rows: Sequence[Row]) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=list(rows)))
 
 
+def mean_and_std(form: str) -> list[alt.Tooltip]:
+    """What a mark says of its mean when it is pointed at; ``form`` as of d3-format: ``.1f``."""
+    return [alt.Tooltip("mean:Q", format=form), alt.Tooltip("std:Q", format=form)]
+
+
 def missing(key: str, title: str, gap: str, command: str) -> Figure:
     """A figure for which there are no results: its place, and what makes them."""
     return Figure(key, title, "", command, gap=gap)

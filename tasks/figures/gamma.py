@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
 from tasks.figures.style import BLUE, GREEN, ORANGE, RED, SKY, by_colour, by_shape, explained
 from tasks.table import NAMES
 
@@ -65,13 +65,7 @@ def _lines(rows: Sequence[Row], figure: str) -> alt.TopLevelMixin:
     x = alt.X("gamma:Q", title="γ", scale=alt.Scale(padding=12), axis=axis)
     y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=figure != "average"))
     base = panel(rows)
-    tips = [
-        "attack:N",
-        "gamma:Q",
-        alt.Tooltip("mean:Q", format=".3f"),
-        alt.Tooltip("std:Q", format=".3f"),
-        "seeds:Q",
-    ]
+    tips = ["attack:N", "gamma:Q", *mean_and_std(".3f"), "seeds:Q"]
     band = base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
     line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(

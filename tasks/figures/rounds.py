@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, explained, label_colours
 
 SHOWN = ("ferd", "no-reweighting", "no-fae", "no-utae", "no-fae-utae", "ferd-released", "dfhl-rs", "rslad")
@@ -54,7 +54,7 @@ def _proportions_map(rows: Sequence[Row], classes: Sequence[str], most: float) -
     colour = alt.Color(
         "mean:Q", title="%", scale=alt.Scale(domain=[0, most], interpolate="rgb"), legend=legend
     )
-    tips = ["class:N", "round:Q", alt.Tooltip("mean:Q", format=".1f"), alt.Tooltip("std:Q", format=".1f")]
+    tips = ["class:N", "round:Q", *mean_and_std(".1f")]
     step = 18 if len(classes) <= 20 else 3
     return (
         panel(rows)
@@ -88,7 +88,7 @@ def _lines(rows: Sequence[Row], methods: dict[str, str]) -> alt.TopLevelMixin:
     scale = alt.Scale(zero=False, domainMax=most)
     y = alt.Y("mean:Q", title=None, scale=scale)
     base = panel(rows)
-    tips = ["label:N", "round:Q", alt.Tooltip("mean:Q", format=".2f"), alt.Tooltip("std:Q", format=".2f")]
+    tips = ["label:N", "round:Q", *mean_and_std(".2f")]
     band = base.mark_area(opacity=0.15, clip=True).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
     line = base.mark_line(strokeWidth=2, point=alt.OverlayMarkDef(size=18)).encode(
         x=x, y=y, color=colour, tooltip=tips
