@@ -2,33 +2,37 @@
 
 import argparse
 import os
+import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
 
 from ferd.errors import FerdError
 from tasks import params, record, tracking
+from tasks.mlflow_view import HOST, PORT, address
 
-HOST, PORT = "127.0.0.1", 5000
 LOG = Path("logs/mlflow.log")
 START_SECONDS = 120
 
 
 def main() -> None:
-    """Open a server that is set by ``MLFLOW_TRACKING_URI``, or serve the local store until Ctrl-C."""
+    """Open the server of ``MLFLOW_TRACKING_URI``, or serve the local store until Ctrl-C or SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=PORT)
     port = parser.parse_args().port
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
         settings = params.read()
         links = {name: link for name in settings.benchmarks if (link := record.complete(name, settings))}
         if store.startswith("http"):
-            show(store, links)
+            show(address(), links)
         else:
             serve(store, port, links)
     except FerdError as error:
@@ -37,50 +41,55 @@ def main() -> None:
         sys.exit(0)
 
 
-def show(address: str, links: dict[str, str]) -> None:
+def show(server: str, links: dict[str, str]) -> None:
     """Print where the record and each benchmark's γ comparison are, and open the first of these."""
-    print(f"MLflow: {address}", flush=True)
+    print(f"MLflow: {server}", flush=True)
     for name, link in links.items():
-        print(f"γ on {name}: {address}{link}", flush=True)
-    webbrowser.open(address + next(iter(links.values()), ""))
+        print(f"γ on {name}: {server}{link}", flush=True)
+    webbrowser.open(server + next(iter(links.values()), ""))
 
 
 def serve(store: str, port: int, links: dict[str, str]) -> None:
     """MLflow's own server for a local store, seen from this machine alone, until it ends.
 
     Raises:
-        FerdError: it does not start.
+        FerdError: the port is taken, or it does not start.
     """
-    address = f"http://{HOST}:{port}"
+    with socket.socket() as probe:
+        if probe.connect_ex((HOST, port)) == 0:
+            raise FerdError(f"port {port} is taken; stop what listens there, or give another by --port")
+    served = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", "1", "--backend-store-uri", store]
     quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     LOG.parent.mkdir(exist_ok=True)
     with LOG.open("w") as log:
-        server = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
+        server = subprocess.Popen(
+            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+        )
     try:
-        _wait_until_it_answers(server, address)
-        show(address, links)
+        _wait_until_it_answers(server, served)
+        show(served, links)
         print("stop with Ctrl-C", flush=True)
         server.wait()
     finally:
-        server.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)  # its workers, too
         server.wait()
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], address: str) -> None:
+def _wait_until_it_answers(server: subprocess.Popen[bytes], served: str) -> None:
     for _ in range(10 * START_SECONDS):
         try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5):
+            with urllib.request.urlopen(f"{served}/health", timeout=5):
                 pass
-            if server.poll() is None:
-                return
+            return
         except (urllib.error.URLError, OSError):
             pass
         if server.poll() is not None:
-            raise FerdError(f"MLflow did not start: {_last_line()}; see {LOG}; is the port in use?")
+            raise FerdError(f"MLflow did not start: {_last_line()}; see {LOG}")
         time.sleep(0.1)
-    raise FerdError(f"MLflow does not answer on {address} after {START_SECONDS} s; see {LOG}")
+    raise FerdError(f"MLflow does not answer on {served} after {START_SECONDS} s; see {LOG}")
 
 
 def _last_line() -> str:

@@ -10,17 +10,12 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-LOCAL = "http://127.0.0.1:5000"
+HOST, PORT = "127.0.0.1", 5000  # of the server that `make ui` starts
 RUNS = 1000  # that are looked through for a night's
 TAG = "mlflow.sharedViewState."
 METRICS = ("robust/pgd20/worst", "robust/pgd20/average", "robust/clean/worst", "robust/clean/average")
 GAMMA = "gamma"  # the view's key, the parameter across, and the value of the runs' tag
 ABLATION = "ablation"  # the runs' tag
-
-
-def ablation_of(method: str) -> str | None:
-    """The comparison that a method is a point of: the full method at a value of γ, ``no-utae`` at γ = 0."""
-    return GAMMA if method in ("ferd", "no-utae") or method.startswith("gamma-") else None
 
 
 def save_gamma_view(client: Any, experiment: str) -> str:
@@ -77,7 +72,7 @@ def address() -> str:
     """Where a browser finds MLflow: its server without a password in the address, else ``make ui``'s."""
     server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https"):
-        return LOCAL
+        return f"http://{HOST}:{PORT}"
     return server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
 
 

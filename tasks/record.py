@@ -20,9 +20,9 @@ from ferd.datasets import dataset
 from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
-from tasks import params, paths, results, tracking
+from tasks import params, paths, results, tidy, tracking
 from tasks.distill import metrics_of
-from tasks.mlflow_view import ABLATION, ablation_of, save_gamma_view
+from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
@@ -79,7 +79,7 @@ def complete(name: str, settings: Params) -> str | None:
             for path, result in zip(group.paths, group.results, strict=True):
                 _complete_run(client, experiment, known, settings, path, result)
         _keep_report(client, experiment, known.get(REPORT))
-        compared = {group.method for group in groups if ablation_of(group.method)}
+        compared = {group.method for group in groups} & tidy.gammas(settings.methods).keys()
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
 
 
@@ -147,8 +147,8 @@ def _complete_run(
     _log_dataset(client, run_id, benchmark, result)
     if checkpoint.exists():
         _log_model(client, run_id, load_classifier(checkpoint), dataset(benchmark.data.dataset).size)
-    if ablation := ablation_of(result["method"]):
-        client.set_tag(run_id, ABLATION, ablation)
+    if result["method"] in tidy.gammas(settings.methods):
+        client.set_tag(run_id, ABLATION, GAMMA)
     client.set_tag(run_id, COMPLETED, done)
 
 

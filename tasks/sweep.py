@@ -32,7 +32,7 @@ from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
 from ferd.models.registry import build
 from tasks import params, paths, tracking
-from tasks.mlflow_view import save_view
+from tasks.mlflow_view import address, save_view
 from tasks.process import sha256
 from tasks.results import Group
 from tasks.stage import StageFailed, run_module
@@ -288,10 +288,8 @@ class Sweep:
         with tracking.connected() as client:
             experiment = tracking.experiment(client, self.benchmark)
             place = save_view(client, experiment, self.id, f"tags.sweep_id = '{self.id}'", self.key)
-        store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
-        if store.startswith("http"):
-            return f"{store}{place}"
-        return f"http://127.0.0.1:5000{place} (after `make ui`)"
+        served = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+        return f"{address()}{place}{'' if served else ' (after `make ui`)'}"
 
 
 def parse_value(text: str) -> Value:

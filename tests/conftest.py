@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -133,6 +134,13 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
     target = tmp_path / "copy"
     copy_workspace(finished, target)
     return target
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def set_param(folder: Path, value: object, *keys: str) -> None:

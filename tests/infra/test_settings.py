@@ -10,8 +10,7 @@ import yaml
 from dotenv import dotenv_values
 
 from infra import stack
-from tests.conftest import ROOT, environment
-from tests.services.conftest import free_port
+from tests.conftest import ROOT, environment, free_port
 
 INFRA = ROOT / "infra"
 LISTED = dotenv_values(INFRA / "stack.env")

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from infra import stack
-from tests.conftest import ROOT, environment, make_workspace, run_in
+from tests.conftest import ROOT, environment, free_port, make_workspace, run_in
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
@@ -122,13 +121,6 @@ def wait_until(condition: Any, seconds: float, explain: Any = lambda: "") -> Non
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
         time.sleep(0.3)
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def make_clone(folder: Path) -> Path:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment
-from tests.services.conftest import free_port
+from tests.conftest import environment, free_port
 
 pytestmark = pytest.mark.services
 

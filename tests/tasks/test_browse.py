@@ -3,15 +3,16 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
 import pytest
 
-from tests.conftest import environment
+from tasks import mlflow_view
+from tests.conftest import environment, free_port, run_in
 
 CHROMIUM = shutil.which("chromium")
-PORT = "5923"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -19,8 +20,9 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
     from playwright.sync_api import sync_playwright
 
     add_no_utae(finished_copy)
+    port = str(free_port())
     with subprocess.Popen(
-        [sys.executable, "-m", "tasks.browse", "--port", PORT],
+        [sys.executable, "-m", "tasks.browse", "--port", port],
         cwd=finished_copy,
         env=environment() | {"BROWSER": "true"},
         stdout=subprocess.PIPE,
@@ -41,6 +43,8 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
                 browser.close()
         finally:
             server.send_signal(signal.SIGTERM)
+    with socket.socket() as probe:  # nothing is left behind
+        assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 
 
 def add_no_utae(folder):
@@ -54,3 +58,22 @@ def add_no_utae(folder):
 
 def head(stream, number):
     return [next(stream) for _ in range(number)]
+
+
+def test_a_taken_port_is_one_line(finished_copy):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        refused = run_in(finished_copy, sys.executable, "-m", "tasks.browse", "--port", port)
+    assert refused.returncode != 0
+    assert refused.stderr.splitlines() == [
+        f"browse: port {port} is taken; stop what listens there, or give another by --port"
+    ]
+
+
+def test_links_do_not_carry_the_servers_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
+    assert mlflow_view.address() == "https://mlflow.example"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    assert mlflow_view.address() == "http://127.0.0.1:5000"
