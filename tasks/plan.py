@@ -162,7 +162,7 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
     table.add_column("stage", no_wrap=True)
     for heading in ("stages", "PFLOP each", "hours each", "hours", "memory GB", "disk MB each"):
         table.add_column(heading, justify="right")
-    factors: dict[str, list[float]] = {}
+    ratios_of: dict[str, list[float]] = {}
     total = 0.0
     for benchmark in benchmarks:
         costs = Costs(benchmark, settings, device)
@@ -179,19 +179,23 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
                 f"{costs.memory(job) / 1e9:.2f}",
                 f"{costs.disk(job) / 1e6:,.0f}",
             )
-        factors[benchmark] = [
-            seconds / costs.seconds(job) for job in own if (seconds := _spent(job, device)) is not None
-        ]
+        ratios_of[benchmark] = compared(own, costs, device)
     console = Console(width=None if Console().is_terminal else 120)
     if table.row_count:
         console.print(table)
     print(f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all")
-    for benchmark, ratios in factors.items():
+    for benchmark, ratios in ratios_of.items():
         if ratios:
             print(
                 f"{benchmark}: {len(ratios)} stages that ran before took {median(ratios):.2f} times what is "
                 f"predicted on this device (median; {min(ratios):.2f} to {max(ratios):.2f})"
             )
+
+
+def compared(own: Sequence[Job], costs: Costs, device: torch.device) -> list[float]:
+    """What a stage took over what is predicted, of each that computed on such a device."""
+    took = {job: _spent(job, device) for job in own if costs.work(job).total}  # a teacher's file costs none
+    return [seconds / costs.seconds(job) for job, seconds in took.items() if seconds is not None]
 
 
 def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:

@@ -1,5 +1,6 @@
 """The plan's figures: closed forms for one job, and the command on a workspace where some stages ran."""
 
+import json
 import re
 import sys
 
@@ -31,6 +32,20 @@ def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
     float32_and_counters = 4 * 20_146 + 8 * 9  # parameters and running statistics; a counter a BatchNorm
     assert costs.disk(job("distill")) == float32_and_counters + 3 * 16 * 8 * 8  # rounds of uint8 images
     assert costs.disk(job("evaluate")) == 0
+
+
+def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
+    took = {kind: tmp_path / f"{kind}.json" for kind in ("teacher", "evaluate")}
+    for path in took.values():
+        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu"}))
+    teacher, evaluation = (
+        plan.Job(kind, "digits", None, "teacher", path, stale=False) for kind, path in took.items()
+    )
+    costs.benchmark = costs.benchmark.model_copy(
+        update={"teacher": costs.benchmark.teacher.model_copy(update={"training": None})}
+    )
+    cpu = torch.device("cpu")
+    assert plan.compared([teacher, evaluation], costs, cpu) == [4.0 / costs.seconds(evaluation)]
 
 
 def test_the_command_lists_what_is_out_of_date_and_compares_what_ran(finished):
