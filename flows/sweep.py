@@ -32,7 +32,8 @@ from flows.pipeline import (
 from flows.progress import LiveView
 from tasks.process import SLOTS
 from tasks.stage import REPORT, Pipeline
-from tasks.sweep import Point, Sweep, Value, parse_value, print_table
+from tasks.sweep import Point, Sweep, parse_value, print_table
+from tasks.sweep_results import Value
 
 
 @flow(name="sweep", task_runner=TASK_RUNNER)

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from ferd.config import Benchmark, Method
 from ferd.datasets import dataset
 from tasks import analysis_table, paper, tidy
-from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds
+from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds, sweep
 from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
 from tasks.results import Group, students
+from tasks.sweep_results import SweepResults
 from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading, warnings
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
@@ -52,7 +53,11 @@ class Chapter:
 
 
 def chapter(
-    name: str, benchmark: Benchmark, methods: Mapping[str, Method], groups: Sequence[Group]
+    name: str,
+    benchmark: Benchmark,
+    methods: Mapping[str, Method],
+    groups: Sequence[Group],
+    sweeps: Sequence[SweepResults] = (),
 ) -> Chapter:
     """All of a benchmark; sections without results name what is missing and the command that makes it."""
     again = f"python -m flows.reproduce --benchmark {name}"
@@ -67,6 +72,7 @@ def chapter(
     )
     compared = paper.compare(benchmark, groups)
     gamma_of = tidy.gammas(methods)
+    by_gamma = tidy.over_gamma(groups, gamma_of)
     varied = " ".join(sorted(gamma_of, key=gamma_of.__getitem__))
     over_rounds = tidy.rounds(groups)
     return Chapter(
@@ -80,7 +86,8 @@ def chapter(
             Section(classes.profiles(by_class, again)),
             Section(classes.gains(by_class, again)),
             Section(robustness.trade_off(accuracy, again)),
-            Section(gamma.curves(tidy.over_gamma(groups, gamma_of), gamma_of, f"{again} --methods {varied}")),
+            Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} --methods {varied}")),
+            *(Section(sweep.over_values(found, tidy.over_values(found.groups))) for found in sweeps),
             Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
             Section(
                 failures.utae_ends(tidy.utae_outcomes(analyses, kinds), kinds, f"{again} --analyse"), utae

@@ -10,9 +10,10 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
-from tasks import page, params, process
+from tasks import page, params, process, sweep_results
 from tasks.figures.style import CONFIG
 from tasks.metrics import write_metrics, write_plots
+from tasks.params import Params
 from tasks.paths import PAGE, RESULTS
 from tasks.results import FIGURES, Group, load, spread
 
@@ -49,11 +50,13 @@ def main() -> None:
 def chapters(groups: dict[str, list[Group]]) -> list[page.Chapter]:
     """A chapter a benchmark: those with students first, those not run last."""
     settings = params.read()
-    made = [
-        page.chapter(name, settings.benchmark(name), settings.methods, found)
-        for name, found in groups.items()
-    ]
+    made = [_chapter(settings, name, found) for name, found in groups.items()]
     return sorted(made, key=lambda chapter: not groups[chapter.name])
+
+
+def _chapter(settings: Params, name: str, groups: list[Group]) -> page.Chapter:
+    sweeps = sweep_results.of_benchmark(name)
+    return page.chapter(name, settings.benchmark(name), settings.methods, groups, sweeps)
 
 
 def render(shown: list[page.Chapter]) -> str:
@@ -80,7 +83,8 @@ def save_figure(name: str, path: Path) -> None:
     """
     benchmark, _, key = name.partition("/")
     settings = params.read()
-    shown = page.chapter(benchmark, settings.benchmark(benchmark), settings.methods, load(benchmark))
+    settings.benchmark(benchmark)
+    shown = _chapter(settings, benchmark, load(benchmark))
     figure = shown.figure(key)
     if figure is None:
         known = ", ".join(section.figure.key for section in shown.sections)

@@ -5,11 +5,7 @@ is no stage of ``dvc.yaml``; its outputs are in a folder named by the hash of al
 (docs/decisions/2026-11-25-sweep.md):
 
     sweeps/<sweep_id>/                               the settings, weights, images and results of its points
-    results/sweeps/<sweep_id>.json                   their results together, for tables and the report
-
-The second file, schema ``ferd-sweep/1``: ``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``, and
-``points``, a list of ``{"value": ..., "result": ...}``, a result as ``tasks.evaluate`` writes it, its seed
-included, ordered by value and seed. ``load`` reads it as one ``Group`` a value.
+    results/sweeps/<sweep_id>.json                   their results together (tasks/sweep_results.py)
 """
 
 import json
@@ -34,11 +30,10 @@ from ferd.models.registry import build
 from tasks import params, paths, tracking
 from tasks.mlflow_view import address, save_view
 from tasks.process import sha256
-from tasks.results import Group
 from tasks.stage import StageFailed, run_module
+from tasks.sweep_results import SCHEMA, Value, load, results_file
 from tasks.table import cell, heading
 
-SCHEMA = "ferd-sweep/1"
 FOLDER = Path("sweeps")
 TABLE = [(attack, figure) for attack in ("clean", "pgd20") for figure in ("average", "worst", "nsd")]
 USED = (
@@ -47,7 +42,6 @@ USED = (
     "distillation",
     "evaluation",
 )  # blocks of a benchmark that points read
-Value = float | int | str | bool
 
 
 @dataclass(frozen=True)
@@ -310,37 +304,10 @@ def plain(value: Value) -> str:
     return re.sub(r"[^\w.+-]", "_", str(value))
 
 
-def results_file(sweep_id: str) -> Path:
-    """The results of a sweep's points together."""
-    return Path("results") / "sweeps" / f"{sweep_id}.json"
-
-
-def load(path: Path, seeds: Sequence[int] | None = None) -> dict[Value, Group]:
-    """The results of a sweep, a group of seeds a value.
-
-    Raises:
-        FerdError: the file is not that of a sweep.
-    """
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise FerdError(f"{path}: not a sweep's results ({SCHEMA}); delete it and run the sweep again")
-    grouped: dict[Value, list[dict[str, Any]]] = {}
-    for point in content["points"]:
-        if seeds is None or point["result"]["seed"] in seeds:
-            grouped.setdefault(point["value"], []).append(point["result"])
-    return {
-        value: Group(content["student"], results[0]["method"], tuple(results), (path,) * len(results))
-        for value, results in grouped.items()
-    }
-
-
 def print_table(sweep: Sweep) -> None:
     """Print what the sweep was asked for, a row a value."""
-    loaded = load(results_file(sweep.id), sweep.seeds)
-    groups = {value: loaded[value] for value in sweep.values if value in loaded}
+    found = load(results_file(sweep.id), sweep.seeds).groups
+    groups = {value: found[value] for value in sweep.values if value in found}
     table = Table(
         title=f"{sweep.benchmark}, {sweep.student}, {sweep.method}: accuracy in percent on so many test "
         "images; NSD = std/mean over classes; mean ± sample standard deviation over seeds"

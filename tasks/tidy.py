@@ -8,6 +8,7 @@ from typing import Any
 
 from ferd.config import Method
 from tasks.results import FIGURES, Group, spread, students
+from tasks.sweep_results import Value
 
 Row = dict[str, Any]
 ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
@@ -66,6 +67,11 @@ def over_gamma(groups: Sequence[Group], gamma_of: Mapping[str, float]) -> list[R
     """``accuracy`` of the methods that differ in γ alone, with γ, in its order."""
     rows = [row | {"gamma": gamma_of[row["method"]]} for row in accuracy(groups) if row["method"] in gamma_of]
     return sorted(rows, key=lambda row: row["gamma"])
+
+
+def over_values(groups: Mapping[Value, Group]) -> list[Row]:
+    """``accuracy`` of a sweep's points, with the value that its key had."""
+    return [row | {"value": value} for value, group in groups.items() for row in accuracy([group])]
 
 
 def rounds(groups: Sequence[Group]) -> list[Row]:

@@ -84,9 +84,9 @@ def make_workspace(folder: Path) -> Path:
     (folder / ".dvc").mkdir()
     shutil.copy(ROOT / ".dvc" / "config", folder / ".dvc" / "config")
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params(), sort_keys=False))
-    for benchmark in tiny_params()["benchmarks"]:
-        (folder / "results" / benchmark).mkdir(parents=True)
-        (folder / "results" / benchmark / ".gitkeep").touch()
+    for name in (*tiny_params()["benchmarks"], "sweeps"):
+        (folder / "results" / name).mkdir(parents=True)
+        (folder / "results" / name / ".gitkeep").touch()
     run_in(folder, "git", "init", "--quiet")
     return folder
 

@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from ferd.errors import FerdError
-from tasks.figures import classes, failures, gamma, robustness, rounds, style
+from tasks.figures import classes, failures, gamma, robustness, rounds, style, sweep
 from tasks.figures.figure import Figure, panel
+from tasks.results import Group
+from tasks.sweep_results import SweepResults
 
 
 def accuracy(method, average, worst, std=None, attack="pgd20", student="resnet8-w8", **more):
@@ -84,13 +87,50 @@ def test_gains_are_points_against_ferd_of_the_same_student():
 def test_gamma_is_drawn_from_two_values_on_and_names_what_was_not_run():
     gamma_of = {"no-utae": 0.0, "ferd": 0.5, "gamma-0_9": 0.9}
     zero, half = accuracy("no-utae", 74.0, 54.0, gamma=0.0), accuracy("ferd", 75.0, 50.0, gamma=0.5)
-    alone = gamma.curves(half, gamma_of, "make it")
+    alone = gamma.over_gamma(half, gamma_of, "make it")
     assert not alone.panels
     assert alone.gap == "Needs two values of γ or more. No student for γ = 0, γ = 0.9."
-    figure = gamma.curves([*zero, *half], gamma_of, "make it")
+    figure = gamma.over_gamma([*zero, *half], gamma_of, "make it")
     assert len(figure.panels) == 3
     assert figure.gap == "No student for γ = 0.9."
     assert {row["attack"] for row in figure.rows} == {"PGD-20"}
+
+
+def swept(key, *values):
+    group = Group("resnet8-w8", "ferd", ({"seed": 0}, {"seed": 2}), (Path(), Path()))
+    return SweepResults(
+        f"digits-{key}-0a1b2c3d", "digits", "resnet8-w8", "ferd", key, dict.fromkeys(values, group)
+    )
+
+
+def across(figure):
+    chart = figure.panels["Worst class, %"].to_dict()
+    return next(layer["encoding"]["x"] for layer in chart["layer"] if layer["mark"]["type"] == "point")
+
+
+def test_a_sweep_is_drawn_over_its_numbers_and_says_how_to_run_it_again():
+    rows = [row for value in (0.05, 0.1) for row in accuracy("ferd", 75.0, 50.0, value=value)]
+    figure = sweep.over_values(swept("threat_model.epsilon", 0.05, 0.1), rows)
+    assert (figure.key, len(figure.panels), len(figure.rows)) == ("sweep-0a1b2c3d", 3, 6)
+    assert across(figure)["type"] == "quantitative"
+    assert across(figure)["axis"]["values"] == [0.05, 0.1]
+    assert figure.command == (
+        "python -m flows.sweep --benchmark digits --student resnet8-w8 --method ferd "
+        "--key threat_model.epsilon --values 0.05 0.1 --seeds 0 2"
+    )
+
+
+def test_words_and_switches_of_a_sweep_stand_side_by_side_in_order():
+    rows = [row for value in (False, True) for row in accuracy("ferd", 75.0, 50.0, value=value)]
+    figure = sweep.over_values(swept("fae", False, True), rows)
+    assert (across(figure)["type"], across(figure)["sort"]) == ("nominal", [False, True])
+    assert "--values false true" in figure.command
+
+
+def test_one_value_of_a_sweep_is_a_named_gap():
+    figure = sweep.over_values(swept("utae.gamma", 0.5), accuracy("ferd", 75.0, 50.0, value=0.5))
+    assert not figure.panels
+    assert figure.gap == "Needs two values or more."
 
 
 @pytest.mark.parametrize(("number", "panels", "layers"), [(10, 1, 3), (12, 1, 1), (21, 0, 0)])
@@ -116,7 +156,7 @@ def test_more_than_ten_classes_have_no_numbers_and_more_than_twenty_no_heat_map(
         robustness.trade_off([], "x"),
         classes.profiles([], "x"),
         classes.gains([], "x"),
-        gamma.curves([], {"ferd": 0.5}, "x"),
+        gamma.over_gamma([], {"ferd": 0.5}, "x"),
         failures.pairs([], ["a"], "x"),
         failures.utae_ends([], ["a"], "x"),
         rounds.proportions([], ["a"], "x"),

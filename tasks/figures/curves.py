@@ -1,0 +1,74 @@
+"""Average, worst and NSD under each attack, over a setting: what γ and sweeps are drawn as."""
+
+from collections.abc import Sequence
+
+import altair as alt
+
+from tasks.figures.figure import Row, mean_and_std, panel
+from tasks.figures.style import BLUE, GREEN, ORANGE, RED, SKY, by_colour, by_shape, explained
+from tasks.table import NAMES
+
+COLOURS = {
+    NAMES[attack]: colour
+    for attack, colour in zip(
+        ("clean", "fgsm", "pgd20", "cw30", "autoattack"), (SKY, ORANGE, BLUE, GREEN, RED), strict=True
+    )
+}
+TITLES = {"average": "Average of the classes, %", "worst": "Worst class, %", "nsd": "NSD (lower is fairer)"}
+
+
+def drawn(rows: Sequence[Row]) -> list[Row]:
+    """The rows of the attacks that have a line, under the names that readers know."""
+    return [row | {"attack": NAMES[row["attack"]]} for row in rows if NAMES[row["attack"]] in COLOURS]
+
+
+def panels(rows: Sequence[Row], field: str, title: str, prefix: str = "") -> dict[str, alt.TopLevelMixin]:
+    """A panel a figure; ``rows``: ``drawn``, with the setting's value in ``field``."""
+    return {
+        f"{prefix}{text}": _lines([row for row in rows if row["figure"] == figure], figure, field, title)
+        for figure, text in TITLES.items()
+    }
+
+
+def legend(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
+    """What stands for which attack."""
+    return explained({name: COLOURS[name] for name in _attacks_of(rows)}, shapes=True)
+
+
+def sizes(rows: Sequence[Row]) -> str:
+    """A sentence: how many test images each attack was run on."""
+    images = {row["attack"]: row["images"] for row in rows}
+    return f"Test images: {', '.join(f'{name} {size}' for name, size in images.items())}."
+
+
+def _attacks_of(rows: Sequence[Row]) -> list[str]:
+    """The attacks that occur, weak to strong."""
+    return [name for name in COLOURS if any(row["attack"] == name for row in rows)]
+
+
+def _across(rows: Sequence[Row], field: str, title: str) -> alt.X:
+    """Numbers as far apart as they are, words and switches side by side."""
+    values = list(dict.fromkeys(row[field] for row in rows))
+    if any(isinstance(value, bool | str) for value in values):
+        return alt.X(f"{field}:N", title=title, sort=values, axis=alt.Axis(labelAngle=0))
+    axis = alt.Axis(values=sorted(values), format="~g")
+    return alt.X(f"{field}:Q", title=title, scale=alt.Scale(padding=12, zero=False), axis=axis)
+
+
+def _lines(rows: Sequence[Row], figure: str, field: str, title: str) -> alt.TopLevelMixin:
+    attacks = _attacks_of(rows)
+    colour = by_colour("attack", {name: COLOURS[name] for name in attacks})
+    x = _across(rows, field, title)
+    y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=figure != "average"))
+    base = panel(rows)
+    tips = ["attack:N", f"{field}:{x.shorthand[-1]}", *mean_and_std(".3f"), "seeds:Q"]
+    band = base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
+    line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
+    points = base.mark_point(filled=True, size=55, opacity=1).encode(
+        x=x,
+        y=y,
+        color=colour,
+        shape=by_shape("attack", attacks),
+        tooltip=tips,
+    )
+    return alt.layer(band, line, points).properties(height=230)

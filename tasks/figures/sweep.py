@@ -1,0 +1,41 @@
+"""A sweep: one key of the settings at several values, against everything that is measured."""
+
+from collections.abc import Sequence
+
+from tasks.figures import curves
+from tasks.figures.figure import Figure, Row, missing
+from tasks.sweep_results import SweepResults
+
+READING = (
+    "A line an attack, over the values of {key}. Bands: ± one standard deviation over seeds (none: one seed)."
+)
+
+
+def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
+    """Panels of average, worst and NSD; ``rows``: ``tidy.over_values``."""
+    key = f"sweep-{sweep.sweep_id.rpartition('-')[2]}"
+    title = f"Sweep of {sweep.key}: {sweep.method}, {sweep.student}"
+    if len(sweep.groups) < 2:
+        return missing(key, title, "Needs two values or more.", _command(sweep))
+    shown = curves.drawn(rows)
+    return Figure(
+        key,
+        title,
+        f"{READING.format(key=sweep.key)} {curves.sizes(shown)}",
+        _command(sweep),
+        shown,
+        curves.panels(shown, "value", sweep.key),
+        columns=3,
+        legend=curves.legend(shown),
+    )
+
+
+def _command(sweep: SweepResults) -> str:
+    seeds = sorted({seed for group in sweep.groups.values() for seed in group.seeds})
+    values = (str(value).lower() if isinstance(value, bool) else f"{value}" for value in sweep.groups)
+    listed = " ".join(values)
+    return (
+        f"python -m flows.sweep --benchmark {sweep.benchmark} --student {sweep.student} "
+        f"--method {sweep.method} --key {sweep.key} --values {listed} "
+        f"--seeds {' '.join(map(str, seeds))}"
+    )

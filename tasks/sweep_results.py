@@ -1,0 +1,67 @@
+"""What came of sweeps: ``results/sweeps/<sweep_id>.json``, schema ``ferd-sweep/1``.
+
+``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``, and ``points``, a list of
+``{"value": ..., "result": ...}``, a result as ``tasks.evaluate`` writes it, its seed included, ordered by
+value and seed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferd.errors import FerdError
+from tasks.paths import RESULTS
+from tasks.results import Group
+
+SCHEMA = "ferd-sweep/1"
+FOLDER = RESULTS / "sweeps"
+Value = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class SweepResults:
+    """The points that are done: a group of seeds a value, in the order of the values."""
+
+    sweep_id: str
+    benchmark: str
+    student: str
+    method: str
+    key: str
+    groups: Mapping[Value, Group]
+
+
+def results_file(sweep_id: str) -> Path:
+    """The results of a sweep's points together."""
+    return FOLDER / f"{sweep_id}.json"
+
+
+def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
+    """The results of a sweep; ``seeds``: of these alone.
+
+    Raises:
+        FerdError: the file is not that of a sweep.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+        raise FerdError(f"{path}: not a sweep's results ({SCHEMA}); delete it and run the sweep again")
+    grouped: dict[Value, list[dict[str, Any]]] = {}
+    for point in content["points"]:
+        if seeds is None or point["result"]["seed"] in seeds:
+            grouped.setdefault(point["value"], []).append(point["result"])
+    groups = {
+        value: Group(content["student"], results[0]["method"], tuple(results), (path,) * len(results))
+        for value, results in grouped.items()
+    }
+    identity = {name: content[name] for name in ("sweep_id", "benchmark", "student", "method", "key")}
+    return SweepResults(**identity, groups=groups)
+
+
+def of_benchmark(name: str) -> list[SweepResults]:
+    """All sweeps of a benchmark that have results."""
+    found = [load(path) for path in sorted(FOLDER.glob("*.json"))]
+    return [sweep for sweep in found if sweep.benchmark == name and sweep.groups]
