@@ -26,7 +26,7 @@ from flows.pipeline import (
 from tasks import night, params, tracking, verdict
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
-from tasks.stage import REPORT, Pipeline, Stage
+from tasks.stage import Pipeline, Stage
 from tasks.verdict import Verdict
 
 MOST_NAMED = 5  # figures in the message of a failure
@@ -100,12 +100,11 @@ def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str]
         for benchmark in benchmarks
         for target in evaluations(pipeline, benchmark, what["methods"], what["seeds"])
     ]
-    planned = pipeline.plan(targets)
+    planned = pipeline.plan(targets, report=True)
     if not tonight.goes_on:
-        names = [stage.name for stage in planned]
-        pull(tonight, [name for name in names if name != REPORT])
-        tonight.begin(what, names)
-        planned = Pipeline().plan(targets)  # which reads dvc.lock again
+        pull(tonight, [stage.name for stage in pipeline.plan(targets)])
+        tonight.begin(what, [stage.name for stage in planned])
+        planned = Pipeline().plan(targets, report=True)  # which reads dvc.lock again
     run_stale("nightly", planned, slots, anew=True)
     return planned
 

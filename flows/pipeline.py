@@ -21,7 +21,7 @@ from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params, tracking
 from tasks.process import SLOTS
-from tasks.stage import Pipeline, Stage, StageFailed, run, stop_running
+from tasks.stage import BUSY_POLL_SECONDS, Pipeline, Stage, StageBusy, StageFailed, run, stop_running
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
@@ -91,9 +91,7 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
     """
     get_run_logger().info("start")
     try:
-        if session.stopping.is_set():
-            raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
-        work(partial(session.view.on_event, name))
+        work_when_free(name, session, work)
     except StageFailed as error:
         error.retryable = error.retryable and not session.stopping.is_set()
         if error.retryable and task_run.run_count <= RETRIES:
@@ -102,6 +100,16 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
             session.view.finished(name, f"failed: {error}")
         raise
     session.view.finished(name)
+
+
+def work_when_free(name: str, session: Session, work: Callable[[OnEvent], None]) -> None:
+    """Do the work; while another flow of this folder has its files, wait and try again."""
+    while not session.stopping.is_set():
+        try:
+            return work(partial(session.view.on_event, name))
+        except StageBusy:
+            session.stopping.wait(BUSY_POLL_SECONDS)
+    raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
 
 
 def create_record() -> None:
@@ -150,7 +158,7 @@ def bring_up_to_date(
             f"analyse-teacher@{benchmark}",
             *pipeline.student_stages(benchmark, None, None, "tasks.analyse"),
         ]
-    run_stale(benchmark, pipeline.plan(targets), slots)
+    run_stale(benchmark, pipeline.plan(targets, report=True), slots)
 
 
 def evaluations(

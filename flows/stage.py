@@ -4,7 +4,7 @@ from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, run_stale
 from tasks import share as remote
-from tasks.stage import REPORT, Pipeline
+from tasks.stage import Pipeline
 
 
 @flow(name="stage", task_runner=TASK_RUNNER)
@@ -15,8 +15,6 @@ def stage(name: str, share: bool = False) -> None:
         name: the stage, as `dvc stage list` prints it: `evaluate-digits@resnet8-w8-ferd-s0`.
         share: take from DVC's remote what another machine computed, and send there what this one computes.
     """
-    planned = Pipeline().plan([name])
-    wanted = [known for known in planned if known.name != REPORT or name == REPORT]
-    run_stale(name, wanted, slots=1, pull=share)
+    run_stale(name, Pipeline().plan([name]), slots=1, pull=share)
     if share:
         remote.push([name])

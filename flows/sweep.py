@@ -31,7 +31,7 @@ from flows.pipeline import (
 )
 from flows.progress import LiveView
 from tasks.process import SLOTS
-from tasks.stage import REPORT, Pipeline
+from tasks.stage import Pipeline
 from tasks.sweep import Point, Sweep, parse_value, print_table
 from tasks.sweep_results import Value
 
@@ -82,8 +82,7 @@ def sweep(
 
 def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
     """The benchmark's data and teacher, by their DVC stages."""
-    stages = Pipeline().plan([f"data@{benchmark}", f"teacher@{benchmark}"])
-    inputs = [stage for stage in stages if stage.name != REPORT]
+    inputs = Pipeline().plan([f"data@{benchmark}", f"teacher@{benchmark}"])
     if any(stage.stale for stage in inputs):
         run_stale(benchmark, inputs, slots)
 

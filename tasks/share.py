@@ -7,9 +7,10 @@ Another machine takes it by ``dvc repro --pull STAGE``, without this one's lock 
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ferd.errors import FerdError
-from tasks.stage import plain_errors
+from tasks.stage import plain_errors, when_free
 
 
 def push(names: Sequence[str]) -> int:
@@ -24,12 +25,8 @@ def push(names: Sequence[str]) -> int:
     from dvc.stage.cache import RunCacheNotSupported
 
     sent = 0
-    with plain_errors(), Repo(".") as repo:
-        with repo.lock:
-            stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, True)}
-            for stage in stages.values():
-                if not stage.status():
-                    repo.stage_cache.save(stage)
+    with plain_errors(), Repo(".", _wait_for_lock=True) as repo:
+        when_free(lambda: _save_run_cache(repo, names))
         try:
             entries = repo.stage_cache.push(None)
         except RunCacheNotSupported:
@@ -40,6 +37,14 @@ def push(names: Sequence[str]) -> int:
                 raise FerdError(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
             sent += len(result.transferred)
     return sent
+
+
+def _save_run_cache(repo: Any, names: Sequence[str]) -> None:
+    with repo.lock:
+        stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, True)}
+        for stage in stages.values():
+            if not stage.status():
+                repo.stage_cache.save(stage)
 
 
 def main() -> None:

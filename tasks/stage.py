@@ -5,18 +5,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ferd.errors import FerdError
 from tasks import paths
 
 REPORT = "report"
+BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
+BUSY_POLL_SECONDS = 1.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,14 @@ class StageFailed(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Of use where a stage is run by another process: pickle knows no keyword arguments."""
         return partial(StageFailed, retryable=self.retryable), (self.stage, self.reason)
+
+
+class StageBusy(StageFailed):
+    """A stage was not run, since another process runs one that it shares files with."""
+
+
+class Busy(FerdError):
+    """DVC refuses, since another process runs stages of this folder."""
 
 
 class Pipeline:
@@ -95,17 +107,20 @@ class Pipeline:
             if (methods is None or method in methods) and (seeds is None or seed in seeds)
         ]
 
-    def plan(self, targets: Sequence[str] | None = None) -> list[Stage]:
-        """The targets and all they need, then the report, in topological order; by default every stage.
+    def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
+        """The targets and all they need, in topological order; by default every stage.
 
-        A stage must run where DVC finds it changed, or where something it needs must run.
+        A stage must run where DVC finds it changed, or where something it needs must run. Waits while
+        another process writes what these stages read.
+
+        Args:
+            report: the report in the end, too, though not all that it draws.
 
         Raises:
             FerdError: dvc.yaml has no such stage.
         """
-        names = [*self._ancestors(targets), REPORT] if targets else self._ancestors(list(self._needs))
-        with plain_errors(), self._repo.lock:
-            changed = {name for name in names if self._known[name].status(check_updates=True)}
+        names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
+        changed = when_free(lambda: self._changed(names))
         planned: dict[str, Stage] = {}
         for name in names:
             known = self._known[name]
@@ -114,6 +129,10 @@ class Pipeline:
             uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
             planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
         return list(planned.values())
+
+    def _changed(self, names: Sequence[str]) -> set[str]:
+        with self._repo.lock:
+            return {name for name in names if self._known[name].status(check_updates=True)}
 
     def _ancestors(self, targets: Sequence[str]) -> list[str]:
         ordered: dict[str, None] = {}
@@ -165,6 +184,7 @@ def run(
 
     Raises:
         StageFailed: with the stage's own line where it printed one.
+        StageBusy: another process has the stage's files just now.
     """
     kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
@@ -172,7 +192,9 @@ def run(
     command += ["--no-run-cache"] if anew else []
     try:
         run_module(stage.name, command, on_event, environment)
-    except StageFailed:
+    except StageFailed as error:
+        if BUSY in error.reason:
+            raise StageBusy(stage.name, error.reason, retryable=True) from None
         _put_back(stage.name, kept)
         raise
 
@@ -215,6 +237,20 @@ def run_module(
         raise StageFailed(name, message or _last_error(tail), retryable=not message)
 
 
+def when_free(work: Callable[[], T]) -> T:
+    """What ``work`` returns; where DVC refuses since another process runs stages here, wait for it."""
+    said = False
+    while True:
+        try:
+            with plain_errors():
+                return work()
+        except Busy as error:
+            if not said:
+                print(f"waiting: {error}", flush=True)
+            said = True
+        time.sleep(BUSY_POLL_SECONDS)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """DVC's errors as one line each."""
@@ -224,7 +260,7 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except LockError:
-        raise FerdError("another process is running stages of this folder; wait for it, or stop it") from None
+        raise Busy("another process is running stages of this folder") from None
     except DvcException as error:
         raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
 

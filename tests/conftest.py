@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,6 +135,16 @@ def finished_copy(finished: Path, tmp_path: Path) -> Path:
     target = tmp_path / "copy"
     copy_workspace(finished, target)
     return target
+
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float = 60, explain: Callable[[], str] = lambda: ""
+) -> None:
+    """Poll until it holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
+        time.sleep(0.3)
 
 
 def free_port() -> int:

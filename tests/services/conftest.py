@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from infra import stack
-from tests.conftest import ROOT, environment, free_port, make_workspace, run_in
+from tests.conftest import ROOT, environment, free_port, make_workspace, run_in, wait_until
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
@@ -113,14 +112,6 @@ class Services:
                     process.wait(timeout=60)
                 except subprocess.TimeoutExpired:
                     process.kill()
-
-
-def wait_until(condition: Any, seconds: float, explain: Any = lambda: "") -> None:
-    """Poll until it holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
-        time.sleep(0.3)
 
 
 def make_clone(folder: Path) -> Path:

@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import run_in, set_param
-from tests.services.conftest import Services, wait_until
+from tests.conftest import run_in, set_param, wait_until
+from tests.services.conftest import Services
 
 pytestmark = pytest.mark.services
 

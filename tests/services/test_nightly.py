@@ -2,8 +2,7 @@
 
 import pytest
 
-from tests.conftest import run_in
-from tests.services.conftest import wait_until
+from tests.conftest import run_in, wait_until
 
 pytestmark = pytest.mark.services
 

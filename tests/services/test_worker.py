@@ -6,8 +6,7 @@ import time
 import pytest
 import yaml
 
-from tests.conftest import ROOT
-from tests.services.conftest import wait_until
+from tests.conftest import ROOT, wait_until
 
 pytestmark = pytest.mark.services
 

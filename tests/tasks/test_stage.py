@@ -1,9 +1,14 @@
 """One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
 
+import subprocess
+import sys
+import threading
+
 import pytest
 
 from ferd.errors import FerdError
 from tasks import stage
+from tests.conftest import environment, wait_until
 
 FERD = "evaluate-digits@resnet8-w8-ferd-s0"
 STUDENT = "checkpoints/digits/resnet8-w8/ferd/s0.safetensors"
@@ -16,12 +21,12 @@ def here(finished_copy, monkeypatch):
 
 
 def test_a_finished_pipeline_has_nothing_stale(here):
-    planned = stage.Pipeline().plan(["evaluate-teacher@digits", FERD])
+    planned = stage.Pipeline().plan(["evaluate-teacher@digits", FERD], report=True)
     assert not [item.name for item in planned if item.stale]
 
 
-def test_a_plan_is_in_topological_order_and_ends_with_the_report(here):
-    planned = stage.Pipeline().plan([FERD])
+def test_a_plan_is_in_topological_order_and_may_end_with_the_report(here):
+    planned = stage.Pipeline().plan([FERD], report=True)
     names = [item.name for item in planned]
     assert names == [
         "data@digits",
@@ -36,7 +41,7 @@ def test_a_plan_is_in_topological_order_and_ends_with_the_report(here):
 
 def test_what_follows_a_changed_stage_is_stale(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
-    stale = {item.name: item.stale for item in stage.Pipeline().plan([FERD])}
+    stale = {item.name: item.stale for item in stage.Pipeline().plan([FERD], report=True)}
     assert stale == {
         "data@digits": False,
         "teacher@digits": False,
@@ -99,3 +104,49 @@ def test_a_fault_of_the_machine_is_worth_a_retry(here):
     with pytest.raises(stage.StageFailed, match="MemoryError: gone") as caught:
         stage.run(planned("report"), lambda event: None)
     assert caught.value.retryable
+
+
+HOLD = """
+import sys
+from dvc.repo import Repo
+from dvc.rwlock import rwlock
+repo = Repo(".")
+with rwlock(repo.tmp_dir, repo.fs, "dvc repro", [], [sys.argv[1]], False):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def another(here):
+    """A process that has the student's weights by DVC's own lock until its input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(here / STUDENT)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
+
+
+def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, another, capsys):
+    plans = []
+    waiting = threading.Thread(target=lambda: plans.append(stage.Pipeline().plan([FERD])), daemon=True)
+    waiting.start()
+    wait_until(
+        lambda: capsys.readouterr().out == "waiting: another process is running stages of this folder\n"
+    )
+    another.stdin.close()
+    waiting.join(timeout=60)
+    assert [item.stale for item in plans[0]] == [False] * 4
+
+
+def test_a_stage_that_another_process_has_is_not_run_and_loses_nothing(here, change_params, request):
+    change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
+    wanted = planned("distill-digits@resnet8-w8-ferd-s0")
+    request.getfixturevalue("another")
+    with pytest.raises(stage.StageBusy):
+        stage.run(wanted, lambda event: None)
+    assert all(path.exists() for path in wanted.uncached)

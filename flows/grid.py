@@ -1,0 +1,92 @@
+"""A benchmark by several machines: every stage a run of the deployment ``stage``, on any free worker.
+
+python -m flows.grid --benchmark digits
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
+from prefect.deployments import run_deployment
+
+from ferd.errors import FerdError
+from flows.pipeline import TASK_RUNNER, as_command, evaluations, failures_of, run_stale
+from tasks.stage import Pipeline, Stage
+from tasks.table import print_table
+
+DEPLOYMENT = "stage/stage"
+POLL_SECONDS = 2
+
+
+@flow(name="grid", task_runner=TASK_RUNNER)
+def grid(
+    benchmark: str = "digits", methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+) -> None:
+    """Have workers bring a benchmark's students up to date, then take their results from DVC's remote.
+
+    A stage is asked for when all that it needs has been sent to the remote, and once: no worker does what
+    another has done. What workers do at a time is their own limit.
+
+    Args:
+        benchmark: a benchmark of params.yaml.
+        methods: names of params.yaml; by default all that dvc.yaml has for the benchmark.
+        seeds: by default all that dvc.yaml has.
+    """
+    pipeline = Pipeline()
+    targets = evaluations(pipeline, benchmark, methods, seeds)
+    stale = [stage for stage in pipeline.plan(targets) if stage.stale]
+    print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
+    if failures := by_workers(stale):
+        raise FerdError("; ".join(failures))
+    run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
+
+
+def by_workers(stages: Sequence[Stage]) -> list[str]:
+    """Ask for each stage when those that it needs are done; -> what failed, a line each."""
+    futures: dict[str, Any] = {}
+    submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
+    for stage in stages:
+        needed = [futures[name] for name in stage.upstream if name in futures]
+        futures[stage.name] = submit(stage.name, wait_for=needed)
+    for future in futures.values():
+        future.wait()
+    return failures_of({name: future.state for name, future in futures.items()})
+
+
+@task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
+def on_a_worker(name: str) -> None:
+    """Ask for a stage, and wait until a worker has run it and sent what came of it.
+
+    Raises:
+        FerdError: the deployment's run failed.
+    """
+    context = FlowRunContext.get()
+    asked_by = context.flow_run.id if context and context.flow_run else ""
+    run: Any = run_deployment(
+        DEPLOYMENT,
+        parameters={"name": name, "share": True},
+        flow_run_name=name,
+        poll_interval=POLL_SECONDS,
+        idempotency_key=f"{asked_by}/{name}",
+    )
+    if not run.state.is_completed():
+        raise FerdError(f"{run.state.name.lower()} on a worker: {run.state.message or 'see its log'}")
+
+
+def main() -> None:
+    """Parse the command line, run the flow, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--benchmark", default="digits")
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--seeds", type=int, nargs="+")
+    args = parser.parse_args()
+    with as_command("grid"):
+        grid(args.benchmark, args.methods, args.seeds)
+        print_table(args.benchmark, args.methods, args.seeds)
+
+
+if __name__ == "__main__":
+    main()
