@@ -8,20 +8,18 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow
 from prefect.artifacts import create_markdown_artifact
-from prefect.cache_policies import NO_CACHE
 
 from ferd.errors import FerdError
 from flows.alert import alert, check
 from flows.pipeline import (
-    RETRIES,
-    RETRY_DELAY_SECONDS,
     TASK_RUNNER,
     as_command,
     create_record,
     evaluations,
     run_stale,
+    transfer,
 )
 from tasks import night, params, tracking, verdict
 from tasks.mlflow_view import address, nightly_links
@@ -30,9 +28,6 @@ from tasks.stage import Pipeline, Stage
 from tasks.verdict import Verdict
 
 MOST_NAMED = 5  # figures in the message of a failure
-transfer: Any = task(
-    retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
-)
 
 
 @flow(name="nightly", task_runner=TASK_RUNNER, on_failure=[alert], on_crashed=[alert])

@@ -26,6 +26,9 @@ from tasks.stage import BUSY_POLL_SECONDS, Pipeline, Stage, StageBusy, StageFail
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
+transfer: Any = task(
+    retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
+)
 OnEvent = Callable[[dict[str, Any]], None]
 WAITING_ROOM = 2  # stages that load their code while others compute
 

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from flows.pipeline import TASK_RUNNER, run_stale
+from flows.pipeline import TASK_RUNNER, run_stale, transfer
 from tasks import share as remote
 from tasks.stage import Pipeline
 
@@ -17,4 +17,10 @@ def stage(name: str, share: bool = False) -> None:
     """
     run_stale(name, Pipeline().plan([name]), slots=1, pull=share)
     if share:
-        remote.push([name])
+        push(name)
+
+
+@transfer
+def push(name: str) -> None:
+    """What the stage, and those that it needs, were run with and gave, to DVC's remote."""
+    remote.push([name])

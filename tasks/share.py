@@ -6,7 +6,8 @@ Another machine takes it by ``dvc repro --pull STAGE``, without this one's lock 
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ferd.errors import FerdError
@@ -22,21 +23,37 @@ def push(names: Sequence[str]) -> int:
         FerdError: there is no such stage or no remote, or it does not take them.
     """
     from dvc.repo import Repo
-    from dvc.stage.cache import RunCacheNotSupported
 
-    sent = 0
     with plain_errors(), Repo(".", _wait_for_lock=True) as repo:
         when_free(lambda: _save_run_cache(repo, names))
-        try:
-            entries = repo.stage_cache.push(None)
-        except RunCacheNotSupported:
-            raise FerdError("DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`") from None
-        for objects in repo.stage_cache.get_used_objs(entries).values():
-            result = repo.cloud.push(objects)
-            if result.failed:
-                raise FerdError(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
-            sent += len(result.transferred)
+        with _remote_errors():
+            return _send(repo)
+
+
+def _send(repo: Any) -> int:
+    sent = 0
+    entries = repo.stage_cache.push(None)
+    for objects in repo.stage_cache.get_used_objs(entries).values():
+        result = repo.cloud.push(objects)
+        if result.failed:
+            raise FerdError(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
+        sent += len(result.transferred)
     return sent
+
+
+@contextmanager
+def _remote_errors() -> Iterator[None]:
+    """What a remote may answer, as one line."""
+    from botocore.exceptions import BotoCoreError
+    from dvc.stage.cache import RunCacheNotSupported
+
+    try:
+        yield
+    except RunCacheNotSupported:
+        raise FerdError("DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`") from None
+    except (OSError, BotoCoreError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise FerdError(f"DVC's remote: {said}; run it again when the remote answers") from None
 
 
 def _save_run_cache(repo: Any, names: Sequence[str]) -> None:

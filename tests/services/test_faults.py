@@ -4,8 +4,6 @@ import shutil
 import signal
 import sys
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 
 from tests.conftest import run_in, set_param, wait_until
 from tests.services.conftest import Services
+from tests.services.test_sharing import add_remote
 
 pytestmark = pytest.mark.services
 
@@ -78,100 +77,48 @@ def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reprodu
     assert outputs(folder) == undisturbed
 
 
-HOP_BY_HOP = ("Expect", "Transfer-Encoding", "Connection")
-
-
 class Faulty(BaseHTTPRequestHandler):
-    """Passes requests on to an S3 endpoint, or answers 500."""
+    """An S3 endpoint that has broken: every answer is 500."""
 
-    protocol_version = "HTTP/1.1"  # which knows `Expect: 100-continue`
-    target = url = ""
-    broken = True
-    refused = 0
+    protocol_version = "HTTP/1.1"
 
-    def body(self) -> bytes:
-        """All of the request's body, which may come in chunks."""
-        if self.headers.get("Transfer-Encoding") != "chunked":
-            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        pieces = []
-        while size := int(self.rfile.readline(), 16):
-            pieces.append(self.rfile.read(size))
-            self.rfile.readline()
-        self.rfile.readline()
-        return b"".join(pieces)
+    def refuse(self) -> None:
+        """Answer without looking at the request, and hang up."""
+        self.close_connection = True
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
-    def handle_one(self) -> None:
-        if type(self).broken:
-            type(self).refused += 1
-            self.body()
-            self.send_response(500)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        body = self.body()
-        request = urllib.request.Request(
-            type(self).target + self.path,
-            data=body or None,
-            headers={key: value for key, value in self.headers.items() if key not in HOP_BY_HOP},
-            method=self.command,
-        )
-        try:
-            answer = urllib.request.urlopen(request, timeout=30)
-        except urllib.error.HTTPError as error:
-            answer = error
-        with answer:
-            content = answer.read()
-            self.send_response(answer.status)
-            for key, value in answer.headers.items():
-                if key.lower() not in ("connection", "date", "server", "transfer-encoding"):
-                    self.send_header(key, value)
-            if "Content-Length" not in answer.headers:
-                self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_one
+    do_GET = do_PUT = do_POST = do_HEAD = refuse
 
     def log_message(self, *_: object) -> None:
         pass
 
 
 @pytest.fixture
-def faulty_s3(services) -> Iterator[type[Faulty]]:
-    """An endpoint in front of the real one that answers 500 until it is mended."""
-
-    class Endpoint(Faulty):
-        target = services.environment["AWS_ENDPOINT_URL"]
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+def faulty_s3() -> Iterator[str]:
+    """The address of a broken S3 endpoint."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), Faulty) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        Endpoint.url = f"http://127.0.0.1:{server.server_address[1]}"
-        yield Endpoint
+        yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
         thread.join()
 
 
-def test_a_push_fails_while_s3_answers_500_and_ends_whole_when_it_recovers(reproduced, faulty_s3, tmp_path):
+def test_what_s3_refused_with_500_is_sent_whole_when_it_has_recovered(reproduced, faulty_s3, tmp_path):
     folder = tmp_path / "workspace"
     shutil.copytree(reproduced.workspace, folder, symlinks=True)
-    run_in(folder, *DVC, "remote", "add", "--local", "--default", "storage", "s3://ferd/faulty")
-    target = ("--with-deps", "evaluate-digits@resnet8-w8-uniform-noise-s0")
-    through = reproduced.environment | {
-        "AWS_ENDPOINT_URL": faulty_s3.url,
-        "AWS_MAX_ATTEMPTS": "2",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # plain bodies, for the proxy
-    }
-    failed = run_in(folder, *DVC, "push", *target, **through)
+    add_remote(reproduced, folder, "s3://ferd/faulty")
+    share = (sys.executable, "-m", "tasks.share", "evaluate-digits@resnet8-w8-uniform-noise-s0")
+    broken = reproduced.environment | {"AWS_ENDPOINT_URL": faulty_s3, "AWS_MAX_ATTEMPTS": "2"}
+    failed = run_in(folder, *share, **broken)
     assert failed.returncode != 0
-    assert faulty_s3.refused
+    assert failed.stderr.splitlines()[-1].startswith("share: "), failed.stderr
 
-    faulty_s3.broken = False
-    pushed = run_in(folder, *DVC, "push", *target, **through)
-    assert pushed.returncode == 0, pushed.stdout + pushed.stderr
+    reproduced.run(*share, cwd=folder)
     before = {path: path.read_bytes() for path in folder.glob("checkpoints/**/*") if path.is_file()}
     shutil.rmtree(folder / ".dvc/cache")
     shutil.rmtree(folder / "checkpoints")
-    reproduced.run(*DVC, "pull", *target, cwd=folder)
+    reproduced.run(*DVC, "pull", "--with-deps", "evaluate-digits@resnet8-w8-uniform-noise-s0", cwd=folder)
     assert {path: path.read_bytes() for path in before} == before
