@@ -283,11 +283,18 @@ def parse(kind: type[S], block: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(block)
     except ValidationError as error:
-        fault = error.errors()[0]
+        faults = error.errors()  # a misspelt key is also a missing one: its own name first
+        fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
         keys = [str(part) for part in fault["loc"] if not str(part).startswith(PYDANTIC_TAGS)]
         path = ".".join([where, *keys])
         if fault["type"] == "extra_forbidden":
-            raise FerdError(f"{path}: unknown key; remove it or correct its spelling") from None
+            absent = [
+                str(each["loc"][-1])
+                for each in faults
+                if each["type"] == "missing" and each["loc"][:-1] == fault["loc"][:-1]
+            ]
+            hint = f" (missing here: {', '.join(absent)})" if absent else ""
+            raise FerdError(f"{path}: unknown key; remove it or correct its spelling{hint}") from None
         if fault["type"] == "missing":
             raise FerdError(f"{path}: missing; every key of a block must be written") from None
         found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r})"

@@ -67,14 +67,17 @@ def read(path: Path = PARAMS) -> Params:
         raise FerdError(f"{path}: not found; run from the project's root folder") from None
     except yaml.YAMLError as error:
         raise FerdError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return validate(content)
+    try:
+        return validate(content)
+    except FerdError as error:
+        raise FerdError(f"{path}: {error}") from None
 
 
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
-    blocks = _section(content, "params.yaml")
+    blocks = _section(content, "the whole file")
     for key in blocks.keys() - {"benchmarks", "methods", "nightly"}:
-        raise FerdError(f"{key}: unknown key at the top of params.yaml; only benchmarks, methods and nightly")
+        raise FerdError(f"{key}: unknown key at the top; only benchmarks, methods and nightly")
     params = Params(
         {
             name: parse(Benchmark, _section(block, f"benchmarks.{name}"), f"benchmarks.{name}")

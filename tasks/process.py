@@ -137,12 +137,14 @@ def move_folder(source: Path, target: Path) -> None:
     """Put a finished folder of files in place of ``target``.
 
     By hard links: the source stays until its resume folder is discarded, so that a stage that is
-    killed between the two still finds what it needs to finish.
+    killed between the two still finds what it needs to finish. Without what a writer that was killed left
+    (``ferd.files.atomic_write``).
     """
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(source, part, copy_function=os.link)
+        unfinished = shutil.ignore_patterns(".*.part-*")
+        shutil.copytree(source, part, copy_function=os.link, ignore=unfinished)
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target)
     except OSError as error:

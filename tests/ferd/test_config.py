@@ -206,3 +206,9 @@ def test_the_fingerprint_depends_on_every_value_and_on_the_order_of_parts():
         fingerprint(changed(METHOD, "utae.gamma", 0.4), 1),
     ]
     assert len(set(prints)) == 4
+
+
+def test_a_misspelt_key_is_named_before_the_one_that_is_then_missing():
+    block = {**METHOD, "utae": {"gama": 0.5, "model": "student"}}
+    with pytest.raises(FerdError, match=r"m\.utae\.gama: unknown key; .* \(missing here: gamma\)"):
+        parse(Method, block, "m")

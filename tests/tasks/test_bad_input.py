@@ -48,7 +48,7 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> No
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (("methods", "ferd", "utae", "gama"), 0.5, ["methods.ferd.utae.gama", "unknown key"]),
+        (("methods", "ferd", "utae", "gama"), 0.5, ["params.yaml: methods.ferd.utae.gama", "unknown key"]),
         (("methods", "ferd", "utae", "gamma"), -0.1, ["methods.ferd.utae.gamma", "-0.1"]),
         (("methods", "ferd", "sampler"), "yes please", ["methods.ferd.sampler", "yes please"]),
         (("benchmarks", "digits", "threat_model", "epsilon"), 1.5, ["threat_model.epsilon", "1.5"]),

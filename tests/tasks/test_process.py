@@ -72,3 +72,12 @@ def test_a_stage_gives_its_slot_back_when_it_has_computed(folder, monkeypatch):
     for _ in range(2):  # the second would wait for ever
         with process.running("report") as progress:
             progress.start()
+
+
+def test_a_folder_is_moved_without_what_a_killed_writer_left(folder):
+    source = folder / "pool"
+    source.mkdir()
+    (source / "round-0001.safetensors").write_bytes(b"whole")
+    (source / ".round-0002.safetensors.part-4711").write_bytes(b"ha")
+    process.move_folder(source, folder / "checkpoints/s0.pool")
+    assert [path.name for path in (folder / "checkpoints/s0.pool").iterdir()] == ["round-0001.safetensors"]
