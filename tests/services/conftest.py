@@ -26,14 +26,6 @@ FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process runs all tests that share the stack; the others are free for the rest."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("stack"))
-
-
 @dataclass(frozen=True)
 class Services:
     """The running stack; its worker runs flows in ``workspace``."""

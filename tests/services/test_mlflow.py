@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
 
 ROUND_TRIP = """
 import hashlib, os, pathlib, sys

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import environment, free_port
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
 
 PYTHON = Path(sys.executable)
 
