@@ -20,7 +20,7 @@ test: $(READY) ## style, types and tests
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 test-services: $(READY) ## tests on real services: PostgreSQL (must be installed), S3, MLflow, Prefect; minutes
-	$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadscope
 
 up: $(READY) ## start PostgreSQL, S3, MLflow, Prefect and a worker on this machine, and deploy the flows
 	@$(BIN)/python -m infra.stack up

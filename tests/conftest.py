@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 ROOT = Path(__file__).parents[1]
 TINY_DISTILLATION = {
@@ -22,6 +24,18 @@ TINY_DISTILLATION = {
     "synthesis": {"steps": 2},
     "student": {"steps": 2},
 }
+
+
+class ByStack(LoadScopeScheduling):
+    """One process runs all tests that share the services; the others take the rest, one at a time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "stack" if nodeid.startswith("tests/services/") else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack | None:
+    """How tests are shared under ``--dist loadscope``."""
+    return ByStack(config, log) if config.getoption("dist") == "loadscope" else None
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from tests.conftest import run_in, set_param, wait_until
 from tests.services.conftest import Services
 from tests.services.test_sharing import add_remote
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 STAGE = "distill-digits@resnet8-w8-no-fae-s0"
 DVC = (sys.executable, "-m", "dvc")

@@ -7,7 +7,7 @@ import pytest
 
 from tests.services.test_sharing import add_remote
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 
 def test_two_workers_in_separate_clones_share_a_grid(reproduced, tmp_path):

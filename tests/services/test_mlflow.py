@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 ROUND_TRIP = """
 import hashlib, os, pathlib, sys

@@ -4,7 +4,7 @@ import pytest
 
 from tests.conftest import run_in, wait_until
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 
 def test_of_two_nightlies_the_second_is_cancelled_and_the_first_finishes(services):

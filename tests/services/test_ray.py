@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import environment, free_port
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 PYTHON = Path(sys.executable)
 

@@ -9,7 +9,7 @@ import pytest
 from tests.conftest import ROOT, run_in
 from tests.services.conftest import commit
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 STUDENT = "evaluate-digits@resnet8-w8-uniform-noise-s0"
 DVC = (sys.executable, "-m", "dvc")

@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 
 from tests.services.conftest import PLANTED
 
-pytestmark = [pytest.mark.services, pytest.mark.xdist_group("stack")]  # which all of them share
+pytestmark = pytest.mark.services
 
 STACK = (sys.executable, "-m", "infra.stack")
 RECORD = """
