@@ -14,10 +14,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.testing.utilities import prefect_test_harness
 
 from ferd.errors import FerdError
-from flows.alert import check
+from flows.alert import alert, check
 from tests.conftest import environment, run_in
 
 COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
@@ -162,3 +164,20 @@ def test_a_folder_without_a_commit_is_refused(finished_copy, tmp_path):
 def test_a_block_that_is_not_there_is_refused(prefect_server, block, words):
     with pytest.raises(FerdError, match=words):
         check(block)
+
+
+def test_a_saved_block_is_told_what_failed(prefect_server, inbox):
+    address, messages = inbox
+    said = {"text": "{{subject}}: {{body}}"}
+    CustomWebhookNotificationBlock(name="team", url=address, json_data=said).save("team")
+    check("custom-webhook/team")
+
+    @flow(name="night", on_failure=[alert])
+    def broken(alert_block):
+        raise FerdError("pgd20 worst: fell")
+
+    with pytest.raises(FerdError):
+        broken("custom-webhook/team")
+    (message,) = messages
+    assert message["text"].startswith("night ")
+    assert "pgd20 worst: fell" in message["text"]

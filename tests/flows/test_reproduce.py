@@ -94,7 +94,10 @@ def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finish
     change_params(finished_copy, -1, "methods", "no-fae", "utae", "gamma")
     failed = run_in(finished_copy, *COMMAND, "no-fae")
     assert failed.returncode != 0
-    assert failed.stderr.strip().splitlines()[-1].startswith("reproduce: methods.no-fae.utae.gamma")
+    said = failed.stderr.strip().splitlines()[-1]
+    assert said.startswith("reproduce: params.yaml: methods.no-fae.utae.gamma")
+        failed.stderr.strip().splitlines()[-1].startswith("reproduce: params.yaml: methods.no-fae.utae.gamma")
+    )
 
     change_params(finished_copy, 0.5, "methods", "no-fae", "utae", "gamma")
     in_the_way = finished_copy / "checkpoints/digits/resnet8-w8/no-fae"
