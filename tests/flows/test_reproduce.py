@@ -96,8 +96,6 @@ def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finish
     assert failed.returncode != 0
     said = failed.stderr.strip().splitlines()[-1]
     assert said.startswith("reproduce: params.yaml: methods.no-fae.utae.gamma")
-        failed.stderr.strip().splitlines()[-1].startswith("reproduce: params.yaml: methods.no-fae.utae.gamma")
-    )
 
     change_params(finished_copy, 0.5, "methods", "no-fae", "utae", "gamma")
     in_the_way = finished_copy / "checkpoints/digits/resnet8-w8/no-fae"
