@@ -13,8 +13,8 @@ from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, as_command, evaluations, failures_of, run_stale
-from tasks.stage import Pipeline, Stage
+from flows.pipeline import TASK_RUNNER, as_command, evaluations, in_order, run_stale
+from tasks.stage import Pipeline
 from tasks.table import print_table
 
 DEPLOYMENT = "stage/stage"
@@ -39,21 +39,10 @@ def grid(
     targets = evaluations(pipeline, benchmark, methods, seeds)
     stale = [stage for stage in pipeline.plan(targets) if stage.stale]
     print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
-    if failures := by_workers(stale):
+    submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
+    if failures := in_order(stale, lambda stage, needed: submit(stage.name, wait_for=needed)):
         raise FerdError("; ".join(failures))
     run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
-
-
-def by_workers(stages: Sequence[Stage]) -> list[str]:
-    """Ask for each stage when those that it needs are done; -> what failed, a line each."""
-    futures: dict[str, Any] = {}
-    submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
-    for stage in stages:
-        needed = [futures[name] for name in stage.upstream if name in futures]
-        futures[stage.name] = submit(stage.name, wait_for=needed)
-    for future in futures.values():
-        future.wait()
-    return failures_of({name: future.state for name, future in futures.items()})
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)

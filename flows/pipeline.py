@@ -201,19 +201,27 @@ def run_stale(
 def run_stages(
     stages: Sequence[Stage], view: LiveView, slots: int, *, pull: bool = False, anew: bool = False
 ) -> list[str]:
-    """Submit the stale stages as tasks, each after those it needs; -> what failed, a line each.
+    """Run the stale stages, each after those it needs; -> what failed, a line each.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
-    futures: dict[str, PrefectFuture[str]] = {}
+    submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
     with Session(view, slots, pull=pull, anew=anew) as session:
-        for stage in stages:
-            if stage.stale:
-                needed = [futures[name] for name in stage.upstream if name in futures]
-                submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
-                futures[stage.name] = submit(stage, session, wait_for=needed)
-        for future in futures.values():
-            future.wait()
+        return in_order(
+            [stage for stage in stages if stage.stale],
+            lambda stage, needed: submit(stage, session, wait_for=needed),
+        )
+
+
+def in_order(
+    stages: Sequence[Stage], submit: Callable[[Stage, list[PrefectFuture[Any]]], PrefectFuture[Any]]
+) -> list[str]:
+    """Submit each stage with the futures of those that it needs, and wait; -> what failed, a line each."""
+    futures: dict[str, PrefectFuture[Any]] = {}
+    for stage in stages:
+        futures[stage.name] = submit(stage, [futures[name] for name in stage.upstream if name in futures])
+    for future in futures.values():
+        future.wait()
     return failures_of({name: future.state for name, future in futures.items()})
 
 
