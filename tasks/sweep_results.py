@@ -63,5 +63,5 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
 
 def of_benchmark(name: str) -> list[SweepResults]:
     """All sweeps of a benchmark that have results."""
-    found = [load(path) for path in sorted(FOLDER.glob("*.json"))]
+    found = [load(path) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
     return [sweep for sweep in found if sweep.benchmark == name and sweep.groups]

@@ -1,0 +1,69 @@
+"""What sweeps left: read as a group of seeds a value, of one benchmark, on the page."""
+
+import json
+
+import pytest
+
+from ferd.errors import FerdError
+from tasks import page, params, sweep_results
+from tests.conftest import tiny_params
+
+
+def attack(worst):
+    return {"n": 10, "average": 0.7, "worst": worst, "nsd": 0.1, "per_class": [0.7] * 10}
+
+
+def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA):
+    points = [
+        {
+            "value": value,
+            "result": {
+                "seed": seed,
+                "method": "ferd",
+                "attacks": {"clean": attack(0.8), "pgd20": attack(worst)},
+            },
+        }
+        for value, worst in ((0.05, 0.6), (0.1, 0.5))
+        for seed in (0, 1)
+    ]
+    content = {"schema": schema, "sweep_id": sweep_id, "benchmark": benchmark, "points": points}
+    content |= {"student": "resnet8-w8", "method": "ferd", "key": "threat_model.epsilon"}
+    place = folder / "results/sweeps"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / f"{sweep_id}.json").write_text(json.dumps(content))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_benchmarks_sweeps_are_its_own_a_group_of_seeds_a_value(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    write(here, "digits-large-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d", "digits-large")
+    [sweep] = sweep_results.of_benchmark("digits")
+    assert (sweep.benchmark, sweep.key) == ("digits", "threat_model.epsilon")
+    assert {value: group.seeds for value, group in sweep.groups.items()} == {0.05: [0, 1], 0.1: [0, 1]}
+    [path] = sweep_results.FOLDER.glob("digits-resnet*")
+    assert sweep_results.load(path, seeds=[1]).groups[0.1].seeds == [1]
+
+
+def test_another_file_in_their_place_is_one_line(here):
+    write(here, "digits-0a1b2c3d", schema="other/1")
+    with pytest.raises(
+        FerdError, match=r"digits-0a1b2c3d\.json: not a sweep's results .*run the sweep again"
+    ):
+        sweep_results.of_benchmark("digits")
+
+
+def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    settings = params.validate(tiny_params())
+    sweeps = sweep_results.of_benchmark("digits")
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    keys = [section.figure.key for section in chapter.sections]
+    assert keys[keys.index("gamma") + 1] == "sweep-0a1b2c3d"
+    rows = chapter.figure("sweep-0a1b2c3d").rows
+    worst = [row["mean"] for row in rows if (row["attack"], row["figure"]) == ("PGD-20", "worst")]
+    assert worst == [60.0, 50.0]
