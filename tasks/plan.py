@@ -25,6 +25,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
+from tasks.results import own_seconds
 from tasks.stage import Pipeline, Stage
 
 KINDS = {"tasks.teacher": "teacher", "tasks.distill": "distill", "tasks.evaluate": "evaluate"}
@@ -207,12 +208,12 @@ def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
 
 
 def _spent(job: Job, device: torch.device) -> float | None:
-    """Seconds that the stage took, where it ran on such a device."""
+    """Seconds that the stage took by itself, where it ran on such a device."""
     try:
         record = json.loads(job.spent.read_text())
     except FileNotFoundError:
         return None
-    return float(record["seconds"]) if record["device"] == _device_name(device) else None
+    return own_seconds(record) if record["device"] == _device_name(device) else None
 
 
 def _device_name(device: torch.device) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -39,7 +40,7 @@ class Progress:
 
     def __init__(self, task: str) -> None:
         self.task = task
-        self._started = time.monotonic()
+        self._started, self._processor_started = time.monotonic(), time.process_time()
         self._first = 0
         self._slot: IO[str] | None = None
 
@@ -52,7 +53,8 @@ class Progress:
         slots = int(os.environ.get(SLOTS, "0"))
         if slots and not self._slot:
             self._slot = take_slot(slots)
-        self._started, self._first = time.monotonic(), done
+        self._started, self._processor_started = time.monotonic(), time.process_time()
+        self._first = done
         self.event("computing")
 
     def advance(self, done: int, total: int, **details: Any) -> None:
@@ -70,6 +72,11 @@ class Progress:
     def seconds(self) -> float:
         """Seconds of computing in this process."""
         return time.monotonic() - self._started
+
+    @property
+    def processor_seconds(self) -> float:
+        """The same, of all its threads' processor time: what else the machine did hardly counts."""
+        return time.process_time() - self._processor_started
 
 
 def take_slot(slots: int) -> IO[str]:
@@ -154,11 +161,13 @@ def move_folder(source: Path, target: Path) -> None:
 
 
 def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
-    """Seconds, hardware and versions, in a file of their own: results compare bit for bit."""
+    """Time, memory, hardware and versions, in a file of their own: results compare bit for bit."""
     write_json(
         path,
         {
             "seconds": round(progress.seconds, 1),
+            "processor_seconds": round(progress.processor_seconds, 1),
+            "peak_memory_mb": peak_memory_mb(device),
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "processor": processor(),
             "threads": torch.get_num_threads(),
@@ -167,6 +176,13 @@ def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
             **{name: metadata.version(name) for name in ("numpy", "pyautoattack", "scikit-learn")},
         },
     )
+
+
+def peak_memory_mb(device: torch.device) -> int:
+    """MB at the process's peak: of tensors on a GPU, else of resident memory."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated() / 1e6)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)  # KiB on Linux
 
 
 def processor() -> str:

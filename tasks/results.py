@@ -1,7 +1,7 @@
 """Result files read back, grouped over seeds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -74,6 +74,16 @@ def students(groups: Sequence[Group]) -> list[str]:
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation over seeds; None of one seed."""
     return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def own_seconds(cost: Mapping[str, Any]) -> float:
+    """How long a stage would have taken alone: on a CPU its processor time over its threads.
+
+    Wall time on a GPU, and of a record that has no other.
+    """
+    if cost["device"] == "cpu" and "processor_seconds" in cost:
+        return float(cost["processor_seconds"]) / int(cost["threads"])
+    return float(cost["seconds"])
 
 
 def load(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ferd.config import Method
-from tasks.results import FIGURES, Group, spread, students
+from tasks.results import FIGURES, Group, own_seconds, spread, students
 from tasks.sweep_results import Value
 
 Row = dict[str, Any]
@@ -134,7 +134,7 @@ def utae_outcomes(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]
 
 
 def costs(groups: Sequence[Group]) -> list[Row]:
-    """A row a (student, method, stage): seconds, mean and std over seeds, and the machine."""
+    """A row a (student, method, stage): ``own_seconds``, mean and std over seeds, and the machine."""
     rows = []
     for group in groups:
         for stage, suffix in COSTS.items():
@@ -142,7 +142,7 @@ def costs(groups: Sequence[Group]) -> list[Row]:
             found = [json.loads(path.read_text()) for path in files if path.exists()]
             if found:
                 machine = {key: found[0].get(key) for key in ("device", "threads", "torch")}
-                seconds = [cost["seconds"] for cost in found]
+                seconds = [own_seconds(cost) for cost in found]
                 rows.append({**_who(group, groups), "stage": stage, **_interval(seconds, 1), **machine})
     return rows
 

@@ -17,8 +17,9 @@ def seconds(rows: Sequence[Row], command: str) -> Figure:
         return missing("cost", title, "No stage has left its cost.", command)
     machines = sorted({f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows})
     reading = (
-        "Seconds of wall time a seed, the mean over seeds: making the network (distil, or train the teacher) "
-        f"and evaluating it. Other work may have run beside it. Machines: {'; '.join(machines)}."
+        "Seconds a seed, the mean over seeds: making the network (distil, or train the teacher) and "
+        "evaluating it. On a CPU processor time over threads, so that other work hardly counts; wall time on "
+        f"a GPU, and of records that have no other. Machines: {'; '.join(machines)}."
     )
     return Figure("cost", title, reading, command, rows, {"": _bars(rows)})
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ferd.bottleneck import (
+    Adam,
     channel_variance,
     information,
     information_gradient,
@@ -11,6 +12,7 @@ from ferd.bottleneck import (
     nonrobust_features,
     pooled_noise_gradient,
     robust_channels,
+    softplus_and_slope,
     spatial_noise_gradient,
     threshold,
 )
@@ -80,6 +82,25 @@ def test_information_gradient_is_that_of_autograd(rng):
     assert torch.allclose(got, expected, rtol=1e-10)
 
 
+def test_adam_is_torchs_own_to_the_bit(rng):
+    expected, got = torch.zeros(3, 5), torch.zeros(3, 5)
+    reference, ours = torch.optim.Adam([expected], 0.1), Adam(got, 0.1)
+    for _ in range(20):
+        expected.grad = torch.randn(3, 5, generator=rng)
+        reference.step()
+        ours.step(expected.grad)
+    assert torch.equal(got, expected) and got.abs().min() > 0
+
+
+def test_softplus_and_its_slope():
+    raw = torch.tensor([-20.0, -3.0, 0.0, 2.5, 79.0], dtype=torch.float64)
+    scales, slope = softplus_and_slope(raw)
+    assert torch.allclose(scales, torch.nn.functional.softplus(raw, threshold=100), rtol=1e-7)
+    assert torch.allclose(slope, raw.sigmoid(), rtol=1e-7)
+    scales, slope = softplus_and_slope(torch.tensor([200.0]))
+    assert scales.item() == pytest.approx(80.0) and slope.item() == 1
+
+
 def test_information_literal():
     two = information(torch.ones(1, 2), torch.tensor([[1.0, 2.0]])).item()
     assert two == pytest.approx(0.5 * 0.5 * (1 - math.log(2)), rel=1e-5)
@@ -105,9 +126,13 @@ def test_beta_weighs_the_information_against_the_label(rng):
     assert scales.square().mean().item() == pytest.approx(expected, rel=0.05)
 
 
-def test_channel_variance_is_the_biased_one_over_space():
+def test_channel_variance_is_the_biased_one_over_space(rng):
     features = torch.tensor([[[0.0, 2.0], [4.0, 6.0]], [[1.0, 1.0], [1.0, 1.0]]]).unsqueeze(0)
     assert channel_variance(features).tolist() == [[5.0, 0.0]]
+    far_from_zero = (1000 + torch.rand(3, 8, 4, 4, generator=rng)).to(memory_format=torch.channels_last)
+    assert torch.allclose(
+        channel_variance(far_from_zero), far_from_zero.double().var((2, 3), correction=0).float(), rtol=1e-3
+    )
 
 
 def test_a_channel_that_the_label_needs_bears_less_noise(rng):

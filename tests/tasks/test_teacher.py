@@ -105,7 +105,8 @@ def test_a_trained_teacher_is_measured_and_written(folder, capsys):
     assert 0 <= measured["pgd20"] <= measured["clean"] <= 1
     assert all((30 * measured[attack]) % 1 < 1e-9 for attack in ("clean", "pgd20"))
     assert [json.loads(line)["epoch"] for line in result("rounds.jsonl").splitlines()] == [1, 2]
-    assert json.loads(result("train-cost.json"))["seconds"] >= 0
+    cost = json.loads(result("train-cost.json"))
+    assert cost["processor_seconds"] > 0 and cost["seconds"] >= 0 and cost["peak_memory_mb"] > 50
     (said,) = [event for event in events(capsys) if event["event"] == "measured"]
     assert {key: said[key] for key in measured} == measured
     assert not list(Path(".resume").glob("*"))
