@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
-from rich.table import Table
 
 from ferd.config import Benchmark, Method, Settings, fingerprint
 from ferd.datasets import dataset
@@ -32,7 +30,7 @@ from tasks.mlflow_view import address, save_view
 from tasks.process import sha256
 from tasks.stage import StageFailed, run_module
 from tasks.sweep_results import SCHEMA, Value, load, results_file
-from tasks.table import cell, heading
+from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
 TABLE = [(attack, figure) for attack in ("clean", "pgd20") for figure in ("average", "worst", "nsd")]
@@ -272,6 +270,7 @@ class Sweep:
                 "student": self.student,
                 "method": self.method,
                 "key": self.key,
+                "inputs": self.inputs,
                 "points": sorted(found, key=lambda point: (_order(point["value"]), point["result"]["seed"])),
             },
         )
@@ -308,21 +307,15 @@ def print_table(sweep: Sweep) -> None:
     """Print what the sweep was asked for, a row a value."""
     found = load(results_file(sweep.id), sweep.seeds).groups
     groups = {value: found[value] for value in sweep.values if value in found}
-    table = Table(
-        title=f"{sweep.benchmark}, {sweep.student}, {sweep.method}: accuracy in percent on so many test "
-        "images; NSD = std/mean over classes; mean ± sample standard deviation over seeds"
+    title = (
+        f"{sweep.benchmark}, {sweep.student}, {sweep.method}: accuracy in percent on so many test images; "
+        "NSD = std/mean over classes; mean ± sample standard deviation over seeds"
     )
-    table.add_column(sweep.key, no_wrap=True)
-    table.add_column("seeds", justify="right")
-    for attack, figure in TABLE:
-        table.add_column(heading(list(groups.values()), attack, figure), justify="right")
-    for value, group in groups.items():
-        cells = [cell(group, attack, figure) for attack, figure in TABLE]
-        table.add_row(plain(value), str(len(group.seeds)), *cells)
-    Console(width=None if Console().is_terminal else 120).print(table)
-    for group in groups.values():
-        for warning in group.warnings():
-            print(f"warning: {warning}")
+    names = {
+        sweep.key: [plain(value) for value in groups],
+        "seeds": [str(len(group.seeds)) for group in groups.values()],
+    }
+    print_groups(title, names, list(groups.values()), TABLE)
 
 
 def _code() -> list[Path]:

@@ -1,8 +1,8 @@
 """What came of sweeps: ``results/sweeps/<sweep_id>.json``, schema ``ferd-sweep/1``.
 
-``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``, and ``points``, a list of
-``{"value": ..., "result": ...}``, a result as ``tasks.evaluate`` writes it, its seed included, ordered by
-value and seed.
+``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``; ``inputs``, the SHA-256 of each file that the
+points depend on (code, teacher, images); and ``points``, a list of ``{"value": ..., "result": ...}``, a
+result as ``tasks.evaluate`` writes it, its seed included, ordered by value and seed.
 """
 
 import json
@@ -13,6 +13,7 @@ from typing import Any
 
 from ferd.errors import FerdError
 from tasks.paths import RESULTS
+from tasks.process import sha256
 from tasks.results import Group
 
 SCHEMA = "ferd-sweep/1"
@@ -22,7 +23,10 @@ Value = float | int | str | bool
 
 @dataclass(frozen=True)
 class SweepResults:
-    """The points that are done: a group of seeds a value, in the order of the values."""
+    """The points that are done: a group of seeds a value, in the order of the values.
+
+    ``changed``: the inputs that are other files now than when the sweep ran.
+    """
 
     sweep_id: str
     benchmark: str
@@ -30,6 +34,7 @@ class SweepResults:
     method: str
     key: str
     groups: Mapping[Value, Group]
+    changed: Sequence[str]
 
 
 def results_file(sweep_id: str) -> Path:
@@ -58,7 +63,12 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
         for value, results in grouped.items()
     }
     identity = {name: content[name] for name in ("sweep_id", "benchmark", "student", "method", "key")}
-    return SweepResults(**identity, groups=groups)
+    changed = [
+        name
+        for name, expected in content["inputs"].items()
+        if Path(name).exists() and sha256(Path(name)) != expected
+    ]
+    return SweepResults(**identity, groups=groups, changed=changed)
 
 
 def of_benchmark(name: str) -> list[SweepResults]:

@@ -1,8 +1,9 @@
 """Results as one table on the terminal."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -69,16 +70,24 @@ def print_table(
     if not groups:
         print(f"{benchmark}: no results yet")
         return
-    table = Table(
-        title=f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
-    )
-    names = identity(groups)
+    title = f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
+    print_groups(title, identity(groups), groups, COLUMNS)
+
+
+def print_groups(
+    title: str,
+    names: Mapping[str, Sequence[str]],
+    groups: Sequence[Group],
+    columns: Sequence[tuple[str, str]],
+) -> None:
+    """Print a row a group, within 120 characters; ``names``: what comes first, by its heading."""
+    table = Table(title=title, box=SIMPLE_HEAD)
     for name in names:
         table.add_column(name, no_wrap=True)
-    for attack, figure in COLUMNS:
-        table.add_column(heading(groups, attack, figure), justify="right")
+    for attack, figure in columns:
+        table.add_column(heading(groups, attack, figure).replace(" ", "\n"), justify="right")
     for group, *row in zip(groups, *names.values(), strict=True):
-        table.add_row(*row, *(cell(group, attack, figure) for attack, figure in COLUMNS))
+        table.add_row(*row, *(cell(group, attack, figure).replace(" ", "") for attack, figure in columns))
     Console(width=None if Console().is_terminal else 120).print(table)
     for warning in warnings(groups):
         print(f"warning: {warning}")

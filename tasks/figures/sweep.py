@@ -21,13 +21,19 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
     return Figure(
         key,
         title,
-        f"{READING.format(key=sweep.key)} {curves.sizes(shown)}",
+        f"{READING.format(key=sweep.key)} {curves.sizes(shown)}{_age(sweep)}",
         _command(sweep),
         shown,
         curves.panels(shown, "value", sweep.key),
         columns=3,
         legend=curves.legend(shown),
     )
+
+
+def _age(sweep: SweepResults) -> str:
+    if not sweep.changed:
+        return ""
+    return f" Of an earlier state: since then {', '.join(sweep.changed)} changed; the command runs it again."
 
 
 def _command(sweep: SweepResults) -> str:

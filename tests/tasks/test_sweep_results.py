@@ -1,11 +1,13 @@
 """What sweeps left: read as a group of seeds a value, of one benchmark, on the page."""
 
+import hashlib
 import json
 
 import pytest
 
 from ferd.errors import FerdError
-from tasks import page, params, sweep_results
+from tasks import page, params, sweep_results, tidy
+from tasks.figures import sweep
 from tests.conftest import tiny_params
 
 
@@ -28,6 +30,10 @@ def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA):
     ]
     content = {"schema": schema, "sweep_id": sweep_id, "benchmark": benchmark, "points": points}
     content |= {"student": "resnet8-w8", "method": "ferd", "key": "threat_model.epsilon"}
+    (folder / "attacks.py").write_text("1")
+    content["inputs"] = {
+        name: hashlib.sha256(b"1").hexdigest() for name in ("attacks.py", "teacher-elsewhere")
+    }
     place = folder / "results/sweeps"
     place.mkdir(parents=True, exist_ok=True)
     (place / f"{sweep_id}.json").write_text(json.dumps(content))
@@ -42,9 +48,9 @@ def here(tmp_path, monkeypatch):
 def test_a_benchmarks_sweeps_are_its_own_a_group_of_seeds_a_value(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
     write(here, "digits-large-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d", "digits-large")
-    [sweep] = sweep_results.of_benchmark("digits")
-    assert (sweep.benchmark, sweep.key) == ("digits", "threat_model.epsilon")
-    assert {value: group.seeds for value, group in sweep.groups.items()} == {0.05: [0, 1], 0.1: [0, 1]}
+    [found] = sweep_results.of_benchmark("digits")
+    assert (found.benchmark, found.key) == ("digits", "threat_model.epsilon")
+    assert {value: group.seeds for value, group in found.groups.items()} == {0.05: [0, 1], 0.1: [0, 1]}
     [path] = sweep_results.FOLDER.glob("digits-resnet*")
     assert sweep_results.load(path, seeds=[1]).groups[0.1].seeds == [1]
 
@@ -67,3 +73,13 @@ def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
     rows = chapter.figure("sweep-0a1b2c3d").rows
     worst = [row["mean"] for row in rows if (row["attack"], row["figure"]) == ("PGD-20", "worst")]
     assert worst == [60.0, 50.0]
+
+
+def test_a_sweep_of_an_earlier_state_says_what_changed(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    [fresh] = sweep_results.of_benchmark("digits")
+    (here / "attacks.py").write_text("2")
+    [old] = sweep_results.of_benchmark("digits")
+    assert (fresh.changed, old.changed) == ([], ["attacks.py"])
+    assert "earlier state" not in sweep.over_values(fresh, tidy.over_values(fresh.groups)).reading
+    assert "since then attacks.py changed" in sweep.over_values(old, tidy.over_values(old.groups)).reading
