@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ferd.config import Distillation, Evaluation, Method, Training
+from ferd.config import Distillation, Evaluation, Method, Precision, Training
 from ferd.models.classifier import Classifier, frozen
+from ferd.models.folding import Folded, attack_dtype
 
 Shape = tuple[int, int, int]
 ROBUST_SHARE = 0.4  # of the images: AutoAttack's later parts run on those that its earlier parts left
@@ -165,19 +166,18 @@ def weights_bytes(network: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
-def attack_rate(network: Classifier, shape: Shape, largest_batch: int, device: torch.device) -> float:
-    """FLOP/s of attack iterations on this device, at the largest batch that stays quick."""
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+def attack_rate(
+    network: Classifier, shape: Shape, largest_batch: int, precision: Precision, device: torch.device
+) -> float:
+    """FLOP/s of attack iterations on the network's twin, at the largest batch that stays quick."""
     counted = passes(_like(network), torch.empty(1, *shape, device="meta")).attack
+    twin = Folded(network.to(device), attack_dtype(precision, device)).network
     batch = 1
-    with frozen(network):
-        while True:
-            seconds = min(
-                _attack_seconds(network, torch.rand(batch, *shape, device=device)) for _ in range(2)
-            )
-            if batch >= largest_batch or seconds > SLOWEST_STEP:
-                return counted * batch / seconds
-            batch = min(2 * batch, largest_batch)
+    while True:
+        seconds = min(_attack_seconds(twin, torch.rand(batch, *shape, device=device)) for _ in range(2))
+        if batch >= largest_batch or seconds > SLOWEST_STEP:
+            return counted * batch / seconds
+        batch = min(2 * batch, largest_batch)
 
 
 def _attack_seconds(network: Classifier, images: Tensor) -> float:

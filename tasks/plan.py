@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ferd import cost
-from ferd.config import Benchmark
+from ferd.config import Benchmark, Precision
 from ferd.datasets import Dataset, dataset
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
@@ -95,9 +95,10 @@ class Costs:
         return cost.distillation_work(schedule, method, teacher, student, self._generator)
 
     def seconds(self, job: Job) -> float:
-        """Each network's FLOPs at the rate that it reached in the calibration."""
-        work, teacher = self.work(job), self._rate(self.benchmark.teacher.network)
-        student = self._rate(job.student) if job.student else teacher
+        """Each network's FLOPs at the rate that it reached in the calibration, at the job's precision."""
+        precision = self._precision(job)
+        work, teacher = self.work(job), self._rate(self.benchmark.teacher.network, precision)
+        student = self._rate(job.student, precision) if job.student else teacher
         return work.teacher / teacher + work.student / student + work.generator / student
 
     def memory(self, job: Job) -> int:
@@ -144,12 +145,19 @@ class Costs:
             generator = Generator(latent, self.shape[0], self.shape[1])
         return cost.passes(generator, torch.empty(2, latent, device="meta"))
 
+    def _precision(self, job: Job) -> Precision:
+        """What its attacks compute in; reported robustness is always judged in float32."""
+        if job.kind == "teacher" and self.benchmark.teacher.training:
+            return self.benchmark.teacher.training.precision
+        return self.benchmark.distillation.precision if job.kind == "distill" else "float32"
+
     @cache  # noqa: B019
-    def _rate(self, network: str) -> float:
-        print(f"calibrating {network} at {self.shape[1]}×{self.shape[2]} ...", file=sys.stderr, flush=True)
+    def _rate(self, network: str, precision: Precision) -> float:
+        where = f"{network}, {self.shape[1]}×{self.shape[2]}, {precision}"
+        print(f"calibrating {where} ...", file=sys.stderr, flush=True)
         torch.set_num_threads(self.benchmark.distillation.threads)
         batch = self.benchmark.distillation.batch_size
-        return cost.attack_rate(self._build(network), self.shape, batch, self.device)
+        return cost.attack_rate(self._build(network), self.shape, batch, precision, self.device)
 
     def _build(self, network: str) -> Classifier:
         return build(network, classes=len(self.data.class_names), channels=self.data.channels)

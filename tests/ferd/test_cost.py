@@ -100,6 +100,8 @@ def test_evaluation_work_counts_every_ball():
     assert more == plain + 100 * (2 + 1)
 
 
-def test_a_calibration_measures_a_rate_that_this_machine_can_have():
-    rate = cost.attack_rate(build("resnet8-w8", classes=10, channels=1), (1, 8, 8), 4, torch.device("cpu"))
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_calibration_measures_a_rate_that_this_machine_can_have(precision):
+    network = build("resnet8-w8", classes=10, channels=1)
+    rate = cost.attack_rate(network, (1, 8, 8), 4, precision, torch.device("cpu"))
     assert 1e6 < rate < 1e13

@@ -28,6 +28,15 @@ def test_seconds_are_the_work_at_the_measured_rate(costs):
     assert costs.seconds(job("distill")) == pytest.approx(costs.work(job("distill")).total / 1e6)
 
 
+def test_each_kind_of_stage_is_timed_at_its_own_precision(costs, monkeypatch):
+    rates = {"float32": 1e6, "bf16": 2e6}
+    monkeypatch.setattr(plan.cost, "attack_rate", lambda *given: rates[given[3]])
+    schedule = costs.benchmark.distillation.model_copy(update={"precision": "bf16"})
+    costs.benchmark = costs.benchmark.model_copy(update={"distillation": schedule})
+    for kind, rate in (("teacher", 1e6), ("distill", 2e6), ("evaluate", 1e6)):
+        assert costs.seconds(job(kind)) == pytest.approx(costs.work(job(kind)).total / rate)
+
+
 def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
     float32_and_counters = 4 * 20_146 + 8 * 9  # parameters and running statistics; a counter a BatchNorm
     assert costs.disk(job("distill")) == float32_and_counters + 3 * 16 * 8 * 8  # rounds of uint8 images
