@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from dvc.repo import Repo
+from dvc.utils.serialize import modify_yaml
 
 from ferd.config import Benchmark
 from ferd.models.classifier import Classifier
@@ -208,3 +209,15 @@ def test_no_output_is_both_in_git_and_ignored(stages):
                 ["git", "check-ignore", "--quiet", out.def_path], cwd=ROOT, check=False
             ).returncode
             assert (ignored == 0) == out.use_cache, out.def_path
+
+
+def test_an_experiment_changes_its_own_line_of_the_settings_alone(tmp_path):
+    """``dvc exp run -S`` writes params.yaml anew, by this function."""
+    path = tmp_path / "params.yaml"
+    before = (ROOT / "params.yaml").read_text()
+    path.write_text(before)
+    with modify_yaml(str(path)) as content:
+        content["methods"]["ferd"]["utae"]["gamma"] = 0.3
+    pairs = list(zip(before.splitlines(), path.read_text().splitlines(), strict=True))
+    changed = [pair for pair in pairs if pair[0] != pair[1]]
+    assert changed == [("    utae: {gamma: 0.5, model: student}", "    utae: {gamma: 0.3, model: student}")]
