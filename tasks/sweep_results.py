@@ -25,7 +25,7 @@ Value = float | int | str | bool
 class SweepResults:
     """The points that are done: a group of seeds a value, in the order of the values.
 
-    ``changed``: the inputs that are other files now than when the sweep ran.
+    ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran.
     """
 
     sweep_id: str
@@ -33,8 +33,16 @@ class SweepResults:
     student: str
     method: str
     key: str
+    inputs: Mapping[str, str]
     groups: Mapping[Value, Group]
-    changed: Sequence[str]
+
+    def changed(self) -> list[str]:
+        """The inputs that are other files here and now; those that are missing are not known to be."""
+        return [
+            name
+            for name, expected in self.inputs.items()
+            if Path(name).exists() and sha256(Path(name)) != expected
+        ]
 
 
 def results_file(sweep_id: str) -> Path:
@@ -62,13 +70,8 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
         value: Group(content["student"], results[0]["method"], tuple(results), (path,) * len(results))
         for value, results in grouped.items()
     }
-    identity = {name: content[name] for name in ("sweep_id", "benchmark", "student", "method", "key")}
-    changed = [
-        name
-        for name, expected in content["inputs"].items()
-        if Path(name).exists() and sha256(Path(name)) != expected
-    ]
-    return SweepResults(**identity, groups=groups, changed=changed)
+    fields = ("sweep_id", "benchmark", "student", "method", "key", "inputs")
+    return SweepResults(**{name: content[name] for name in fields}, groups=groups)
 
 
 def of_benchmark(name: str) -> list[SweepResults]:

@@ -31,9 +31,10 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
 
 
 def _age(sweep: SweepResults) -> str:
-    if not sweep.changed:
+    changed = sweep.changed()
+    if not changed:
         return ""
-    return f" Of an earlier state: since then {', '.join(sweep.changed)} changed; the command runs it again."
+    return f" Of an earlier state: since then {', '.join(changed)} changed; the command runs it again."
 
 
 def _command(sweep: SweepResults) -> str:

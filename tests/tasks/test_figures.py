@@ -99,7 +99,7 @@ def test_gamma_is_drawn_from_two_values_on_and_names_what_was_not_run():
 def swept(key, *values):
     group = Group("resnet8-w8", "ferd", ({"seed": 0}, {"seed": 2}), (Path(), Path()))
     return SweepResults(
-        f"digits-{key}-0a1b2c3d", "digits", "resnet8-w8", "ferd", key, dict.fromkeys(values, group), []
+        f"digits-{key}-0a1b2c3d", "digits", "resnet8-w8", "ferd", key, {}, dict.fromkeys(values, group)
     )
 
 

@@ -77,9 +77,10 @@ def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
 
 def test_a_sweep_of_an_earlier_state_says_what_changed(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
-    [fresh] = sweep_results.of_benchmark("digits")
+    [found] = sweep_results.of_benchmark("digits")
+    rows = tidy.over_values(found.groups)
+    assert found.changed() == []
+    assert "earlier state" not in sweep.over_values(found, rows).reading
     (here / "attacks.py").write_text("2")
-    [old] = sweep_results.of_benchmark("digits")
-    assert (fresh.changed, old.changed) == ([], ["attacks.py"])
-    assert "earlier state" not in sweep.over_values(fresh, tidy.over_values(fresh.groups)).reading
-    assert "since then attacks.py changed" in sweep.over_values(old, tidy.over_values(old.groups)).reading
+    assert found.changed() == ["attacks.py"]
+    assert "since then attacks.py changed" in sweep.over_values(found, rows).reading
