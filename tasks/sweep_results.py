@@ -1,4 +1,4 @@
-"""What came of sweeps: ``results/sweeps/<sweep_id>.json``, schema ``ferd-sweep/1``.
+"""What came of sweeps: ``results/sweeps/<sweep_id>.json``, schema ``ferd-sweep/2``.
 
 ``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``; ``inputs``, the SHA-256 of each file that the
 points depend on (code, teacher, images); and ``points``, a list of ``{"value": ..., "result": ...}``, a
@@ -16,7 +16,7 @@ from tasks.paths import RESULTS
 from tasks.process import sha256
 from tasks.results import Group
 
-SCHEMA = "ferd-sweep/1"
+SCHEMA = "ferd-sweep/2"
 FOLDER = RESULTS / "sweeps"
 Value = float | int | str | bool
 
