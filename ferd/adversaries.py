@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from ferd.attacks import entropy, pgd, utae
+from ferd.attacks import entropy, gaussian_start, pgd, utae
+from ferd.augmentation import augment_strongly
 from ferd.config import Method, ThreatModel
 from ferd.models.classifier import Classifier
 
@@ -102,7 +103,10 @@ class AdaptiveUtaeAdversary(Adversary):
 
 
 class HighEntropyAdversary(Adversary):
-    """DFHL-RS (Yuan et al. 2024): steps of 0.03 up the student's entropy, within [0, 1] alone."""
+    """DFHL-RS (Yuan et al. 2024): steps of 0.03 up the student's entropy, within [0, 1] alone.
+
+    From a strongly augmented image + 0.001·N(0, 1).
+    """
 
     def __init__(self, steps: int) -> None:
         self.threat = ThreatModel(norm="linf", epsilon=1.0, step_size=HIGH_ENTROPY_STEP, steps=steps)
@@ -116,7 +120,9 @@ class HighEntropyAdversary(Adversary):
         rng: torch.Generator,
     ) -> Tensor:
         """High-entropy examples."""
-        return pgd(attacked, inputs, entropy, self.threat, start=inputs)
+        inputs = augment_strongly(inputs, rng)
+        start = gaussian_start(inputs, self.threat.epsilon, rng)
+        return pgd(attacked, inputs, entropy, self.threat, start)
 
 
 def build_adversary(method: Method, threat: ThreatModel, classes: int, device: torch.device) -> Adversary:

@@ -50,6 +50,18 @@ def passes(network: nn.Module, inputs: Tensor) -> Passes:
     )
 
 
+def bottleneck_flops(teacher: Classifier, layer: int, inputs: Tensor) -> float:
+    """FLOPs an image of one bottleneck step: from the features of ``layer`` to the logits and back."""
+    with torch.no_grad():
+        features = teacher.features(inputs, layer)
+
+    def step() -> None:
+        with frozen(teacher):
+            teacher.head(features.clone().requires_grad_(), layer).sum().backward()
+
+    return _flops(step) / len(inputs)
+
+
 def saved_bytes(run: Callable[[], Tensor], *networks: nn.Module) -> int:
     """Bytes that autograd keeps to differentiate what ``run`` computes, each storage once.
 
@@ -95,9 +107,14 @@ def training_work(settings: Training, images: int, network: Passes) -> Work:
 
 
 def distillation_work(
-    schedule: Distillation, method: Method, teacher: Passes, student: Passes, generator: Passes
+    schedule: Distillation,
+    method: Method,
+    teacher: Passes,
+    student: Passes,
+    generator: Passes,
+    bottleneck_step: float,
 ) -> Work:
-    """All rounds of a method; the bottleneck, on pooled features, is too small to count."""
+    """All rounds of a method; ``bottleneck_step`` in FLOPs an image (``bottleneck_flops``)."""
     batch, rounds = schedule.batch_size, schedule.rounds
     trained = rounds - schedule.warmup_rounds
     on_teacher = rounds * batch * teacher.forward
@@ -112,14 +129,18 @@ def distillation_work(
         else:
             on_teacher += rounds * images * teacher.attack
             on_student += trained * images * student.attack
+        if method.synthesis == "fae":
+            on_teacher += rounds * images * schedule.synthesis.bottleneck.steps * bottleneck_step
     attacked = trained * schedule.student.steps * batch
     attacks = attacked * schedule.utae_steps
     if method.utae.model == "teacher":
         on_teacher += attacks * teacher.attack
     else:
         on_student += attacks * student.attack
-    on_teacher += attacked * teacher.forward
-    return Work(on_teacher, on_student + attacked * 2 * student.training, on_generator)
+    on_adversarial_alone = method.student_loss == "hard-label"
+    on_teacher += attacked * teacher.forward * (2 if on_adversarial_alone else 1)
+    on_student += attacked * student.training * (1 if on_adversarial_alone else 2)
+    return Work(on_teacher, on_student, on_generator)
 
 
 def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> Work:

@@ -98,6 +98,8 @@ class Distillation:
         student_threat = threat.with_steps(schedule.utae_steps)
         self.adversary = build_adversary(method, student_threat, classes, device)
         self.student_loss = build_student_loss(method, student_threat, classes, device)
+        own_weight = self.student_loss.adversarial_weight
+        self._adversarial_weight = schedule.student.adversarial_weight if own_weight is None else own_weight
         self.optimiser = torch.optim.SGD(
             student.parameters(),
             schedule.student.learning_rate,
@@ -224,7 +226,9 @@ class Distillation:
         self.student.train()
         bf16 = self.schedule.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
-            student_logits, student_adv_logits = self.student(inputs), self.student(adv_inputs)
+            clean_logits = self.student(inputs) if self.student_loss.needs_student_on_clean else None
+            student_adv_logits = self.student(adv_inputs)
+        student_logits = student_adv_logits if clean_logits is None else clean_logits
         teacher_adv_logits = None
         if self.student_loss.needs_teacher_on_adversarial:
             with torch.no_grad():
@@ -234,7 +238,7 @@ class Distillation:
         )
         clean, adversarial = self.student_loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())
-        share = self.schedule.student.adversarial_weight
+        share = self._adversarial_weight
         self.optimiser.zero_grad()
         ((1 - share) * clean + share * adversarial).backward()
         self.optimiser.step()

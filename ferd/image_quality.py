@@ -142,7 +142,8 @@ def image_quality(
 
     Args:
         pool: synthetic images with the labels that were asked for.
-        real: real images, none of which a network was trained on.
+        real: real images that the judge was not trained on, nor a teacher that was trained here; one that
+            was given may have been.
         judge: a classifier that had no part in making the images.
         embedding: what Inception Score and Fréchet distance are computed on.
 

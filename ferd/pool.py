@@ -75,6 +75,11 @@ class Pool:
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
         end = self.size + len(images)
+        if end > len(self._images):
+            raise FerdError(
+                f"{self.folder}: holds more than the {len(self._images)} images of this schedule; run the "
+                "method that makes it with the same schedule"
+            )
         self._images[self.size : end] = images
         self._labels[self.size : end] = labels
         self.size = end

@@ -19,7 +19,11 @@ from ferd.models.classifier import Classifier
 
 @dataclass(frozen=True)
 class Batch:
-    """Logits (B, C) on clean and on adversarial images, and labels (B,)."""
+    """Logits (B, C) on clean and on adversarial images, and labels (B,).
+
+    For a loss that needs no student on clean images ``student_logits`` are ``student_adv_logits``; for one
+    that needs no teacher on adversarial images ``teacher_adv_logits`` are None.
+    """
 
     labels: Tensor
     teacher_logits: Tensor
@@ -29,8 +33,14 @@ class Batch:
 
 
 class StudentLoss(ABC):
-    """A clean and an adversarial loss a batch, with what it learns over batches and rounds."""
+    """A clean and an adversarial loss a batch, with what it learns over batches and rounds.
 
+    Attributes:
+        adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
+    """
+
+    adversarial_weight: float | None = None
+    needs_student_on_clean = True
     needs_teacher_on_adversarial = False
 
     @abstractmethod
@@ -85,7 +95,9 @@ class SoftCrossEntropy(StudentLoss):
 
 
 class Rslad(StudentLoss):
-    """RSLAD (Zi et al. 2021): KL(T(x) ‖ S(x)) and KL(T(x) ‖ S(x'))."""
+    """RSLAD (Zi et al. 2021): ⅙ KL(T(x) ‖ S(x)) + ⅚ KL(T(x) ‖ S(x'))."""
+
+    adversarial_weight = 5 / 6
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The teacher's soft labels on both sides."""
@@ -101,6 +113,7 @@ class FairRslad(StudentLoss):
     measured on each round's images. The weights have mean 1 before they are clamped to [5/6, 5/2].
     """
 
+    adversarial_weight = 5 / 6
     POWER, LOWEST, HIGHEST = 2.0, 5 / 6, 5 / 2
 
     def __init__(self, classes: int, threat: ThreatModel, device: torch.device) -> None:
@@ -144,6 +157,7 @@ class Absld(StudentLoss):
     temperatures are kept apart.
     """
 
+    adversarial_weight = 5 / 6
     RATE, LOWEST, HIGHEST = 0.1, 0.5, 5.0
 
     def __init__(self, classes: int, device: torch.device) -> None:
@@ -186,6 +200,7 @@ class Absld(StudentLoss):
 class HardLabel(StudentLoss):
     """DFHL-RS (Yuan et al. 2024): CE(f^S(x'), argmax f^T(x')), its only term, given as both parts."""
 
+    needs_student_on_clean = False
     needs_teacher_on_adversarial = True
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from ferd.models.generator import Generator
 
 PRIOR_TEMPERATURE = 100.0  # w = σ(o_T/100) in L_adv, nearly uniform
 DIVERSITY_WEIGHT = 3.0  # of DFHL-RS
-SMOOTHING = 2.0  # of DFHL-RS, over the number of classes: 0.2 for 10, 0.02 for 100
+SMOOTHING = 2.0  # of DFHL-RS, over the number of classes, shared by the wrong ones: 0.2 for 10, 0.02 for 100
 
 Terms = dict[str, Tensor]
 SynthesisLoss = Callable[[Tensor], Terms]  # inputs (B, channels, H, W) -> terms, their weighted sum "loss"
@@ -108,7 +108,7 @@ def diversity_loss(logits: Tensor) -> Tensor:
 @contextmanager
 def dfhl_rs_loss(student: Classifier, labels: Tensor) -> Iterator[SynthesisLoss]:
     """DFHL-RS (Yuan et al. 2024): CE(f^S(x), smoothed y) + 3·Σ q log10 q, the student frozen."""
-    smoothing = SMOOTHING / student.classes
+    smoothing = SMOOTHING / (student.classes - 1)  # torch gives the true class its share of it back
     with frozen(student):
 
         def terms(inputs: Tensor) -> Terms:

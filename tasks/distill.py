@@ -61,7 +61,8 @@ def distil_student(
     if isinstance(given, Path):
         what.append([process.sha256(shard) for shard in sorted(given.iterdir())])
     settings_hash = fingerprint(*what, process.sha256(teacher_path))
-    resume = process.resume_folder(progress.task, settings_hash)
+    real = process.sha256(paths.images(benchmark, "train")) if isinstance(given, tuple) else None
+    resume = process.resume_folder(progress.task, settings_hash, real)
     distillation = Distillation(
         teacher,
         student,

@@ -5,6 +5,8 @@ import argparse
 from tasks import params, process
 from tasks.teacher import Role, acquire
 
+SEED = 1000  # neither the teacher's nor a student's: a network of the same kind begins elsewhere
+
 
 def main() -> None:
     """``python -m tasks.judge BENCHMARK``."""
@@ -13,9 +15,8 @@ def main() -> None:
     args = parser.parse_args()
     with process.running(f"judge {args.benchmark}") as progress:
         benchmark = params.read().benchmark(args.benchmark)
-        acquire(
-            args.benchmark, benchmark, Role("judge", benchmark.analysis.judge, "analysis.judge"), progress
-        )
+        role = Role("judge", benchmark.analysis.judge, "analysis.judge", SEED)
+        acquire(args.benchmark, benchmark, role, progress)
 
 
 if __name__ == "__main__":

@@ -197,7 +197,8 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
         note = (
             f"Theirs: teacher {there['teacher']}, {there['schedule']}, the whole test set. "
             f"Ours: {_about(benchmark)} {_on(of_table)} A difference is within noise where it is at most "
-            "2·s·√(1 + 1/n), s being the standard deviation over our n seeds; one seed cannot say. "
+            "t·s·√(1 + 1/n), s being the standard deviation over our n seeds and t Student's 97.5 % point "
+            "(4.3 of three seeds); one seed cannot say. "
             + (
                 ""
                 if of_table[0]["same_network"]

@@ -92,7 +92,9 @@ class Costs:
         if job.kind == "evaluate":
             return cost.evaluation_work(self.benchmark.evaluation, self._test_images, student)
         schedule, method = self.benchmark.distillation, self.settings.method(job.method)
-        return cost.distillation_work(schedule, method, teacher, student, self._generator)
+        return cost.distillation_work(
+            schedule, method, teacher, student, self._generator, self._bottleneck_step(method.nonrobust.layer)
+        )
 
     def seconds(self, job: Job) -> float:
         """Each network's FLOPs at the rate that it reached in the calibration, at the job's precision."""
@@ -137,6 +139,11 @@ class Costs:
     @cache  # noqa: B019
     def _passes(self, network: str) -> cost.Passes:
         return cost.passes(self._meta(network), torch.empty(1, *self.shape, device="meta"))
+
+    @cache  # noqa: B019
+    def _bottleneck_step(self, layer: int) -> float:
+        teacher = self._meta(self.benchmark.teacher.network)
+        return cost.bottleneck_flops(teacher, layer, torch.empty(1, *self.shape, device="meta"))
 
     @cached_property
     def _generator(self) -> cost.Passes:

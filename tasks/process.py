@@ -109,13 +109,17 @@ def running(task: str) -> Iterator[Progress]:
 
 
 def device_with(threads: int) -> torch.device:
-    """The GPU where there is one, else the CPU with so many threads (part of what is reproduced)."""
+    """The GPU where there is one, else the CPU with so many threads (part of what is reproduced).
+
+    float32 is float32: TensorFloat-32, which cuDNN would use for convolutions, is switched off.
+    """
     torch.set_num_threads(threads)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device(_device_type())
 
 
 def resume_folder(task: str, *settings: Any) -> Path:
-    """Where a stage that was interrupted left its state, if its settings and code were the same.
+    """Where a stage that was interrupted left its state, with the same settings, code and kind of device.
 
     Kept outside the stage's outputs, in a folder named by the hash of the settings, so that nothing
     is ever resumed under other settings. Delete it when the stage has finished.
@@ -125,7 +129,7 @@ def resume_folder(task: str, *settings: Any) -> Path:
     folder = (
         RESUME
         / task.replace(" ", "-").replace("/", "-")
-        / fingerprint(*settings, code, torch.__version__)[:16]
+        / fingerprint(*settings, code, torch.__version__, _device_type())[:16]
     )
     for other in folder.parent.glob("*"):
         if other != folder:
@@ -194,5 +198,10 @@ def processor() -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Hash of a file's bytes, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _device_type() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

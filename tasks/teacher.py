@@ -24,18 +24,19 @@ from ferd.models.registry import build
 from tasks import params, paths, process, tracking
 from tasks.storage import fetch_weights
 
-SEED = 0
+SEED = 0  # of a teacher, and of the attacks that measure
 MEASURED: tuple[Attack, ...] = ("clean", "pgd20")
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Role:
-    """Whom a classifier is made for: ``teacher`` or ``judge``, by which settings, and under which key."""
+    """Whom a classifier is made for: ``teacher`` or ``judge``, by which settings, key and seed."""
 
     name: str
     settings: Teacher
     key: str
+    seed: int
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
     args = parser.parse_args()
     with process.running(f"teacher {args.benchmark}") as progress:
         benchmark = params.read().benchmark(args.benchmark)
-        acquire(args.benchmark, benchmark, Role("teacher", benchmark.teacher, "teacher"), progress)
+        acquire(args.benchmark, benchmark, Role("teacher", benchmark.teacher, "teacher", SEED), progress)
 
 
 def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progress) -> None:
@@ -57,7 +58,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     settings, images = role.settings, paths.images(name, "train")
     device = process.device_with(settings.threads)
     measured_on = measuring_images(name, settings)
-    network = initial_network(settings, benchmark, SEED)
+    network = initial_network(settings, benchmark, role.seed)
     what = [
         settings.model_dump(exclude={"measure"}),
         benchmark.threat_model,
@@ -76,7 +77,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
             settings.training,
             benchmark.threat_model,
             benchmark.augmentation,
-            SEED,
+            role.seed,
             device,
             warm_up=settings.weights is not None,
         )

@@ -73,9 +73,12 @@ class Folded:
 
 
 def attack_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type that attacks run in; ``auto`` is bfloat16 where the device computes in it."""
+    """The type that attacks run in; ``auto`` is bfloat16 where the device computes in it natively."""
     if precision == "auto":
-        native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        if device.type == "cuda":
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if native else torch.float32
     return torch.float32 if precision == "float32" else torch.bfloat16
 

@@ -79,8 +79,6 @@ def _heat_map(
     scale = alt.Scale(domain=[0, most], clamp=True, interpolate="rgb")
     printed = len(order) <= MOST_PRINTED
     legend = None if printed else alt.Legend(gradientLength=120, titleOrient="left")
-    printed = len(order) <= MOST_PRINTED
-    legend = None if printed else alt.Legend(gradientLength=120, titleOrient="left")
     colour = alt.Color("percent:Q", title="%", scale=scale, legend=legend)
     base = panel(rows)
     tips = [f"{down}:N", f"{across}:N", alt.Tooltip("percent:Q", format=".1f")]

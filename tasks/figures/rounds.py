@@ -16,8 +16,8 @@ MEASURES = {
     "generator oh": "Generator: label, L_oh",
     "generator adv": "Generator: disagreement, L_adv",
     "generator uni": "Generator: uniformity, L_uni",
-    "student clean_loss": "Student: IKL on clean images",
-    "student adversarial_loss": "Student: IKL on UTAEs",
+    "student clean_loss": "Student: loss on clean images",
+    "student adversarial_loss": "Student: loss on adversarial images",
 }
 PROPORTIONS_READING = (
     "Percent of a round's synthetic images that are asked for as a class: p, Eq. 2, the mean over seeds. "
@@ -25,9 +25,10 @@ PROPORTIONS_READING = (
 )
 MEASURES_READING = (
     "The mean over seeds after each round, with bands of ± one standard deviation over seeds (none: one "
-    "seed). A method that lacks a loss term has no line in its panel; losses are unweighted. Pool agreement: "
-    "percent of a round's images that the teacher gives the label they were asked for. Robust channels: "
-    "Eq. 3-6. Drawn is the first student; the download has them all."
+    "seed). A method that lacks a loss term has no line in its panel; losses are unweighted, and each "
+    "method's own: IKL on UTAEs in FERD and its variants, a KL divergence or cross-entropy in others. "
+    "Pool agreement: percent of a round's images that the teacher gives the label they were asked for. "
+    "Robust channels: Eq. 3-6. Drawn is the first student; the download has them all."
 )
 
 

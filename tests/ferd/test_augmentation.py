@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ferd.augmentation import augment
+from ferd.augmentation import augment, augment_strongly
 from ferd.config import Augmentation
 
 
@@ -76,3 +76,22 @@ def test_gradients_pass_gradcheck():
         return augment(x, settings, torch.Generator().manual_seed(7))
 
     assert torch.autograd.gradcheck(always_the_same, images)
+
+
+def test_strong_augmentation_crops_mirrors_both_ways_and_turns_by_15_degrees(rng):
+    """A point off the centre goes to 12 places, 4 mirrorings of 3 turns, each stretched by up to 1/0.95."""
+    images = torch.zeros(2000, 1, 101, 101)
+    images[:, :, 49:52, 79:82] = 1  # 30 right of the centre
+    moved = augment_strongly(images, rng)
+    assert moved.shape == images.shape and moved.min() >= 0 and moved.max() <= 1 + 1e-6
+    mass, axis = moved[:, 0], torch.arange(101) - 50.0
+    down = (mass.sum(2) * axis).sum(1) / mass.sum((1, 2))
+    right = (mass.sum(1) * axis).sum(1) / mass.sum((1, 2))
+    radius, degrees = (down**2 + right**2).sqrt(), torch.rad2deg(torch.atan2(down, right))
+    assert radius.min() >= 29.9 and radius.max() <= 30 / 0.95 + 0.1
+    turned = torch.where(degrees.abs() > 90, 180 - degrees.abs(), degrees.abs())
+    straight = turned < 1
+    assert ((turned - 15).abs()[~straight] < 1.5).all()
+    assert 0.28 < straight.float().mean() < 0.39
+    assert 0.45 < (right > 0).float().mean() < 0.55
+    assert 0.45 < (down[~straight] > 0).float().mean() < 0.55

@@ -76,19 +76,28 @@ def test_training_work_literal():
 
 
 def test_distillation_work_literal():
-    work = cost.distillation_work(SCHEDULE, METHODS["ferd"], UNIT, UNIT, UNIT)
+    work = cost.distillation_work(SCHEDULE, METHODS["ferd"], UNIT, UNIT, UNIT, 0.5)
     margins = 3 * 16 * (20 * 2 + 1)
-    assert work.teacher == 3 * 16 + margins + 3 * 2 * 16 * 2 + 2 * 2 * 16
+    bottleneck = 3 * 2 * 16 * SCHEDULE.synthesis.bottleneck.steps * 0.5
+    assert work.teacher == 3 * 16 + margins + 3 * 2 * 16 * 2 + bottleneck + 2 * 2 * 16
     assert work.student == 2 * 2 * 16 * 2 + 2 * 2 * 16 * (10 * 2 + 2 * 3)
     assert work.generator == 3 * 2 * 16 * 3
 
 
 def test_methods_cost_what_they_do():
-    works = {name: cost.distillation_work(SCHEDULE, m, UNIT, UNIT, UNIT) for name, m in METHODS.items()}
+    works = {name: cost.distillation_work(SCHEDULE, m, UNIT, UNIT, UNIT, 0.0) for name, m in METHODS.items()}
     assert works["no-utae"] == works["ferd"]
     assert works["no-reweighting"].teacher == works["ferd"].teacher - 3 * 16 * (20 * 2 + 1)
     assert works["uniform-noise"].generator == works["rslad"].generator == 0
-    assert works["dfhl-rs"].teacher < works["no-reweighting"].teacher
+    assert works["dfhl-rs"].teacher == 3 * 16 + 2 * 2 * 16 * 2  # agreement; clean and attacked images
+    assert works["dfhl-rs"].student == 3 * 2 * 16 * 2 + 2 * 2 * 16 * (10 * 2 + 3)
+
+
+def test_a_bottleneck_step_passes_only_what_comes_after_its_layer():
+    network, inputs = meta("resnet8-w8"), torch.empty(2, 3, 32, 32, device="meta")
+    last = cost.bottleneck_flops(network, -1, inputs)
+    assert last == 2 * 2 * 32 * 10  # the linear layer and its gradient
+    assert last < cost.bottleneck_flops(network, -2, inputs) < cost.passes(network, inputs).attack
 
 
 def test_evaluation_work_counts_every_ball():

@@ -20,7 +20,7 @@ from ferd.pool import Pool
 from ferd.reweighting import released_proportions
 from ferd.samplers import MarginSampler
 from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Rslad, SoftCrossEntropy
-from ferd.synthesis import diversity_loss
+from ferd.synthesis import dfhl_rs_loss, diversity_loss
 from tasks import params
 from tests.ferd.test_distillation import SCHEDULE, equal, real_images, weights
 
@@ -69,6 +69,27 @@ def test_every_method_runs_and_a_resumed_run_ends_at_the_same_bits(make_run, tmp
     assert equal(weights(rest.student), weights(whole.student))
 
 
+@pytest.mark.parametrize("name", ["rslad", "fair-rslad", "absld"])
+def test_a_loss_whose_source_weighs_its_parts_does_not_follow_the_schedule(make_run, name):
+    students = []
+    for share in (0.0, 1.0):
+        student = SCHEDULE.student.model_copy(update={"adversarial_weight": share})
+        run = make_run(name, f"pool-{share}", SCHEDULE.model_copy(update={"student": student}))
+        list(run.rounds())
+        students.append(weights(run.student))
+    assert equal(*students)
+
+
+@pytest.mark.parametrize(("name", "passes"), [("dfhl-rs", 1), ("ferd", 2)])
+def test_the_student_sees_in_training_what_its_loss_looks_at(make_run, name, passes):
+    run = make_run(name, "pool")
+    rounds = run.rounds()
+    next(rounds)
+    seen = run.student.state_dict()["bn1.num_batches_tracked"].item()
+    next(rounds)
+    assert run.student.state_dict()["bn1.num_batches_tracked"] == seen + passes * SCHEDULE.student.steps
+
+
 @pytest.mark.parametrize("precision", ["bf16-attacks", "bf16", "auto"])
 def test_every_precision_trains_a_float32_student(make_run, precision):
     run = make_run("ferd", "pool", SCHEDULE.model_copy(update={"precision": precision}))
@@ -85,6 +106,8 @@ def test_a_replayed_pool_gives_each_round_its_images_and_refuses_another_schedul
     assert figures == {}
     with pytest.raises(FerdError, match="holds 40 images where 3 rounds of 20"):
         ReplayedPool(pool, 3, 20)
+    with pytest.raises(FerdError, match="holds more than the 20 images of this schedule"):
+        Pool(tmp_path, 20, (1, 8, 8), CPU)
 
 
 def test_a_mixed_sampler_is_half_softmax_and_half_even(threat):
@@ -201,6 +224,15 @@ def test_the_hard_label_loss_follows_the_teacher_on_the_attacked_images():
     assert clean is adversarial
     predicted = given.teacher_adv_logits.argmax(1)
     assert torch.equal(clean, F.cross_entropy(given.student_adv_logits, predicted))
+
+
+def test_dfhl_rs_smooths_labels_to_four_fifths_for_the_true_one_of_ten(make_network, images):
+    student = make_network().eval()
+    labels = student(images).argmax(1)
+    targets = torch.full((16, 10), 0.2 / 9).scatter_(1, labels.unsqueeze(1), 0.8)
+    with dfhl_rs_loss(student, labels) as loss:
+        found = loss(images)["oh"]
+    assert found.item() == pytest.approx(F.cross_entropy(student(images), targets).item(), rel=1e-5)
 
 
 def test_diversity_is_least_where_classes_are_even():

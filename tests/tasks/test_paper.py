@@ -60,7 +60,9 @@ def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(know
 
 
 def test_noise_is_two_deviations_of_a_difference_of_one_run_and_a_mean():
-    assert paper.within_noise(2.3, 1.0, 3) is True  # 2·1·√(4/3) = 2.309
-    assert paper.within_noise(-2.4, 1.0, 3) is False
+    assert paper.within_noise(4.96, 1.0, 3) is True  # 4.3027·1·√(4/3) = 4.968
+    assert paper.within_noise(-4.98, 1.0, 3) is False
+    assert paper.within_noise(15.5, 1.0, 2) is True  # 12.706·1·√(3/2) = 15.562
+    assert paper.within_noise(15.6, 1.0, 2) is False
     assert paper.within_noise(2.0, None, 1) is None
     assert paper.within_noise(None, 1.0, 3) is None

@@ -20,7 +20,7 @@ from tasks.verdict import (
 
 TOLERANCES = Tolerances(average=0.05, worst=0.1, nsd=0.5, standard_errors=3.0)
 THREAT = {"norm": "linf", "epsilon": 0.1, "step_size": 0.025, "steps": 20}
-RECORD = dict.fromkeys(ENVIRONMENT, "one") | {"seconds": 1.0, "cores": 2}
+RECORD = dict.fromkeys(ENVIRONMENT, "one") | {"device": "cpu", "seconds": 1.0, "cores": 2}
 
 
 def result(seed=0, average=0.74, worst=0.5, nsd=0.16, method="ferd", n=500):
@@ -155,6 +155,8 @@ def test_what_makes_an_environment():
     older = {key: value for key, value in RECORD.items() if key != "processor"}
     assert not same_environment([older], [older])
     assert not same_environment([None], [RECORD])
+    on_gpu = RECORD | {"device": "NVIDIA A100"}
+    assert not same_environment([on_gpu], [on_gpu])
 
 
 def test_the_worst_comes_first_in_words_and_in_the_table():
