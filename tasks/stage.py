@@ -234,7 +234,7 @@ def run_module(
                 on_event(event)
     _running.discard(process)
     if process.returncode != 0:
-        raise StageFailed(name, message or _last_error(tail), retryable=not message)
+        raise StageFailed(name, message or _last_error(tail, process.returncode), retryable=not message)
 
 
 def when_free(work: Callable[[], T]) -> T:
@@ -273,11 +273,12 @@ def _event(line: str) -> dict[str, Any] | None:
     return event if isinstance(event, dict) and "event" in event else None
 
 
-def _last_error(tail: Iterable[str]) -> str:
+def _last_error(tail: Iterable[str], code: int) -> str:
     """What DVC or Python said last; DVC's own line says of a failed command only that it failed."""
     lines = [line.strip() for line in tail if line.strip()]
     telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
-    line = (telling or lines or ["it printed nothing"])[-1]
+    ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+    line = (telling or lines or [f"it ended by {ending} and said nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
 
 
