@@ -163,7 +163,7 @@ class Distillation:
         if method.pool_of:
             if not isinstance(given, Path):
                 raise ValueError(f"{method.images} is given the folder of that pool")
-            finished = Pool(given, schedule.rounds * batch, self.shape, self.device)
+            finished = Pool(given, schedule.rounds * batch, self.shape, self.device, grows=False)
             return ReplayedPool(finished, schedule.rounds, batch)
         if given is not None:
             raise ValueError(f"{method.images} makes its own images and is given none")

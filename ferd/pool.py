@@ -16,19 +16,26 @@ class Pool:
     """Images (N, channels, H, W) with their requested labels (N,).
 
     On disk a folder of ``round-0001.safetensors``, ...; in memory one tensor, allocated once.
-    Opening a folder takes in its whole shards; a last shard that was cut off is dropped.
+    Opening a folder takes in its whole shards; while a pool grows, a last shard that was cut off is dropped.
 
     Args:
         folder: where the shards are; made at need.
         capacity: the largest number of images.
         shape: (channels, H, W).
         device: where samples are drawn.
+        grows: False for a finished pool: it is read, and a shard that was cut off is refused.
     """
 
     def __init__(
-        self, folder: Path, capacity: int, shape: tuple[int, int, int], device: torch.device
+        self,
+        folder: Path,
+        capacity: int,
+        shape: tuple[int, int, int],
+        device: torch.device,
+        *,
+        grows: bool = True,
     ) -> None:
-        self.folder = folder
+        self.folder, self.grows = folder, grows
         self.rounds = 0
         self.size = 0
         self._images = torch.empty((capacity, *shape), dtype=torch.uint8, device=device)
@@ -91,6 +98,10 @@ class Pool:
             try:
                 self._take(**load_file(shard))
             except SafetensorError:
+                if not self.grows:
+                    raise FerdError(
+                        f"{shard}: cut off; make {self.folder} again, or get it back by `dvc checkout`"
+                    ) from None
                 if number + 1 < len(shards):
                     raise FerdError(
                         f"{shard}: cut off, with later shards behind it; delete {self.folder.parent} "

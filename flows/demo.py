@@ -1,8 +1,11 @@
 """The whole pipeline in minutes, on images that come with scikit-learn: ``make demo``."""
 
+import argparse
+
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
+from tasks import params
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -19,8 +22,10 @@ def demo(slots: int = 2) -> None:
 
 def main() -> None:
     """Run the flow, then show what came of it."""
-    create_record()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     with as_command("demo"):
+        params.read()
+        create_record()
         demo()
     print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")

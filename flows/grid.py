@@ -11,6 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
+from prefect.settings import PREFECT_API_URL
 
 from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, as_command, evaluations, in_order, run_stale
@@ -73,6 +74,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+")
     args = parser.parse_args()
     with as_command("grid"):
+        if not PREFECT_API_URL.value():
+            raise FerdError(
+                "workers and this command need one server; set PREFECT_API_URL to its address (make up)"
+            )
         grid(args.benchmark, args.methods, args.seeds)
         print_table(args.benchmark, args.methods, args.seeds)
 

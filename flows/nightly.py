@@ -16,6 +16,7 @@ from flows.alert import alert, check
 from flows.pipeline import (
     TASK_RUNNER,
     as_command,
+    check_slots,
     create_record,
     evaluations,
     run_stale,
@@ -52,6 +53,7 @@ def nightly(
             A webhook is set by FERD_ALERT_WEBHOOK in the worker's environment instead.
     """
     check(alert_block)
+    check_slots(slots)
     what = {"benchmarks": benchmarks, "methods": methods, "seeds": seeds}
     with night.alone():
         make_experiments(benchmarks)
@@ -162,8 +164,9 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="stages that compute at a time")
     parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
     args = parser.parse_args()
-    create_record()
     with as_command("nightly"):
+        params.read()
+        create_record()
         nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
 
 

@@ -20,7 +20,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from ferd.errors import FerdError
 from flows.progress import LiveView
 from tasks import params, tracking
-from tasks.process import SLOTS
+from tasks.process import NOT_WRITABLE, SLOTS
 from tasks.stage import BUSY_POLL_SECONDS, Pipeline, Stage, StageBusy, StageFailed, run, stop_running
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
@@ -126,13 +126,24 @@ def create_record() -> None:
 def as_command(name: str) -> Iterator[None]:
     """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
 
-    After SIGTERM it is left by ``sys.exit``: then Prefect stops the server that it started here.
+    After SIGTERM, and when its terminal is closed, it is left by ``sys.exit``: then Prefect stops the server
+    that it started here, and what stages had removed is put back.
     """
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
     try:
         yield
     except FerdError as error:
         sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        sys.exit(f"{name}: {error.filename}: {error.strerror}; free space or correct the permissions")
+    except RuntimeError as error:
+        if "Failed to reach API" not in str(error):
+            raise
+        server = os.environ.get("PREFECT_API_URL", "Prefect's server")
+        sys.exit(f"{name}: {server} does not answer; correct PREFECT_API_URL, or make up")
     except KeyboardInterrupt:
         sys.exit(f"{name}: stopped; run it again to go on from here")
 
@@ -153,6 +164,7 @@ def bring_up_to_date(
     Raises:
         FerdError: the settings are at fault, or stages failed: says which, and why.
     """
+    check_slots(slots)
     params.read().benchmark(benchmark)
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
@@ -162,6 +174,12 @@ def bring_up_to_date(
             *pipeline.student_stages(benchmark, None, None, "tasks.analyse"),
         ]
     run_stale(benchmark, pipeline.plan(targets, report=True), slots)
+
+
+def check_slots(slots: int) -> None:
+    """Refuse a number of stages that would never compute anything."""
+    if slots < 1:
+        raise FerdError(f"slots: {slots}; at least one stage must compute at a time")
 
 
 def evaluations(
@@ -232,7 +250,7 @@ def failures_of(states: Mapping[str, State[Any]]) -> list[str]:
     }
     if failed:
         return [
-            str(error) if isinstance(error, StageFailed) else f"{name}: {error}"
+            str(error) if isinstance(error, StageFailed) else f"{name}: {str(error) or type(error).__name__}"
             for name, error in failed.items()
         ]
     return [

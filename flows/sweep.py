@@ -24,6 +24,7 @@ from flows.pipeline import (
     Session,
     as_command,
     attempt,
+    check_slots,
     create_record,
     failures_of,
     run_stale,
@@ -61,6 +62,7 @@ def sweep(
         ray: the address of a Ray cluster (`HOST:6379`), to compute there instead.
         gpus: with ray, the GPUs of a point where the cluster has any; 0.5 puts two points on one.
     """
+    check_slots(slots)
     asked = Sweep(benchmark, student, method, key, values, seeds)
     bring_inputs_up_to_date(benchmark, slots)
     points = asked.points()
@@ -72,10 +74,10 @@ def sweep(
             failures = on_ray.with_options(task_runner=_ray_runner(ray))(missing, asked.threads, gpus)
         else:
             failures = on_this_machine(missing, slots)
-    file = asked.write_results()
-    print_table(asked)
-    print(f"results: {file}")
-    print(f"compare: {asked.link()}", flush=True)
+    if file := asked.write_results():
+        print_table(asked)
+        print(f"results: {file}")
+        print(f"compare: {asked.link()}", flush=True)
     if failures:
         raise FerdError("; ".join(failures))
 
@@ -205,6 +207,7 @@ def main() -> None:
     )
     args = vars(parser.parse_args())
     with as_command("sweep"):
+        check_slots(args["slots"])
         Sweep(*(args[name] for name in ("benchmark", "student", "method", "key", "values", "seeds")))
         create_record()
         sweep(**args)

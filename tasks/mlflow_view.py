@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from tasks import tracking
+
 HOST, PORT = "127.0.0.1", 5000  # of the server that `make ui` starts
 RUNS = 1000  # that are looked through for a night's
 TAG = "mlflow.sharedViewState."
@@ -73,7 +75,7 @@ def address() -> str:
     server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https"):
         return f"http://{HOST}:{PORT}"
-    return server._replace(netloc=server.netloc.rpartition("@")[2]).geturl().rstrip("/")
+    return tracking.without_password(server.geturl()).rstrip("/")
 
 
 def _chart(section: str, parameter: str, metric: str) -> dict[str, Any]:

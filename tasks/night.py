@@ -31,7 +31,7 @@ NIGHTS = Path(".nightly")
 NOTE = NIGHTS / "night.json"
 LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
 LOCK = Path("dvc.lock")
-IDENTITY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost")
+AS_NIGHTLY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost", "-c", "commit.gpgsign=false")
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Night:
     def keep(self) -> None:
         """Results and dvc.lock become the branch ``nightly/<name>`` of the folder's repository."""
         _git(self.folder, "add", "--", "results", str(LOCK))
-        _git(self.folder, *IDENTITY, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
+        _git(self.folder, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
         _git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
 
     def changed_files(self) -> dict[str, list[str]]:
@@ -265,7 +265,9 @@ def _git(folder: Path, *arguments: str, check: bool = True) -> str | None:
     Raises:
         FerdError: it failed.
     """
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", *AS_NIGHTLY, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
     if done.returncode and check:
         raise FerdError(f"git {arguments[0]}: {' '.join(done.stderr.split()) or 'failed'}")
     return None if done.returncode else done.stdout

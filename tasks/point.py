@@ -22,13 +22,13 @@ def main() -> None:
     checkpoint = paths.student(args.benchmark, args.student, args.method, args.seed)
     result = paths.result_of(checkpoint)
     title = f"{os.environ['FERD_SWEEP_ID']}/{args.method}/s{args.seed}"
-    # A stage writes its cost last.
-    if not result.with_suffix(".distill-cost.json").exists():
-        with process.running(f"distill {title}") as progress:
-            distil_student(args.benchmark, args.student, args.method, args.seed, progress)
-    if not result.with_suffix(".evaluate-cost.json").exists():
-        with process.running(f"evaluate {title}") as progress:
-            evaluate_checkpoint(args.benchmark, checkpoint, progress)
+    with process.alone(f"point {title}"):  # who waited finds it done: a stage writes its cost last
+        if not result.with_suffix(".distill-cost.json").exists():
+            with process.running(f"distill {title}") as progress:
+                distil_student(args.benchmark, args.student, args.method, args.seed, progress)
+        if not result.with_suffix(".evaluate-cost.json").exists():
+            with process.running(f"evaluate {title}") as progress:
+                evaluate_checkpoint(args.benchmark, checkpoint, progress)
 
 
 if __name__ == "__main__":

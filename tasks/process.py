@@ -8,6 +8,7 @@ Events are ``computing`` and ``computed`` (around the work itself), ``progress``
 teacher's figures before it is used) and ``error``.
 """
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -33,6 +34,7 @@ RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
 SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class Progress:
@@ -97,15 +99,35 @@ def take_slot(slots: int) -> IO[str]:
 
 @contextmanager
 def running(task: str) -> Iterator[Progress]:
-    """Run a stage's body; a fault that the user can mend ends the process with one line."""
+    """Run a stage's body, alone; a fault that the user can mend ends the process with one line."""
     progress = Progress(task)
     try:
-        yield progress
-        progress.finish()
+        with alone(task):
+            yield progress
+            progress.finish()
     except FerdError as error:
-        progress.event("error", message=str(error))
-        print(f"{task}: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _end(progress, str(error))
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        what = f"{error.filename or 'a file'}: {error.strerror}"
+        _end(progress, f"{what}; free space or correct the permissions")
+
+
+@contextmanager
+def alone(task: str) -> Iterator[None]:
+    """Wait until no other process of this folder does the same task, whose resume files they would share.
+
+    By a lock on a file, so that a process that is killed gives it back.
+    """
+    RESUME.mkdir(exist_ok=True)
+    with (RESUME / f"{_file_name(task)}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{task}: waiting for another process that does the same", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def device_with(threads: int) -> torch.device:
@@ -126,11 +148,7 @@ def resume_folder(task: str, *settings: Any) -> Path:
     """
     sources = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
     code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-    folder = (
-        RESUME
-        / task.replace(" ", "-").replace("/", "-")
-        / fingerprint(*settings, code, torch.__version__, _device_type())[:16]
-    )
+    folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, _device_type())[:16]
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)
@@ -147,15 +165,14 @@ def discard(folder: Path) -> None:
 def move_folder(source: Path, target: Path) -> None:
     """Put a finished folder of files in place of ``target``.
 
-    By hard links: the source stays until its resume folder is discarded, so that a stage that is
-    killed between the two still finds what it needs to finish. Without what a writer that was killed left
-    (``ferd.files.atomic_write``).
+    By hard links, or copies on another disk: the source stays until its resume folder is discarded, so that a
+    stage that is killed between the two still finds what it needs to finish. Without hidden files: what a
+    writer that was killed left.
     """
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = shutil.ignore_patterns(".*.part-*")
-        shutil.copytree(source, part, copy_function=os.link, ignore=unfinished)
+        shutil.copytree(source, part, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(".*"))
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target)
     except OSError as error:
@@ -201,6 +218,26 @@ def sha256(path: Path) -> str:
     """Hash of a file's bytes, read in pieces."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _end(progress: Progress, message: str) -> None:
+    """End the process by a fault, told to who shows events and to a person."""
+    progress.event("error", message=message)
+    print(f"{progress.task}: {message}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+def _file_name(task: str) -> str:
+    return task.replace(" ", "-").replace("/", "-")
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        shutil.copy2(source, target)
 
 
 def _device_type() -> str:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ferd.config import Settings
 from ferd.errors import FerdError
@@ -23,14 +24,17 @@ DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"
 SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
+OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 
 
 class Run:
-    """One MLflow run; metrics are sent in batches, and an outage does not stop a training."""
+    """One MLflow run; metrics are sent in batches. An outage stops no training, and hardly slows one."""
 
     def __init__(self, client: Any, run_id: str) -> None:
         self._client = client
         self._pending: list[Any] = []
+        self._send_after = 0.0
         self.run_id = run_id
 
     def log(self, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -40,11 +44,14 @@ class Run:
 
         now = int(time.time() * 1000)
         self._pending += [Metric(key, value, now, step) for key, value in metrics.items()]
+        if time.monotonic() < self._send_after:
+            return
         try:
             self._client.log_batch(self.run_id, metrics=self._pending)
             self._pending = []
         except MlflowException as error:
-            _say(error, f"keeping {len(self._pending)} metrics to send later")
+            self._send_after = time.monotonic() + OUTAGE_SECONDS
+            _say(error, f"keeping metrics for {OUTAGE_SECONDS // 60} minutes, then trying again")
 
     def finish(self) -> None:
         """Mark the run as finished; where MLflow is out, the results are on disk all the same."""
@@ -161,7 +168,7 @@ def experiment(client: Any, benchmark: str) -> str:
 
 
 def _say(error: Exception, consequence: str) -> None:
-    print(f"mlflow: {' '.join(str(error).split())}; {consequence}", file=sys.stderr)
+    print(f"mlflow: {_reason(error)}; {consequence}", file=sys.stderr)
 
 
 def main() -> None:
@@ -186,10 +193,22 @@ def connected() -> Iterator[Any]:
         try:
             yield MlflowClient(store)
         except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())
             raise FerdError(
-                f"mlflow: {store} cannot be used: {reason}; start it, or correct MLFLOW_TRACKING_URI"
+                f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
+                "MLFLOW_TRACKING_URI"
             ) from None
+
+
+def without_password(address: str) -> str:
+    """The address without the user and password that may stand in it."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
+
+
+def _reason(error: Exception) -> str:
+    """What MLflow says, in one line, without the password that may stand in the store's address."""
+    store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
+    return " ".join(str(error).split()).replace(store, without_password(store))
 
 
 def _git(*arguments: str) -> str:

@@ -8,8 +8,8 @@ from ferd.pool import Pool
 CPU = torch.device("cpu")
 
 
-def open_pool(folder, shape=(1, 4, 4)):
-    return Pool(folder, 20, shape, CPU)
+def open_pool(folder, shape=(1, 4, 4), **how):
+    return Pool(folder, 20, shape, CPU, **how)
 
 
 def a_round(number, shape=(1, 4, 4)):
@@ -126,4 +126,14 @@ def test_a_write_that_fails_leaves_the_pool_as_it_was(folder, monkeypatch):
     with pytest.raises(FerdError, match="No space left"):
         pool.append(*a_round(3))
     assert_rounds(pool, 3)
+    assert contents(folder) == before
+
+
+def test_a_finished_pool_is_only_read(folder):
+    shard = folder / "round-0003.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    before = contents(folder)
+    with pytest.raises(FerdError, match=f"{shard}: cut off; make .* again") as raised:
+        open_pool(folder, grows=False)
+    assert "\n" not in str(raised.value)
     assert contents(folder) == before

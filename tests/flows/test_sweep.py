@@ -20,6 +20,7 @@ COMMAND = [sys.executable, "-m", "flows.sweep"]
         ("--key nothing --values 1", "nothing: unknown key"),
         ("--key utae.gamma --values 1 --method rslad", "replays the pool of 'ferd'"),
         ("--key utae.gamma --values 1 --student nobody", "network 'nobody' is unknown"),
+        ("--key utae.gamma --values 1 --slots 0", "slots: 0; at least one stage must compute"),
     ],
 )
 def test_a_fault_is_one_line_before_anything_runs(workspace, arguments, said):

@@ -1,5 +1,7 @@
 """Places to compute in: shared by the stages of a folder, given back by every end of a process."""
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -81,3 +83,48 @@ def test_a_folder_is_moved_without_what_a_killed_writer_left(folder):
     (source / ".round-0002.safetensors.part-4711").write_bytes(b"ha")
     process.move_folder(source, folder / "checkpoints/s0.pool")
     assert [path.name for path in (folder / "checkpoints/s0.pool").iterdir()] == ["round-0001.safetensors"]
+
+
+def test_a_task_is_done_by_one_process_at_a_time(folder, capfd):
+    finished = []
+
+    def second():
+        with process.running("distill a/b/s0"):
+            finished.append("second")
+
+    with process.running("distill a/b/s0"):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        with process.running("distill a/b/s1"):
+            finished.append("another")
+        finished.append("first")
+    waiting.join(10)
+    assert finished == ["another", "first", "second"]
+    assert "distill a/b/s0: waiting for another process that does the same" in capfd.readouterr().err
+
+
+def test_a_folder_on_another_disk_is_copied_without_what_killed_writers_left(folder, monkeypatch):
+    def refuse(source, target):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    source = folder / "pool"
+    source.mkdir()
+    for name in ("round-0001.safetensors", ".tmpAO8QXd", ".round-0002.safetensors.part-7"):
+        (source / name).write_text(name)
+    monkeypatch.setattr(os, "link", refuse)
+    process.move_folder(source, folder / "checkpoints" / "s0.pool")
+    assert [path.name for path in (folder / "checkpoints" / "s0.pool").iterdir()] == [
+        "round-0001.safetensors"
+    ]
+    assert (
+        folder / "checkpoints" / "s0.pool" / "round-0001.safetensors"
+    ).read_text() == "round-0001.safetensors"
+
+
+def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capfd):
+    with pytest.raises(SystemExit), process.running("report"):
+        raise PermissionError(errno.EACCES, "Permission denied", "results/report")
+    said = "report: results/report: Permission denied; free space or correct the permissions\n"
+    assert capfd.readouterr().err == said

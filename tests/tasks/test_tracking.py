@@ -1,8 +1,11 @@
 """MLflow holds one flat run a (student, method, seed), written by two stages."""
 
+import time
+
 import pytest
 from mlflow import MlflowClient
 
+from ferd.errors import FerdError
 from tasks import tracking
 from tasks.distill import metrics_of
 
@@ -36,7 +39,7 @@ def test_a_student_has_a_point_a_round_and_its_settings(client):
     assert len(run.data.tags["prefect_run"]) == 36
 
 
-def test_metrics_of_an_outage_are_sent_with_the_next_ones():
+def test_metrics_of_an_outage_are_sent_when_it_may_be_over(monkeypatch):
     from mlflow.exceptions import MlflowException
 
     class Store:
@@ -53,7 +56,20 @@ def test_metrics_of_an_outage_are_sent_with_the_next_ones():
     run = tracking.Run(store, "run")
     run.log({"a": 1.0}, step=1)
     run.log({"a": 2.0}, step=2)
-    assert store.sent == [("a", 1), ("a", 2)]
+    assert store.calls == 1
+    later = time.monotonic() + tracking.OUTAGE_SECONDS
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    run.log({"a": 3.0}, step=3)
+    assert store.sent == [("a", 1), ("a", 2), ("a", 3)]
+
+
+def test_a_store_that_does_not_answer_is_told_without_its_password(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:s3cret@127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(FerdError, match=r"mlflow: http://127\.0\.0\.1:9 cannot be used: ") as told:
+        tracking.find_run("digits", "teacher", "0")
+    assert "s3cret" not in str(told.value)
 
 
 def test_settings_are_flattened_to_dotted_keys():
