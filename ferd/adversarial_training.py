@@ -100,7 +100,7 @@ class AdversarialTraining:
         self.threat = threat.model_copy(
             update={"step_size": settings.attack_step_size, "steps": settings.attack_steps}
         )
-        self.images, self.labels = data.images, data.labels
+        self.images, self.labels = data.images.to(device), data.labels.to(device)  # uint8: a few hundred MB
         self.device = device
         self.rng = torch.Generator(device).manual_seed(seed)
         self.optimiser = torch.optim.SGD(
@@ -120,7 +120,7 @@ class AdversarialTraining:
         """Train to the end, one record an epoch; the state may be saved between two."""
         while self.epoch < self.settings.epochs:
             record = self._train_epoch()
-            some = to_float(self.images[:2].to(self.device))
+            some = to_float(self.images[:2])
             if not math.isfinite(record.loss) or diverged(self._trained, some):
                 raise FerdError(
                     f"the training diverges in epoch {record.epoch} (loss {record.loss:.3g}); "
@@ -154,14 +154,13 @@ class AdversarialTraining:
     def _train_epoch(self) -> EpochRecord:
         size = self.settings.batch_size
         order = torch.randperm(len(self.images), generator=self.rng, device=self.device)
-        batches = [rows for rows in order.to(self.images.device).split(size) if len(rows) > 1]
+        batches = [rows for rows in order.split(size) if len(rows) > 1]
         sums = torch.zeros(2, device=self.device)
         rate = self.settings.learning_rate
         for number, rows in enumerate(batches):
             done = (self.epoch + number / len(batches)) / self.settings.epochs
             rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done, self.warm_up)
-            images, labels = self.images[rows].to(self.device), self.labels[rows].to(self.device)
-            sums += self._train_batch(to_float(images), labels) / len(batches)
+            sums += self._train_batch(to_float(self.images[rows]), self.labels[rows]) / len(batches)
         loss, accuracy = sums.tolist()
         return EpochRecord(self.epoch + 1, loss, accuracy, rate)
 
