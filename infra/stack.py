@@ -7,8 +7,10 @@ generated passwords: the folder ``.stack`` (or ``STACK_FOLDER``).
 """
 
 import argparse
+import fcntl
 import os
 import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -20,7 +22,7 @@ import time
 import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,15 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
-from infra import bucket
+from infra import bucket, processes
 
 HERE = Path(__file__).parent
+PART = "postgresql.part-"
 CONFIGURATION = HERE / "supervisord.conf"
+PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order of their start
+PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
 SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+CHANGE = "set it in infra/stack.env or in the environment"
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
 
@@ -65,17 +71,56 @@ class Stack:
         }
 
     def secrets(self) -> dict[str, str]:
-        """Passwords: the environment's, else those of an earlier start, else new ones; kept for this user."""
+        """Passwords: those of an earlier start, else the environment's, else new ones; kept for this user.
+
+        Raises:
+            FerdError: the environment has others than those kept, or those of a cluster are gone.
+        """
         path = self.folder / "secrets.env"
-        kept = dotenv_values(path) if path.exists() else {}
-        values = {key: os.environ.get(key) or kept.get(key) or secrets.token_hex(16) for key in SECRETS}
+        kept = dotenv_values(path, interpolate=False) if path.exists() else {}
+        given = {key: os.environ[key] for key in SECRETS if os.environ.get(key)}
+        other = [key for key, value in given.items() if (kept.get(key) or value) != value]
+        if other:
+            raise FerdError(
+                f"{path} keeps another {' and '.join(other)} than the environment has; "
+                f"unset {' '.join(other)} in this shell"
+            )
+        if not kept.get("POSTGRES_PASSWORD") and (self.folder / "postgresql").exists():
+            raise FerdError(
+                f"{path} is without the POSTGRES_PASSWORD of {self.folder / 'postgresql'}; bring it back "
+                f"({self.folder / 'pgpass'} has it too), or move that folder away"
+            )
+        values = {key: kept.get(key) or given.get(key) or secrets.token_hex(16) for key in SECRETS}
+        if not re.fullmatch(r"[^\s:\\]+", values["POSTGRES_PASSWORD"]):
+            raise FerdError(
+                "POSTGRES_PASSWORD: no space, : or \\ in it, since asyncpg cannot read them; set another"
+            )
         if values != kept:
-            _write_private(path, "".join(f"{key}={value}\n" for key, value in values.items()))
+            _write_private(path, "".join(f"{key}={_quoted(value)}\n" for key, value in values.items()))
+            taken = [key for key in given if not kept.get(key)]
+            if taken:
+                print(f"{path}: keeps the environment's {' and '.join(taken)}")
         return values
 
+    def keep_secrets(self) -> None:
+        """Make the passwords where they are not there, for Docker."""
+        with self._locked():
+            self.secrets()
+
     def up(self) -> None:
-        """Start what is not running, wait until it answers, deploy ``prefect.yaml``."""
-        (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+        """Start what is not running, wait until it answers, deploy ``prefect.yaml``.
+
+        Raises:
+            FerdError: a setting cannot be, or something that runs is in the way: nothing has changed; or
+                a service does not start.
+        """
+        self._check_settings()
+        with self._locked():
+            self._up()
+
+    def _up(self) -> None:
+        self._refuse_what_runs()
+        self.secrets()
         postgres = Postgres(self)
         postgres.initialise()
         _write_private(
@@ -96,18 +141,17 @@ class Stack:
         print(f"MLflow:  {self.client_environment['MLFLOW_TRACKING_URI']}")
         print(f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')}")
         print(f"logs:    {self.folder / 'logs'}")
-        print(f"to use them from a shell: . {self.environment_file}")
+        print(f"to use them from a shell: . {shlex.quote(str(self.environment_file))}")
 
     def down(self) -> None:
-        """Stop everything, the worker first; what is stored stays."""
-        with control(self.folder) as supervisor:
-            if supervisor is None:
-                print("nothing is running")
-                return
-            with suppress(psutil.NoSuchProcess):
-                process = psutil.Process(int((self.folder / "supervisord.pid").read_text()))
-                supervisor.shutdown()
-                process.wait(timeout=PATIENCE_SECONDS)
+        """End everything, the worker first; what is stored stays."""
+        if not processes.running(self.folder):
+            print("nothing is running")
+            return
+        for program in ("supervisord", *reversed(PROGRAMS)):  # the first ends the others, where it lives
+            processes.end(self.folder, program)
+        if left := processes.running(self.folder):
+            raise FerdError(f"{processes.describe(left)} of {self.folder} cannot be ended; see `ps`")
         print("stopped")
 
     def status(self) -> bool:
@@ -116,9 +160,59 @@ class Stack:
             programs = supervisor.getAllProcessInfo() if supervisor else []
         for program in programs:
             print(f"{program['name']:<11} {program['statename']:<9} {program['description']}")
-        if not programs:
-            print("nothing is running")
-        return bool(programs) and all(program["statename"] == "RUNNING" for program in programs)
+        if programs:
+            return all(program["statename"] == "RUNNING" for program in programs)
+        left = processes.running(self.folder)
+        print(f"supervisord does not answer; {_still(left)}" if left else "nothing is running")
+        return False
+
+    def _check_settings(self) -> None:
+        if set(str(self.folder)) & set('%"\\\n'):  # supervisord.conf cannot hold them
+            raise FerdError(f"{self.folder}: no % \" \\ or line end in a stack's folder; set STACK_FOLDER")
+        for name in PORTS:
+            value = self.settings[name]
+            if not (value.isascii() and value.isdecimal() and 0 < int(value) < 65536):
+                raise FerdError(f"{name}={value} is no port (1 to 65535); {CHANGE}")
+            same = [other for other in PORTS if self.settings[other] == value]
+            if len(same) > 1:
+                raise FerdError(f"{' and '.join(same)} are both {value}; {CHANGE}")
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Make the folder, and keep a second ``up`` out of it."""
+        path = self.folder / "lock"
+        try:
+            (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+            path.touch()
+        except OSError as error:
+            raise FerdError(
+                f"{error.filename}: {error.strerror}; correct the permissions, "
+                "or set STACK_FOLDER to a folder that can be written"
+            ) from None
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise FerdError(f"another `make up` works in {self.folder}; wait for its end") from None
+            yield
+
+    def _refuse_what_runs(self) -> None:
+        """Other settings than these, programs without supervisord, a port's other user."""
+        with control(self.folder) as supervisor:
+            running = psutil.Process(supervisor.getPID()).environ() if supervisor else None
+        if running is not None:
+            other = [
+                f"{key}={running.get(key)!r}, not {value!r}"
+                for key, value in self.settings.items()
+                if running.get(key) != value
+            ]
+            if other:
+                raise FerdError(f"the stack in {self.folder} runs with {'; '.join(other)}: `make down` first")
+        elif left := processes.running(self.folder):
+            raise FerdError(f"supervisord does not answer; {_still(left)}")
+        else:
+            for name in PORTS:
+                _refuse_taken(name, int(self.settings[name]))
 
     def _runs(self) -> bool:
         with control(self.folder) as supervisor:
@@ -127,10 +221,12 @@ class Stack:
     def _start_supervisor(self, postgres: "Postgres") -> None:
         if self._runs():
             return
-        for name in ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT"):
-            _refuse_taken(name, int(self.settings[name]))
         environment = {
-            **{key: value for key, value in os.environ.items() if key not in SECRETS},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if key not in SECRETS and not key.startswith("SUPERVISOR_")  # a supervisord above
+            },
             **self.settings,
             **self.client_environment,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -138,7 +234,7 @@ class Stack:
             "FERD_WORKSPACE": str(self.workspace),
             "POSTGRES_BINARIES": str(postgres.binaries),
             "POSTGRES_OS_USER": postgres.os_user,
-            "S3_COMMAND": self._s3_command(),
+            processes.MARK: self._s3_command(),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # six processes, for judging texts
@@ -175,8 +271,8 @@ class Stack:
         port = self.settings["S3_PORT"]
         if shutil.which("weed"):
             return (
-                f"weed mini -dir={self.folder / 's3'} -ip=127.0.0.1 -ip.bind=127.0.0.1 -s3.port={port} "
-                "-webdav=false -admin.ui=false -s3.port.iceberg=0"
+                f"weed mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 -ip.bind=127.0.0.1 "
+                f"-s3.port={port} -webdav=false -admin.ui=false -s3.port.iceberg=0"
             )
         print("s3: no SeaweedFS (weed) here; moto's server instead, FOR TRIAL: it forgets all when it stops")
         return f"moto_server -H 127.0.0.1 -p {port}"
@@ -189,7 +285,12 @@ class Stack:
         return True
 
     def deploy(self) -> None:
-        """Make the deployments of ``prefect.yaml`` known to the server, and the work pool."""
+        """Make the deployments of ``prefect.yaml`` known to the server, and the work pool.
+
+        Raises:
+            FerdError: a port cannot be, or the server does not take them.
+        """
+        self._check_settings()
         pool = self.settings["WORK_POOL"]
         if not _answers(f"{self.client_environment['PREFECT_API_URL']}/work_pools/{pool}"):
             self._prefect("work-pool", "create", pool, "--type", "process")
@@ -248,43 +349,47 @@ class Postgres:
     def initialise(self) -> None:
         """Create the cluster, and the file by which MLflow and Prefect log in, where they are not there."""
         settings, password = self._stack.settings, self._stack.secrets()["POSTGRES_PASSWORD"]
-        escaped = password.replace("\\", "\\\\").replace(":", "\\:")
-        login = f"127.0.0.1:{settings['POSTGRES_PORT']}:*:{settings['POSTGRES_USER']}:{escaped}\n"
+        login = f"127.0.0.1:{settings['POSTGRES_PORT']}:*:{settings['POSTGRES_USER']}:{password}\n"
         _write_private(self._stack.folder / "pgpass", login)
+        for leftover in self.data.parent.glob(f"{PART}*"):  # of a start that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         if (self.data / "PG_VERSION").exists():
             return
+        with tempfile.TemporaryDirectory(prefix=PART, dir=self.data.parent) as part:
+            self._create(Path(part), password)
+
+    def _create(self, part: Path, password: str) -> None:
+        """Make the cluster in a folder beside it, so that a whole one or none is there."""
         account = pwd.getpwnam(self.os_user)
         other: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        self.data.mkdir(mode=0o700, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w") as password_file:
-            password_file.write(password)
-            password_file.flush()
-            for path in (self.data, password_file.name):
-                os.chown(path, account.pw_uid, account.pw_gid)
-            done = subprocess.run(
-                [
-                    *(
-                        self.binaries / "initdb",
-                        "--pgdata",
-                        self.data,
-                        "--username",
-                        settings["POSTGRES_USER"],
-                    ),
-                    *("--auth", "scram-sha-256", "--encoding", "UTF8", "--pwfile", password_file.name),
-                ],
-                cwd="/",
-                capture_output=True,
-                text=True,
-                check=False,
-                **(other if os.geteuid() == 0 else {}),
-            )
+        password_file, cluster = part / "password", part / "cluster"
+        password_file.write_text(password)
+        for path in (part, password_file):
+            os.chown(path, account.pw_uid, account.pw_gid)
+        user = self._stack.settings["POSTGRES_USER"]
+        done = subprocess.run(
+            [
+                *(self.binaries / "initdb", "--pgdata", cluster, "--username", user),
+                *("--auth", "scram-sha-256", "--encoding", "UTF8", "--pwfile", password_file),
+            ],
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+            **(other if os.geteuid() == 0 else {}),
+        )
         if done.returncode:
-            shutil.rmtree(self.data)
             said = " ".join(done.stderr.split())
             raise FerdError(
                 f"{self.data}: the user {self.os_user} can make no PostgreSQL cluster there: {said}; "
                 "set STACK_FOLDER to a folder that this user can reach"
             )
+        try:
+            cluster.rename(self.data)
+        except OSError as error:
+            raise FerdError(
+                f"{self.data}: {error.strerror}, and no PostgreSQL cluster; move it away"
+            ) from None
 
     def answers(self) -> bool:
         """Whether one can log in."""
@@ -351,10 +456,23 @@ def _write_private(path: Path, text: str) -> None:
         part.write_text(text)
 
 
+def _quoted(value: str) -> str:
+    """As a value of an .env file, to be read back as it is."""
+    if value.isalnum():
+        return value
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _still(left: Mapping[str, list[psutil.Process]]) -> str:
+    """What outlived supervisord, and what to do."""
+    return f"still running: {processes.describe(left)}; `make down` ends them"
+
+
 def _refuse_taken(name: str, port: int) -> None:
     with closing(socket.socket()) as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise FerdError(f"port {port} is taken; set {name} in infra/stack.env or in the environment")
+            raise FerdError(f"port {port} is taken: {name}; {CHANGE}")
 
 
 def _answers(url: str) -> bool:
@@ -389,7 +507,7 @@ def main() -> None:
             case "deploy":
                 stack.deploy()
             case "secrets":
-                stack.secrets()
+                stack.keep_secrets()
     except FerdError as error:
         sys.exit(f"stack: {error}")
 

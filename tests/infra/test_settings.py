@@ -1,14 +1,17 @@
 """One list of settings for local processes and for Docker; nothing off the loopback; no passwords."""
 
 import re
+import shlex
 import stat
 import subprocess
 import sys
+from configparser import RawConfigParser
 
 import pytest
 import yaml
 from dotenv import dotenv_values
 
+from ferd.errors import FerdError
 from infra import stack
 from tests.conftest import ROOT, environment, free_port
 
@@ -48,8 +51,82 @@ def test_passwords_are_made_once_and_are_for_one_user(tmp_path, monkeypatch):
     assert stack.Stack().secrets() == first
     assert len(set(first.values())) == 3
     assert stat.S_IMODE((tmp_path / "secrets.env").stat().st_mode) == 0o600
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "the environment's")
-    assert stack.Stack().secrets()["AWS_SECRET_ACCESS_KEY"] == "the environment's"
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    """A stack's folder, and none of its passwords in the environment."""
+    for name in stack.SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+def test_the_environments_passwords_are_kept_at_the_first_start_and_said(own_folder, monkeypatch, capsys):
+    given = {"POSTGRES_PASSWORD": "it's#${HOME}", "AWS_SECRET_ACCESS_KEY": "a b'\\"}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    first = stack.Stack().secrets()
+    assert first.items() >= given.items()
+    said = capsys.readouterr().out
+    assert said == f"{own_folder}/secrets.env: keeps the environment's {' and '.join(given)}\n"
+    assert stack.Stack().secrets() == first
+    for name in given:
+        monkeypatch.delenv(name)
+    assert stack.Stack().secrets() == first
+
+
+@pytest.mark.parametrize("name", stack.SECRETS)
+def test_another_password_than_the_one_kept_is_refused(own_folder, monkeypatch, name):
+    stack.Stack().secrets()
+    kept = (own_folder / "secrets.env").read_bytes()
+    monkeypatch.setenv(name, "another")
+    with pytest.raises(FerdError, match=f"unset {name}"):
+        stack.Stack().secrets()
+    assert (own_folder / "secrets.env").read_bytes() == kept
+
+
+def test_no_new_password_is_made_for_a_cluster_that_has_one(own_folder):
+    (own_folder / "postgresql").mkdir()
+    with pytest.raises(FerdError, match="without the POSTGRES_PASSWORD"):
+        stack.Stack().secrets()
+    assert not (own_folder / "secrets.env").exists()
+
+
+@pytest.mark.parametrize("password", ["a:b", "a\\b", "a b"])
+def test_a_password_that_asyncpg_cannot_read_is_refused(own_folder, monkeypatch, password):
+    monkeypatch.setenv("POSTGRES_PASSWORD", password)
+    with pytest.raises(FerdError, match="POSTGRES_PASSWORD"):
+        stack.Stack().secrets()
+    assert not (own_folder / "secrets.env").exists()
+
+
+def test_supervisords_commands_hold_a_folder_with_a_space(monkeypatch):
+    folder = "/my own's; #1/.stack"
+    monkeypatch.setenv("STACK_FOLDER", folder)
+    conf = RawConfigParser(inline_comment_prefixes=(";", "#"))
+    conf.read(INFRA / "supervisord.conf")
+    known = {f"ENV_{name}": value for name, value in LISTED.items()}
+    known |= {"ENV_STACK_FOLDER": folder, "ENV_POSTGRES_BINARIES": "/opt/my sql/bin"}
+    command = shlex.split(conf["program:postgresql"]["command"] % known)
+    assert command[:3] == ["/opt/my sql/bin/postgres", "-D", f"{folder}/postgresql"]
+    monkeypatch.setattr(stack.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert f"-dir={folder}/s3" in shlex.split(stack.Stack()._s3_command())
+
+
+def test_mlflows_names_and_passwords_are_stored_and_reach_the_worker():
+    compose = yaml.safe_load((INFRA / "compose.yaml").read_text())
+    worker = compose["services"]["worker"]["environment"]
+    asked = {"FERD_ALERT_WEBHOOK", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    assert {name for name, value in worker.items() if value is None} == asked
+    mlflow = compose["services"]["mlflow"]
+    assert mlflow["volumes"] == [f"mlflow:{mlflow['working_dir']}"]
+    assert "mlflow" in compose["volumes"]
+
+
+def test_what_git_ignores_at_the_root_is_in_no_image():
+    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if line.startswith("/")}
+    assert ignored <= set((ROOT / ".dockerignore").read_text().split())
 
 
 @pytest.mark.parametrize("command", ["down", "status"])

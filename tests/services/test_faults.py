@@ -2,7 +2,9 @@
 
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import run_in, set_param, wait_until
+from infra import processes, stack
+from tests.conftest import free_port, run_in, set_param, wait_until
 from tests.services.conftest import Services
 from tests.services.test_sharing import add_remote
 
@@ -75,6 +78,37 @@ def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reprodu
     second = reproduced.submit("stage/stage", folder, name=STAGE)
     assert reproduced.wait(second) == "COMPLETED", reproduced.log()
     assert outputs(folder) == undisturbed
+
+
+def test_what_outlives_supervisord_is_ended_by_down(services):
+    folder = Path(tempfile.mkdtemp(prefix="ferd stack-"))
+    folder.chmod(0o755)
+    launcher = (sys.executable, "-m", "infra.stack")
+    own = services.started_with | {name: str(free_port()) for name in stack.PORTS}
+    own |= {"STACK_FOLDER": str(folder)}
+    try:
+        with subprocess.Popen(
+            [*launcher, "up"], cwd=services.workspace, env=own, stdout=subprocess.PIPE, text=True
+        ) as up:
+            assert any(line.startswith("s3 ") and "answers" in line for line in up.stdout)
+            up.kill()
+        started = {"supervisord", "postgresql", "s3"}
+        assert processes.running(folder).keys() >= started
+        psutil.Process(int((folder / "supervisord.pid").read_text())).kill()
+        wait_until(lambda: "supervisord" not in processes.running(folder), 10)
+
+        status = run_in(services.workspace, *launcher, "status", **own)
+        assert status.returncode == 1
+        assert all(f"{name} (" in status.stdout for name in ("postgresql", "s3"))
+        refused = run_in(services.workspace, *launcher, "up", **own)
+        assert refused.returncode == 1
+        assert "`make down` ends them" in refused.stderr
+    finally:
+        down = run_in(services.workspace, *launcher, "down", **own)
+        left = processes.running(folder)
+        shutil.rmtree(folder)
+    assert down.stdout == "stopped\n", down.stderr
+    assert left == {}
 
 
 class Faulty(BaseHTTPRequestHandler):

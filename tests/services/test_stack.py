@@ -9,6 +9,7 @@ import psutil
 import pytest
 from dotenv import dotenv_values
 
+from tests.conftest import free_port
 from tests.services.conftest import PLANTED
 
 pytestmark = pytest.mark.services
@@ -48,15 +49,36 @@ def test_a_second_start_finds_everything_running(services):
     assert status.count("RUNNING") == 5
 
 
-def test_a_port_that_is_taken_is_said_in_one_line(services, tmp_path):
-    taken = services.started_with | {"STACK_FOLDER": str(tmp_path)}
-    tmp_path.chmod(0o755)
-    refused = subprocess.run(
-        [*STACK, "up"], cwd=services.workspace, env=taken, capture_output=True, text=True, check=False
+def refused(services, **variables: str) -> str:
+    """The one line by which a start refuses these variables."""
+    done = subprocess.run(
+        [*STACK, "up"],
+        cwd=services.workspace,
+        env=services.started_with | variables,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert refused.returncode == 1
-    assert refused.stderr.startswith("stack: ")
-    assert len(refused.stderr.splitlines()) == 1
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def test_a_port_that_is_taken_is_said_in_one_line(services, tmp_path):
+    tmp_path.chmod(0o755)
+    assert "is taken" in refused(services, STACK_FOLDER=str(tmp_path))
+    assert not (tmp_path / "secrets.env").exists()
+
+
+def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
+    files = [services.folder / name for name in ("environment.sh", "pgpass", "secrets.env")]
+    before = [path.read_bytes() for path in files]
+    port = str(free_port())
+    assert f"MLFLOW_PORT={services.started_with['MLFLOW_PORT']!r}, not {port!r}" in refused(
+        services, MLFLOW_PORT=port
+    )
+    assert "POSTGRES_PASSWORD" in refused(services, POSTGRES_PASSWORD="another")
+    assert [path.read_bytes() for path in files] == before
 
 
 def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):

@@ -1,0 +1,159 @@
+"""What the launcher refuses in one line, what it leaves behind, and whose processes it ends."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ferd.errors import FerdError
+from infra import processes, stack
+from tests.conftest import ROOT, environment, free_port
+
+
+def launch(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run the launcher, or another module, with free ports."""
+    own = {key: value for key, value in environment().items() if not key.startswith("AWS_")}
+    ports = {name: str(free_port()) for name in stack.PORTS}
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=ROOT,
+        env=own | ports | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    """The one line by which a command refused."""
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+@pytest.mark.parametrize(
+    ("ports", "said"),
+    [
+        ({"MLFLOW_PORT": "abc"}, "MLFLOW_PORT=abc is no port"),
+        ({"S3_PORT": "0"}, "S3_PORT=0 is no port"),
+        ({"PREFECT_PORT": "65536"}, "PREFECT_PORT=65536 is no port"),
+        ({"MLFLOW_PORT": "5001", "PREFECT_PORT": "5001"}, "MLFLOW_PORT and PREFECT_PORT are both 5001"),
+    ],
+)
+def test_a_port_that_cannot_be_is_refused_before_anything_is_made(tmp_path, ports, said):
+    folder = tmp_path / "stack"
+    assert said in refusal(launch("infra.stack", "up", STACK_FOLDER=str(folder), **ports))
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file/stack"
+    assert "set STACK_FOLDER" in refusal(launch("infra.stack", "up", STACK_FOLDER=str(folder)))
+
+
+@pytest.mark.parametrize("name", ["100%", 'a"b', "a\\b", "a\nb"])
+def test_a_folder_that_supervisord_cannot_name_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path / name))
+    with pytest.raises(FerdError, match="set STACK_FOLDER"):
+        stack.Stack().up()
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("command", ["up", "secrets"])
+def test_a_second_start_at_the_same_time_is_refused(tmp_path, command):
+    with (tmp_path / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another `make up`" in refusal(launch("infra.stack", command, STACK_FOLDER=str(tmp_path)))
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", "logs"}
+
+
+def test_the_bucket_asks_for_its_name_and_endpoint():
+    without = launch("infra.bucket")
+    assert without.returncode == 2
+    assert without.stderr.endswith("the following arguments are required: name\n")
+    assert "AWS_ENDPOINT_URL" in refusal(launch("infra.bucket", "ferd"))
+
+
+@pytest.fixture
+def postgres(tmp_path, monkeypatch):
+    """The cluster of a new folder, and no real ``initdb``."""
+    for name in stack.SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    monkeypatch.setattr(stack, "postgres_binaries", lambda: Path("/usr/bin"))
+    return stack.Postgres(stack.Stack())
+
+
+def initdb(command: list, **_: object) -> subprocess.CompletedProcess:
+    """Make a cluster's first file."""
+    cluster = Path(command[command.index("--pgdata") + 1])
+    cluster.mkdir(exist_ok=True)
+    (cluster / "PG_VERSION").touch()
+    return subprocess.CompletedProcess(command, 0)
+
+
+def test_a_cluster_is_there_whole_or_not_at_all(postgres, monkeypatch):
+    def killed(command: list, **_: object) -> None:
+        initdb(command)
+        raise SystemExit
+
+    monkeypatch.setattr(stack.subprocess, "run", killed)
+    with pytest.raises(SystemExit):
+        postgres.initialise()
+    assert not postgres.data.exists()
+
+    leftover = postgres.data.with_name("postgresql.part-killed") / "cluster"
+    leftover.mkdir(parents=True)
+    monkeypatch.setattr(stack.subprocess, "run", initdb)
+    postgres.initialise()
+    assert (postgres.data / "PG_VERSION").exists()
+    assert list(postgres.data.parent.glob("postgresql.part-*")) == []
+
+
+def test_what_is_no_cluster_is_not_replaced(postgres, monkeypatch):
+    postgres._stack.secrets()
+    postgres.data.mkdir()
+    (postgres.data / "mine").touch()
+    monkeypatch.setattr(stack.subprocess, "run", initdb)
+    with pytest.raises(FerdError, match="move it away"):
+        postgres.initialise()
+    assert [path.name for path in postgres.data.iterdir()] == ["mine"]
+
+
+@pytest.fixture
+def left_behind(tmp_path):
+    """A worker that ignores TERM, without supervisord; and a shell of someone who uses the same folder."""
+    shell = os.environ | {"STACK_FOLDER": str(tmp_path)}
+    worker = shell | {processes.MARK: "moto_server", "SUPERVISOR_PROCESS_NAME": "worker"}
+    stubborn = "trap '' TERM; echo ready; while :; do sleep 0.1; done"
+    with (
+        subprocess.Popen(["sh", "-c", stubborn], env=worker, stdout=subprocess.PIPE) as first,
+        subprocess.Popen(["sleep", "60"], env=shell) as second,
+    ):
+        first.stdout.readline()
+        yield first, second
+        first.kill()
+        second.kill()
+
+
+def test_what_outlived_supervisord_is_named_and_ended(left_behind, tmp_path, monkeypatch, capsys):
+    worker, shell = left_behind
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 1.0)
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    for name in stack.PORTS:
+        monkeypatch.setenv(name, str(free_port()))
+    assert not stack.Stack().status()
+    assert f"worker ({worker.pid}" in capsys.readouterr().out
+    with pytest.raises(FerdError, match="`make down` ends them"):
+        stack.Stack().up()
+    assert not (tmp_path / "secrets.env").exists()
+    stack.Stack().down()
+    assert worker.wait(10) == -signal.SIGKILL
+    assert shell.poll() is None
+    assert capsys.readouterr().out == "stopped\n"
