@@ -37,11 +37,14 @@ def save_classifier(path: Path, network: Classifier, name: str, **about: Any) ->
         save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_facts(path: Path, *needed: str) -> dict[str, Any]:
     """The facts saved with a checkpoint, without its weights.
 
+    Args:
+        needed: facts that must be there beside those that every checkpoint has.
+
     Raises:
-        FerdError: the file is missing, cut off, or not a checkpoint of this project.
+        FerdError: the file is missing, cut off, not a checkpoint of this project, or lacks a fact.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -56,12 +59,15 @@ def read_facts(path: Path) -> dict[str, Any]:
         facts = json.loads(metadata.get("ferd", "{}"))
     except ValueError:
         facts = {}
-    if facts.get("format") != FORMAT:
+    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise FerdError(
             f"{path}: written by another program (no {FORMAT!r} header); use a checkpoint made by "
             "this project"
         )
-    return dict(facts)
+    for key in ("network", "classes", "channels", *needed):
+        if key not in facts:
+            raise FerdError(f"{path}: its header lacks {key!r}; use a checkpoint that a stage made")
+    return facts
 
 
 def load_classifier(path: Path, **expected: Any) -> Classifier:

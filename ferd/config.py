@@ -263,7 +263,7 @@ class Benchmark(Settings):
     data: Data
     threat_model: ThreatModel
     augmentation: Augmentation
-    students: list[str]
+    students: Annotated[list[str], Field(min_length=1)]
     teacher: Teacher
     distillation: Distillation
     evaluation: Evaluation
@@ -297,8 +297,19 @@ def parse(kind: type[S], block: Mapping[str, Any], where: str) -> S:
             raise FerdError(f"{path}: unknown key; remove it or correct its spelling{hint}") from None
         if fault["type"] == "missing":
             raise FerdError(f"{path}: missing; every key of a block must be written") from None
+        if fault["type"] in ("model_type", "dict_type"):
+            raise FerdError(
+                f"{path}: must be a block of keys{_keys_of(fault)} (found {fault['input']!r})"
+            ) from None
         found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r})"
         raise FerdError(f"{path}: {fault['msg'].removeprefix('Value error, ')}{found}") from None
+
+
+def _keys_of(fault: Mapping[str, Any]) -> str:
+    """The keys of the block that a fault asks for, where they are known."""
+    name = fault.get("ctx", {}).get("class_name")
+    keys = [", ".join(kind.model_fields) for kind in Settings.__subclasses__() if kind.__name__ == name]
+    return f": {keys[0]}" if keys else ""
 
 
 def fingerprint(*parts: Any) -> str:

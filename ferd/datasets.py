@@ -112,12 +112,21 @@ def load_images(path: Path) -> Images:
     """Images that ``save_images`` wrote, mapped into memory: read from disk as they are used.
 
     Raises:
-        FerdError: the file is missing or damaged.
+        FerdError: the file is missing, damaged or another.
     """
     again = f"run `dvc repro data@{path.parent.name}`"
     try:
-        return Images(**load_file(path))
+        tensors = load_file(path)
     except FileNotFoundError:
         raise FerdError(f"{path}: no such images; {again}") from None
-    except SafetensorError as error:
+    except (SafetensorError, OSError) as error:
         raise FerdError(f"{path}: cut off or damaged ({error}); {again}") from None
+    if tensors.keys() != {"images", "labels"}:
+        raise FerdError(f"{path}: holds {sorted(tensors)}, not images and labels; {again}")
+    images, labels = tensors["images"], tensors["labels"]
+    kinds = images.dtype, images.ndim, labels.dtype, labels.shape
+    if kinds != (torch.uint8, 4, torch.int64, images.shape[:1]):
+        found = f"{images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
+        wanted = "uint8 images (N, channels, H, W) and int64 labels (N,)"
+        raise FerdError(f"{path}: must hold {wanted}, found {found}; {again}")
+    return Images(images, labels)

@@ -29,22 +29,22 @@ def main() -> None:
     """``python -m tasks.analyse checkpoints/<benchmark>/....safetensors``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    args = parser.parse_args()
-    benchmark = args.checkpoint.parts[1]
-    with process.running(f"analyse {benchmark}/{paths.run_key(args.checkpoint)}") as progress:
-        analyse_checkpoint(benchmark, args.checkpoint, progress)
+    checkpoint = parser.parse_args().checkpoint
+    name = str(checkpoint).removeprefix("checkpoints/").removesuffix(".safetensors")
+    with process.running(f"analyse {name}") as progress:
+        analyse_checkpoint(params.benchmark_of(checkpoint), checkpoint, progress)
 
 
 def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
     """Analyse a student, or a teacher by the adaptive adversary alone; goes on where it was interrupted."""
     settings = params.read().benchmark(benchmark)
     refuse_missing(benchmark, checkpoint)
+    run_key, facts = paths.run_key(checkpoint), read_facts(checkpoint, "settings")
     analysis = Analysis(benchmark, checkpoint, settings, progress)
     figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
     write_outputs(benchmark, checkpoint, settings, figures)
     cost = paths.result_of(checkpoint).with_suffix(".analyse-cost.json")
     process.write_cost(cost, progress, analysis.device)
-    run_key, facts = paths.run_key(checkpoint), read_facts(checkpoint)
     run = tracking.find_run(benchmark, run_key, facts["settings"])
     if run is None:
         run = tracking.start_run(benchmark, run_key, facts["settings"], progress.task, {})
@@ -187,7 +187,7 @@ class Analysis:
         """The last images that the student was trained on, with the labels asked for."""
         kind, folder = dataset(self.settings.data.dataset), self.checkpoint.with_suffix(".pool")
         shape = (kind.channels, kind.size, kind.size)
-        pool = Pool(folder, pool_size(folder), shape, torch.device("cpu"))
+        pool = Pool(folder, pool_size(folder), shape, torch.device("cpu"), grows=False)
         last = self.settings.analysis.pool_images
         return Images(pool.images[-last:], pool.labels[-last:])
 

@@ -1,7 +1,6 @@
 """Analyses as tables: the adaptive adversary, where UTAEs end up, how good the synthetic images are."""
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,12 +9,43 @@ from typing import Any
 
 from ferd.datasets import dataset
 from ferd.errors import FerdError
+from ferd.files import NUMBER, check_fields, read_json
 from tasks import params
 from tasks.params import CONTROLS
 from tasks.paths import CHECKPOINTS, RESULTS
 
 SCHEMA = "ferd-analysis/1"
 PAIRS = 3  # of classes that fail most, a row
+FIELDS = {
+    "student": str | None,
+    "method": str,
+    "seed": int,
+    "adaptive_adversary": {
+        "n": int,
+        "success": [list],
+        "worst_pairs": [{"source": int, "target": int, "success": NUMBER}],
+        "union": {"average": NUMBER, "worst": NUMBER},
+    },
+}
+SOURCE = {"best_target": int | None, "best_success": NUMBER | None}  # a class under attack
+OF_STUDENT = {  # what a student's analysis has beside
+    "weakest_classes": [{"class": int, "student": SOURCE, "teacher": SOURCE}],
+    "utae_outcomes": [
+        {"gamma": NUMBER, "n": int, "entropy": NUMBER | None, "entropy_fooled": NUMBER | None}
+        | {"kl_from_uniform": NUMBER, "correct": NUMBER, "distribution": list}
+    ],
+    "images": {
+        "n": int,
+        "n_real": int,
+        "agreement": {"judge": NUMBER, "teacher": NUMBER},
+        "judge_on_real": NUMBER,
+        "features": str,
+        "feature_dim": int,
+        "inception_score": NUMBER,
+        "frechet_distance": NUMBER,
+        "balance": {"entropy": NUMBER},
+    },
+}
 CODE = ("student", "method")  # columns of names, set as code in Markdown
 
 ADVERSARY_NOTE = (
@@ -202,12 +232,10 @@ def _place(analysis: dict[str, Any]) -> tuple[bool, str, bool, str, int]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        analysis = json.loads(path.read_text())
-    except ValueError:
-        analysis = None
-    if not isinstance(analysis, dict) or analysis.get("schema") != SCHEMA:
-        raise FerdError(f"{path}: not an analysis ({SCHEMA}); delete it and run its analyse stage")
+    again = "run its analyse stage"
+    analysis = read_json(path, FIELDS, schema=SCHEMA, again=again)
+    if analysis["student"] is not None:
+        check_fields(analysis, OF_STUDENT, str(path), again)
     return analysis
 
 

@@ -29,13 +29,15 @@ def main() -> None:
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     try:
+        if not 0 < port < 2**16:
+            raise FerdError(f"--port {port}: must be from 1 to {2**16 - 1}")
         settings = params.read()
         links = {name: link for name in settings.benchmarks if (link := record.complete(name, settings))}
         if store.startswith("http"):
             show(address(), links)
         else:
             serve(store, port, links)
-    except FerdError as error:
+    except (FerdError, OSError) as error:
         sys.exit(f"browse: {error}")
     except KeyboardInterrupt:
         sys.exit(0)

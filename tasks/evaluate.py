@@ -21,10 +21,10 @@ def main() -> None:
     """``python -m tasks.evaluate checkpoints/<benchmark>/....safetensors``."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("checkpoint", type=Path)
-    args = parser.parse_args()
-    benchmark = args.checkpoint.parts[1]
-    with process.running(f"evaluate {benchmark}/{paths.run_key(args.checkpoint)}") as progress:
-        evaluate_checkpoint(benchmark, args.checkpoint, progress)
+    checkpoint = parser.parse_args().checkpoint
+    name = str(checkpoint).removeprefix("checkpoints/").removesuffix(".safetensors")
+    with process.running(f"evaluate {name}") as progress:
+        evaluate_checkpoint(params.benchmark_of(checkpoint), checkpoint, progress)
 
 
 def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
@@ -35,7 +35,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     network = load_classifier(
         checkpoint, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels
     )
-    facts = read_facts(checkpoint)
+    facts = read_facts(checkpoint, "settings")
     images = paths.images(benchmark, "test")
     evaluation = Evaluation(
         network,

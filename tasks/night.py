@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from ferd.errors import FerdError
-from ferd.files import atomic_write, write_json
+from ferd.files import atomic_write, read_json, write_json
 from tasks import paths, share, tracking
 from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
@@ -161,7 +161,7 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
     if commit is None:
         raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
     commit = commit.strip()
-    note = json.loads(NOTE.read_text()) if NOTE.exists() else {}
+    note = _noted()
     if (
         (note.get("commit"), note.get("what"), note.get("finished")) == (commit, what, False)
         and now - datetime.fromisoformat(note["name"]) < LASTS
@@ -196,8 +196,9 @@ def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
             if stage.name not in computed:
                 raise FerdError(f"{stage.name}: was not computed tonight; run the nightly again")
             result, records = paths.result_of(Path(arguments[0])), list(costs(stage.name))
-            same = same_environment([night.committed(path) for path in records], list(map(_read, records)))
-            found.append(Pair(night.committed(result), _read(result), same))
+            committed = [night.committed(path) for path in records]
+            same = same_environment(committed, [read_json(path) for path in records])
+            found.append(Pair(night.committed(result), read_json(result), same))
     return found
 
 
@@ -240,16 +241,21 @@ def _locked(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text())
-
-
 @contextmanager
 def _repository(folder: Path) -> Iterator[Any]:
     from dvc.repo import Repo
 
     with Repo(str(folder)) as repo:
         yield repo
+
+
+def _noted() -> dict[str, Any]:
+    """What the last night wrote of itself; nothing where there was none, or its file is damaged."""
+    try:
+        return read_json(NOTE, {"name": str}) if NOTE.exists() else {}
+    except FerdError as error:
+        print(f"{error}; a new night begins", flush=True)
+        return {}
 
 
 def _absolute_store(home: Path) -> str:

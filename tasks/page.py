@@ -73,7 +73,7 @@ def chapter(
     compared = paper.compare(benchmark, groups)
     gamma_of = tidy.gammas(methods)
     by_gamma = tidy.over_gamma(groups, gamma_of)
-    varied = " ".join(sorted(gamma_of, key=gamma_of.__getitem__))
+    varied = " ".join(["--methods", *sorted(gamma_of, key=gamma_of.__getitem__)] if gamma_of else [])
     over_rounds = tidy.rounds(groups)
     return Chapter(
         name,
@@ -86,7 +86,7 @@ def chapter(
             Section(classes.profiles(by_class, again)),
             Section(classes.gains(by_class, again)),
             Section(robustness.trade_off(accuracy, again)),
-            Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} --methods {varied}")),
+            Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} {varied}".rstrip())),
             *(Section(sweep.over_values(found, tidy.over_values(found.groups))) for found in sweeps),
             Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
             Section(

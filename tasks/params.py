@@ -1,6 +1,7 @@
 """``params.yaml`` -> validated settings; the one place where it is read."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from ferd.config import Benchmark, Fraction, Method, NonNegative, Settings, pars
 from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.models.registry import NETWORKS
+from tasks.paths import CHECKPOINTS
 
 PARAMS = Path(os.environ.get("FERD_PARAMS", "params.yaml"))  # a sweep's point has its own: tasks/sweep.py
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
@@ -61,16 +63,27 @@ def read(path: Path = PARAMS) -> Params:
     Raises:
         FerdError: the file is missing or not YAML, or a block has a fault; says which key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise FerdError(f"{path}: not found; run from the project's root folder") from None
-    except yaml.YAMLError as error:
-        raise FerdError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    content = read_content(path)
     try:
         return validate(content)
     except FerdError as error:
         raise FerdError(f"{path}: {error}") from None
+
+
+def read_content(path: Path) -> Any:
+    """The settings as they are written, not validated.
+
+    Raises:
+        FerdError: the file is missing, cannot be read or is not YAML.
+    """
+    try:
+        return yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise FerdError(f"{path}: not found; run from the project's root folder") from None
+    except OSError as error:
+        raise FerdError(f"{path}: cannot be read: {error.strerror or error}; correct that") from None
+    except (yaml.YAMLError, ValueError) as error:  # the second: not UTF-8, or a date that there is not
+        raise FerdError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from None
 
 
 def validate(content: Any) -> Params:
@@ -99,9 +112,29 @@ def validate(content: Any) -> Params:
     return params
 
 
+def benchmark_of(checkpoint: Path) -> str:
+    """The benchmark whose checkpoint is meant, as a command is given it.
+
+    Raises:
+        FerdError: checkpoints are kept elsewhere.
+    """
+    place = rf"{re.escape(str(CHECKPOINTS))}/([^/]+)/([^/]+|[^/]+/[^/]+/s\d+)\.safetensors"
+    found = re.fullmatch(place, str(checkpoint))
+    if not found:
+        raise FerdError(
+            f"{checkpoint}: no checkpoint's place; from the project's root folder, give "
+            f"{CHECKPOINTS}/BENCHMARK/teacher.safetensors or "
+            f"{CHECKPOINTS}/BENCHMARK/STUDENT/METHOD/sSEED.safetensors"
+        )
+    return found[1]
+
+
 def _section(block: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(block, Mapping):
         raise FerdError(f"{where}: must be a block of keys, found {block!r}")
+    for key in block:
+        if not isinstance(key, str):
+            raise FerdError(f"{where}: the key {key!r} is not text; put it in quotes, or give another name")
     return block
 
 

@@ -5,7 +5,6 @@ machine's device, and what earlier stages really took is set against what is pre
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
-from tasks.results import own_seconds
+from tasks.results import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
 KINDS = {"tasks.teacher": "teacher", "tasks.distill": "distill", "tasks.evaluate": "evaluate"}
@@ -56,7 +55,7 @@ def jobs(stages: Iterable[Stage]) -> list[Job]:
 
 
 def _job(stage: Stage) -> Job | None:
-    kind, *arguments = stage.command
+    kind, *arguments = stage.command or ("another program",)
     if kind not in KINDS:
         return None
     if kind == "tasks.teacher":
@@ -224,11 +223,8 @@ def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
 
 def _spent(job: Job, device: torch.device) -> float | None:
     """Seconds that the stage took by itself, where it ran on such a device."""
-    try:
-        record = json.loads(job.spent.read_text())
-    except FileNotFoundError:
-        return None
-    return own_seconds(record) if record["device"] == _device_name(device) else None
+    record = read_cost(job.spent) if job.spent.exists() else None
+    return own_seconds(record) if record and record["device"] == _device_name(device) else None
 
 
 def _device_name(device: torch.device) -> str:
@@ -248,6 +244,8 @@ def main() -> None:
         print_plan(chosen, settings, Pipeline().plan())
     except FerdError as error:
         sys.exit(f"plan: {error}")
+    except OSError as error:
+        sys.exit(f"plan: {error}; DVC must be able to write to this folder, even to read its pipeline")
 
 
 if __name__ == "__main__":

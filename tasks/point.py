@@ -26,7 +26,7 @@ def main() -> None:
         if not result.with_suffix(".distill-cost.json").exists():
             with process.running(f"distill {title}") as progress:
                 distil_student(args.benchmark, args.student, args.method, args.seed, progress)
-        if not result.with_suffix(".evaluate-cost.json").exists():
+        if not (result.exists() and result.with_suffix(".evaluate-cost.json").exists()):
             with process.running(f"evaluate {title}") as progress:
                 evaluate_checkpoint(args.benchmark, checkpoint, progress)
 

@@ -7,10 +7,13 @@ result.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from ferd.config import Benchmark
 from ferd.datasets import dataset
 from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
+from ferd.files import check_fields, read_json_lines
 from ferd.models.classifier import Classifier
 from tasks import params, paths, results, tidy, tracking
 from tasks.distill import metrics_of
@@ -27,6 +31,7 @@ from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
+LOCK = Path("mlflow.db.record.lock")  # two at once would both import the same results
 BATCH = 1000  # metrics that MLflow takes at once
 DESCRIPTION = """\
 {teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
@@ -57,7 +62,7 @@ def main() -> None:
         settings = params.read()
         for name in args.benchmarks or settings.benchmarks:
             complete(name, settings)
-    except FerdError as error:
+    except (FerdError, OSError) as error:
         sys.exit(f"record: {error}")
 
 
@@ -72,6 +77,7 @@ def complete(name: str, settings: Params) -> str | None:
         return None
     with tracking.connected() as client:
         experiment = tracking.experiment(client, name)
+    with _alone():
         client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
         client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
         known = latest_runs(client, experiment)
@@ -81,6 +87,24 @@ def complete(name: str, settings: Params) -> str | None:
         _keep_report(client, experiment, known.get(REPORT))
         compared = {group.method for group in groups} & tidy.gammas(settings.methods).keys()
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """One process at a time completes this folder's record; the stages write theirs meanwhile.
+
+    Raises:
+        FerdError: MLflow failed, or a file cannot be read.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise FerdError(f"mlflow: {reason}; see to that, then run again: it goes on where it was") from None
 
 
 def _keep_report(client: Any, experiment: str, run: Any | None) -> None:
@@ -177,24 +201,29 @@ def _import(
     """A run for a result that was computed elsewhere: pulled, or committed."""
     from mlflow.entities import Metric, Param, RunTag
 
+    check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
+    given = [Param(name, str(value)) for name, value in parameters(result, settings).items()]
     written = int(path.stat().st_mtime * 1000)
+    metrics = [Metric(name, value, written, 0) for name, value in figures(result).items()]
+    for record in _rounds(path) if result["student"] else ():
+        metrics += [Metric(name, value, written, record.round) for name, value in metrics_of(record).items()]
     tags = {"run_key": key, "mlflow.source.name": str(path), "imported": "true"}
     run = client.create_run(experiment, start_time=written, run_name=key, tags=tags)
     run_id = str(run.info.run_id)
-    given = [Param(name, str(value)) for name, value in parameters(result, settings).items()]
     client.log_batch(run_id, params=given, tags=[RunTag("mlflow.source.type", "LOCAL")])
-    metrics = [Metric(name, value, written, 0) for name, value in figures(result).items()]
-    rounds = path.with_suffix(".rounds.jsonl")
-    if result["student"] and rounds.exists():
-        for line in rounds.read_text().splitlines():
-            record = RoundRecord(**json.loads(line))
-            metrics += [
-                Metric(name, value, written, record.round) for name, value in metrics_of(record).items()
-            ]
     for start in range(0, len(metrics), BATCH):
         client.log_batch(run_id, metrics=metrics[start : start + BATCH])
     client.set_terminated(run_id, end_time=written)
     return run_id
+
+
+def _rounds(result: Path) -> list[RoundRecord]:
+    """What ``distill`` recorded of a result's student, as far as this folder has it."""
+    path, names = result.with_suffix(".rounds.jsonl"), [field.name for field in fields(RoundRecord)]
+    if not path.exists():
+        return []
+    lines = read_json_lines(path, dict.fromkeys(names, object), again="run its distill stage")
+    return [RoundRecord(**{name: line[name] for name in names}) for line in lines]
 
 
 def parameters(result: Mapping[str, Any], settings: Params) -> dict[str, Any]:

@@ -43,8 +43,9 @@ def main() -> None:
         write_json(SUMMARY, summary(groups))
         write_metrics(groups)
         write_plots(groups, settings.benchmarks, settings.methods)
+        rendered = render(chapters(groups))
         with atomic_write(PAGE) as part:
-            part.write_text(render(chapters(groups)))
+            part.write_text(rendered)
 
 
 def chapters(groups: dict[str, list[Group]]) -> list[page.Chapter]:

@@ -1,17 +1,26 @@
 """Result files read back, grouped over seeds."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from ferd.errors import FerdError
+from ferd.files import NUMBER, check_fields, read_json, read_json_lines
 from tasks.params import CONTROLS
 from tasks.paths import RESULT_SCHEMA, RESULTS
 
 FIGURES = ("average", "worst", "nsd")
+FIELDS = {
+    "benchmark": str,
+    "student": str | None,
+    "method": str,
+    "network": str,
+    "seed": int,
+    "attacks": dict,
+}
+FIGURE_FIELDS = {"n": int, "per_class": [NUMBER], **dict.fromkeys(FIGURES, NUMBER)}
+COST_FIELDS = {"device": str, "threads": int, "seconds": NUMBER}
 
 
 @dataclass(frozen=True)
@@ -47,11 +56,8 @@ class Group:
 
     def agreements(self) -> list[float]:
         """Share of the pool that the teacher gives the requested label, one value a seed; students only."""
-        values = []
-        for path in self.paths:
-            lines = path.with_suffix(".rounds.jsonl").read_text().splitlines()
-            values += [mean(json.loads(line)["agreement"] for line in lines)] if self.student else []
-        return values
+        recorded = [read_rounds(path) for path in self.paths] if self.student else []
+        return [mean(record["agreement"] for record in rounds) for rounds in recorded]
 
     def images(self, attack: str) -> int:
         """How many test images the attack was run on."""
@@ -84,6 +90,25 @@ def own_seconds(cost: Mapping[str, Any]) -> float:
     if cost["device"] == "cpu" and "processor_seconds" in cost:
         return float(cost["processor_seconds"]) / int(cost["threads"])
     return float(cost["seconds"])
+
+
+def read_cost(path: Path) -> dict[str, Any]:
+    """The record of what a stage took.
+
+    Raises:
+        FerdError: it is none.
+    """
+    return read_json(path, COST_FIELDS, again="run the stage that writes it")
+
+
+def read_rounds(result: Path) -> list[dict[str, Any]]:
+    """What ``distill`` recorded of a result's student, a record a round.
+
+    Raises:
+        FerdError: it is missing or damaged.
+    """
+    path = result.with_suffix(".rounds.jsonl")
+    return read_json_lines(path, {"agreement": NUMBER}, again="run its distill stage")
 
 
 def load(
@@ -120,10 +145,17 @@ def _place(group: Group) -> tuple[int, str, int, str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        result = json.loads(path.read_text())
-    except ValueError:
-        result = None
-    if not isinstance(result, dict) or result.get("schema") != RESULT_SCHEMA:
-        raise FerdError(f"{path}: not a result ({RESULT_SCHEMA}); delete it and run its evaluate stage")
+    again = "run its evaluate stage"
+    result = read_json(path, FIELDS, schema=RESULT_SCHEMA, again=again)
+    check_attacks(result, str(path), again)
     return result
+
+
+def check_attacks(result: Mapping[str, Any], where: str, again: str) -> None:
+    """Refuse a result in which an attack lacks a figure.
+
+    Raises:
+        FerdError: there is one.
+    """
+    for attack, figures in result["attacks"].items():
+        check_fields(figures, FIGURE_FIELDS, f"{where}: attacks: {attack}", again)

@@ -23,7 +23,7 @@ import yaml
 from ferd.config import Benchmark, Method, Settings, fingerprint
 from ferd.datasets import dataset
 from ferd.errors import FerdError
-from ferd.files import atomic_write, write_json
+from ferd.files import atomic_write, read_json, write_json
 from ferd.models.registry import build
 from tasks import params, paths, tracking
 from tasks.mlflow_view import address, save_view
@@ -78,7 +78,7 @@ class Point:
     @property
     def done(self) -> bool:
         """Whether its result is there, whole: the cost is written last."""
-        return self.result.with_suffix(".evaluate-cost.json").exists()
+        return self.result.exists() and self.result.with_suffix(".evaluate-cost.json").exists()
 
     @property
     def _results(self) -> Path:
@@ -252,14 +252,22 @@ class Sweep:
         """How many threads a point computes with."""
         return max(self._settings.distillation.threads, self._settings.evaluation.threads)
 
-    def write_results(self) -> Path:
-        """Put together what all points of the sweep came to, those of earlier runs included; -> the file."""
+    def write_results(self) -> Path | None:
+        """Put together what all points of the sweep came to, those of earlier runs included; -> the file.
+
+        None where no point has come to anything yet.
+        """
         found = []
         pattern = f"results/{self.benchmark}/{self.student}/*/s*.evaluate-cost.json"
         for cost in (FOLDER / self.id).glob(pattern):
-            result = json.loads(cost.with_name(f"{cost.name.partition('.')[0]}.json").read_text())
+            file = cost.with_name(f"{cost.name.partition('.')[0]}.json")
+            if not file.exists():
+                continue
+            result = read_json(file, {"method": str, "seed": int}, again="run the sweep again")
             text = result["method"].removeprefix(f"{self.method},{self.key}=")
             found.append({"value": self._accepted(parse_value(text)), "result": result})
+        if not found:
+            return None
         path = results_file(self.id)
         write_json(
             path,

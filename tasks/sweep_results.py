@@ -5,20 +5,26 @@ points depend on (code, teacher, images); and ``points``, a list of ``{"value": 
 result as ``tasks.evaluate`` writes it, its seed included, ordered by value and seed.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferd.errors import FerdError
+from ferd.files import read_json
 from tasks.paths import RESULTS
 from tasks.process import sha256
-from tasks.results import Group
+from tasks.results import Group, check_attacks
 
 SCHEMA = "ferd-sweep/2"
 FOLDER = RESULTS / "sweeps"
 Value = float | int | str | bool
+NAMES = ("sweep_id", "benchmark", "student", "method", "key")
+RESULT_FIELDS = {"method": str, "seed": int, "attacks": dict}
+FIELDS = {
+    **dict.fromkeys(NAMES, str),
+    "inputs": dict,
+    "points": [{"value": Value, "result": RESULT_FIELDS}],
+}
 
 
 @dataclass(frozen=True)
@@ -56,22 +62,18 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
     Raises:
         FerdError: the file is not that of a sweep.
     """
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-        raise FerdError(f"{path}: not a sweep's results ({SCHEMA}); delete it and run the sweep again")
+    again = "run the sweep again"
+    content = read_json(path, FIELDS, schema=SCHEMA, again=again)
     grouped: dict[Value, list[dict[str, Any]]] = {}
     for point in content["points"]:
+        check_attacks(point["result"], str(path), again)
         if seeds is None or point["result"]["seed"] in seeds:
             grouped.setdefault(point["value"], []).append(point["result"])
     groups = {
         value: Group(content["student"], results[0]["method"], tuple(results), (path,) * len(results))
         for value, results in grouped.items()
     }
-    fields = ("sweep_id", "benchmark", "student", "method", "key", "inputs")
-    return SweepResults(**{name: content[name] for name in fields}, groups=groups)
+    return SweepResults(**{name: content[name] for name in (*NAMES, "inputs")}, groups=groups)
 
 
 def of_benchmark(name: str) -> list[SweepResults]:

@@ -1,12 +1,15 @@
 """Results as one table on the terminal."""
 
 import argparse
+import sys
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ferd.errors import FerdError
+from tasks import params
 from tasks.results import Group, load, spread, students
 
 COLUMNS = [
@@ -94,8 +97,10 @@ def print_groups(
 
 
 def markdown(benchmark: str) -> str:
-    """The same table for a document."""
+    """The same table for a document, or one line where there are no results."""
     groups = load(benchmark)
+    if not groups:
+        return f"{benchmark}: no results yet"
     names = identity(groups)
     heads = [*names, "seeds", *(heading(groups, *column) for column in COLUMNS), AGREEMENT]
     rows = [heads, ["---"] * len(heads)]
@@ -117,7 +122,12 @@ def main() -> None:
     """``python -m tasks.table BENCHMARK``: the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark")
-    print(markdown(parser.parse_args().benchmark))
+    benchmark = parser.parse_args().benchmark
+    try:
+        params.read().benchmark(benchmark)
+        print(markdown(benchmark))
+    except FerdError as error:
+        sys.exit(f"table: {error}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
 """Results as tidy rows, one observation each: what the report draws and offers as downloads."""
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from ferd.config import Method
-from tasks.results import FIGURES, Group, own_seconds, spread, students
+from tasks.results import FIGURES, Group, own_seconds, read_cost, read_rounds, spread, students
 from tasks.sweep_results import Value
 
 Row = dict[str, Any]
@@ -53,7 +51,9 @@ def per_class(groups: Sequence[Group], attack: str, class_names: Sequence[str]) 
 
 
 def gammas(methods: Mapping[str, Method], whole: str = "ferd") -> dict[str, float]:
-    """γ of every method that differs from FERD in γ alone."""
+    """γ of every method that differs from FERD in γ alone; none where there is no FERD."""
+    if whole not in methods:
+        return {}
     block = methods[whole].model_dump()
     return {
         name: method.utae.gamma
@@ -139,7 +139,7 @@ def costs(groups: Sequence[Group]) -> list[Row]:
     for group in groups:
         for stage, suffix in COSTS.items():
             files = [path.with_suffix(f".{suffix}.json") for path in group.paths]
-            found = [json.loads(path.read_text()) for path in files if path.exists()]
+            found = [read_cost(path) for path in files if path.exists()]
             if found:
                 machine = {key: found[0].get(key) for key in ("device", "threads", "torch")}
                 seconds = [own_seconds(cost) for cost in found]
@@ -177,7 +177,7 @@ def _recorded(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[int, list[d
     for group in groups:
         by_round: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for path in group.paths if group.student else ():
-            for record in _lines(path.with_suffix(".rounds.jsonl")):
+            for record in read_rounds(path):
                 if "round" in record:
                     by_round[record["round"]].append(record)
         last = max(by_round, default=0)
@@ -185,11 +185,6 @@ def _recorded(groups: Sequence[Group]) -> Iterator[tuple[Group, dict[int, list[d
         kept = {number: by_round[number] for number in sorted(by_round) if (last - number) % step == 0}
         if kept:
             yield group, kept
-
-
-def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        yield from map(json.loads, path.read_text().splitlines())
 
 
 def _quantities(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

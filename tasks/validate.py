@@ -30,7 +30,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from tasks import paths
 from tasks.distill import given_images
-from tasks.params import PARAMS, Params, validate
+from tasks.params import PARAMS, Params, read_content, validate
 from tasks.teacher import initial_network
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
@@ -59,16 +59,19 @@ def main() -> None:
 
 def override(path: Path, overrides: list[str]) -> Params:
     """``params.yaml`` with some values replaced by ``a.b.c=value``, validated."""
-    content = yaml.safe_load(path.read_text())
+    content = read_content(path)
     for item in overrides:
         key, _, value = item.partition("=")
         *parents, last = key.split(".")
         block = content
         for parent in parents:
-            if not isinstance(block, dict) or parent not in block:
-                raise FerdError(f"--set {item}: params.yaml has no {key.partition(parent)[0]}{parent}")
-            block = block[parent]
-        block[last] = yaml.safe_load(value)
+            block = block.get(parent) if isinstance(block, dict) else None
+        if not isinstance(block, dict):
+            raise FerdError(f"--set {item}: {path} has no block {'.'.join(parents)!r}")
+        try:
+            block[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise FerdError(f"--set {item}: {value!r} is not valid YAML; put it in quotes") from None
     return validate(content)
 
 

@@ -107,10 +107,6 @@ def _scale_of(rows: Sequence[Row]) -> float:
     return max(5.0, *(abs(row["points"]) for row in compared))
 
 
-def _signed(points: float) -> str:
-    return f"{round(points):+d}" if round(points) else "0"
-
-
 def _differences_map(rows: Sequence[Row], order: Sequence[str], most: float) -> alt.TopLevelMixin:
     y = alt.Y("method:N", title=None, sort=list(dict.fromkeys(row["method"] for row in rows)))
     legend = None if len(order) <= MOST_NAMED else alt.Legend(format="+.0f")

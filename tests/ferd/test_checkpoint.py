@@ -1,8 +1,10 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from ferd.checkpoint import load_classifier, load_state, read_facts, save_classifier, save_state
+from ferd.checkpoint import FORMAT, load_classifier, load_state, read_facts, save_classifier, save_state
 from ferd.errors import FerdError
 from ferd.models.classifier import fast_layout
 from ferd.models.registry import build
@@ -69,11 +71,30 @@ def test_a_missing_file_is_refused(tmp_path):
     assert "no such checkpoint" in refusal(tmp_path / "none.safetensors")
 
 
-@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"ferd": "{}"}, {"ferd": "text"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {"format": "pt"}, {"ferd": "{}"}, {"ferd": "[]"}, {"ferd": "text"}]
+)
 def test_a_foreign_file_is_refused(tmp_path, metadata):
     path = tmp_path / "foreign.safetensors"
     save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
     assert "another program" in refusal(path)
+
+
+@pytest.mark.parametrize("lacking", ["network", "classes", "channels"])
+def test_a_header_without_a_fact_is_refused(tmp_path, lacking):
+    facts = {"format": FORMAT, "network": "resnet8-w8", "classes": 10, "channels": 1}
+    del facts[lacking]
+    path = tmp_path / "w.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata={"ferd": json.dumps(facts)})
+    assert f"lacks {lacking!r}" in refusal(path)
+
+
+def test_a_fact_that_is_needed_is_asked_for_by_name(path):
+    assert read_facts(path, "benchmark")["benchmark"] == "digits"
+    with pytest.raises(
+        FerdError, match=f"{path}: its header lacks 'settings'; use a checkpoint that a stage"
+    ):
+        read_facts(path, "settings")
 
 
 def test_another_number_of_classes_is_refused(path):

@@ -212,3 +212,20 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_then_missing():
     block = {**METHOD, "utae": {"gama": 0.5, "model": "student"}}
     with pytest.raises(FerdError, match=r"m\.utae\.gama: unknown key; .* \(missing here: gamma\)"):
         parse(Method, block, "m")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("teacher.weights", ": source, location, sha256"),
+        ("threat_model", ": norm, epsilon, step_size, steps"),
+        ("evaluation.attacks", ""),
+    ],
+)
+def test_a_value_where_a_block_belongs_says_which_keys_do(path, expected):
+    text = refusal(Benchmark, changed(BENCHMARK, path, "zoo"), "b.digits")
+    assert text == f"b.digits.{path}: must be a block of keys{expected} (found 'zoo')"
+
+
+def test_a_benchmark_without_students_is_refused():
+    assert "b.digits.students" in refusal(Benchmark, changed(BENCHMARK, "students", []), "b.digits")

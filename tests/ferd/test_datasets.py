@@ -6,6 +6,7 @@ from itertools import count
 import psutil
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from ferd.datasets import DATASETS, Images, dataset, first_per_class, load_images, save_images
@@ -134,3 +135,23 @@ def test_images_that_are_cut_off_are_refused_at_once(tmp_path, length):
     with pytest.raises(FerdError, match=f"{path}: cut off or damaged.*data@digits") as raised:
         load_images(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"pixels": torch.zeros(1)}, "holds ['images', 'labels', 'pixels'], not images and labels"),
+        ({"labels": torch.arange(5)}, "found torch.uint8 (6, 3, 4, 4) and torch.int64 (5,)"),
+        ({"labels": torch.zeros(6)}, "found torch.uint8 (6, 3, 4, 4) and torch.float32 (6,)"),
+        ({"images": torch.zeros(6, 4, 4).byte()}, "found torch.uint8 (6, 4, 4) and torch.int64 (6,)"),
+        ({"images": torch.zeros(6, 3, 4, 4)}, "found torch.float32 (6, 3, 4, 4) and torch.int64 (6,)"),
+    ],
+)
+def test_other_tensors_than_images_with_a_label_each_are_refused(tmp_path, change, fault):
+    path = tmp_path / "digits" / "test.safetensors"
+    path.parent.mkdir()
+    save_file(vars(some_images()) | change, path)
+    with pytest.raises(FerdError) as raised:
+        load_images(path)
+    text = str(raised.value)
+    assert text.startswith(f"{path}: ") and fault in text and text.endswith("; run `dvc repro data@digits`")

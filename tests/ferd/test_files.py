@@ -8,7 +8,7 @@ import torch
 
 from ferd.checkpoint import save_classifier, save_state
 from ferd.errors import FerdError
-from ferd.files import atomic_write, write_json, write_json_lines
+from ferd.files import atomic_write, read_json, read_json_lines, write_json, write_json_lines
 from ferd.models.registry import build
 
 
@@ -125,3 +125,70 @@ def test_nan_is_refused_and_nothing_written(tmp_path, writer):
     with pytest.raises(ValueError, match="JSON"):
         writer(tmp_path / "a.json", [{"loss": float("nan")}])
     assert list(tmp_path.iterdir()) == []
+
+
+FIELDS = {"seed": int, "student": str | None}
+NESTED = {"points": [{"value": float, "result": {"seed": int}}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (None, "no such file"),
+        (b"", "cut off or damaged"),
+        (b'{"seed": 1, "stu', "cut off or damaged"),
+        (b'{"seed": "\xe9"}', "not UTF-8"),
+        (b"[1]", r"must be an object, found \[1\]"),
+        (b"{}", "schema is None, not 'ferd-x/1'"),
+        (b'{"schema": "ferd-x/1", "seed": 1}', "lacks 'student'"),
+        (b'{"schema": "ferd-x/1", "seed": "a", "student": null}', "seed: cannot be 'a'"),
+    ],
+)
+def test_json_that_is_damaged_is_one_line_with_what_to_do(tmp_path, content, fault):
+    path = tmp_path / "a.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FerdError, match=f"{fault}.*run the stage") as raised:
+        read_json(path, FIELDS, schema="ferd-x/1", again="run the stage")
+    assert_one_line(raised.value, path)
+
+
+def test_json_that_is_whole_is_read_with_all_its_keys(tmp_path):
+    write_json(tmp_path / "a.json", {"seed": 1, "student": None, "more": [1]})
+    assert read_json(tmp_path / "a.json", FIELDS) == {"seed": 1, "student": None, "more": [1]}
+    write_json_lines(tmp_path / "a.jsonl", [{"seed": 1}, {"seed": 2}])
+    assert read_json_lines(tmp_path / "a.jsonl", {"seed": int}) == [{"seed": 1}, {"seed": 2}]
+
+
+def test_a_folder_in_place_of_json_is_one_line(tmp_path):
+    with pytest.raises(FerdError, match="cannot be read: Is a directory") as raised:
+        read_json(tmp_path)
+    assert_one_line(raised.value, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [("", "empty"), ('{"seed": 1}\n{"se', "line 2: cut off"), ('{"seed": 1}\n{}\n', "line 2: lacks 'seed'")],
+)
+def test_a_damaged_line_is_named_by_its_number(tmp_path, text, fault):
+    path = tmp_path / "a.jsonl"
+    path.write_text(text)
+    with pytest.raises(FerdError, match=f"{fault}.*; delete the file and run the stage") as raised:
+        read_json_lines(path, {"seed": int})
+    assert_one_line(raised.value, path)
+
+
+@pytest.mark.parametrize(
+    ("points", "fault"),
+    [
+        ({}, r"points: cannot be \{\}"),
+        ([1], r"points\[0\]: must be an object, found 1"),
+        ([{"value": 0.1, "result": {"seed": 0}}, {"value": 0.1}], r"points\[1\]: lacks 'result'"),
+        ([{"value": 0.1, "result": {"seed": None}}], r"points\[0\]: result: seed: cannot be None"),
+    ],
+)
+def test_a_fault_inside_is_named_by_its_place(tmp_path, points, fault):
+    write_json(tmp_path / "a.json", {"points": points})
+    with pytest.raises(FerdError, match=f"{fault}; delete the file and run the stage") as raised:
+        read_json(tmp_path / "a.json", NESTED)
+    assert_one_line(raised.value, tmp_path / "a.json")

@@ -17,7 +17,7 @@ from ferd.errors import FerdError
 from ferd.image_quality import agreement
 from ferd.models.registry import build
 from ferd.pool import Pool
-from tasks import analyse, params, paths, process
+from tasks import analyse, evaluate, params, paths, process
 from tests.conftest import ROOT
 
 TEACHER = paths.teacher("digits")
@@ -88,7 +88,7 @@ def test_a_student_is_analysed_and_recorded(folder, monkeypatch, capsys):
     done = [(event["done"], event["total"]) for event in events if event["event"] == "progress"]
     assert done == [(n, 62) for n in (8, 16, 20, 22, 30, 38, 42, 50, 58, 62)]
     assert json.loads(Path("results/digits/resnet8-w8/ferd/s0.analyse-cost.json").read_text())["threads"] == 1
-    assert not list(Path(".resume").glob("*"))
+    assert not [path for path in Path(".resume").iterdir() if path.is_dir()]
 
     client = MlflowClient("sqlite:///mlflow.db")
     (record,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
@@ -176,6 +176,18 @@ def test_what_is_missing_is_named_with_the_stage_that_makes_it(folder, monkeypat
     assert capsys.readouterr().err == (
         f"analyse digits/resnet8-w8/ferd/s0: {missing}: missing; `python -m {command}` makes it\n"
     )
+
+
+@pytest.mark.parametrize("stage", [analyse, evaluate])
+def test_a_checkpoint_of_no_stage_is_refused_before_anything_is_computed(folder, monkeypatch, capsys, stage):
+    network = build(NETWORKS[STUDENT], classes=10, channels=1)
+    save_classifier(STUDENT, network, NETWORKS[STUDENT], benchmark="digits")
+    monkeypatch.setattr("sys.argv", ["stage", str(STUDENT)])
+    with pytest.raises(SystemExit) as ended:
+        stage.main()
+    assert ended.value.code == process.BAD_INPUT
+    assert f"{STUDENT}: its header lacks 'settings'" in capsys.readouterr().err
+    assert not Path("results").exists()
 
 
 def test_more_images_a_class_than_there_are_is_refused_in_one_line():

@@ -47,6 +47,7 @@ def an_analysis(student: str | None = "resnet8-w8", method: str = "ferd", seed: 
     if student is None:
         return analysis
     outcome = {"n": 200, "entropy": 0.975, "kl_from_uniform": 3.1886, "correct": 0.755}
+    outcome["distribution"] = [0.1] * 10
     return analysis | {
         "weakest_classes": [{"class": CAT, "student": source(DOG, 0.55), "teacher": source(SHIP, 0.2)}],
         "utae_outcomes": [
@@ -185,7 +186,7 @@ def test_an_unknown_benchmark_is_refused_in_one_line(folder, monkeypatch):
 def test_a_foreign_file_is_refused(folder, content):
     write_analyses("digits", [an_analysis()])
     Path("results/digits/resnet8-w8/ferd/s0.analysis.json").write_text(content)
-    with pytest.raises(FerdError, match=r"ferd/s0\.analysis\.json: not an analysis .* analyse stage"):
+    with pytest.raises(FerdError, match=r"ferd/s0\.analysis\.json: .*; delete .* analyse stage"):
         analysis_table.load("digits")
 
 

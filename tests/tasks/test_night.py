@@ -47,6 +47,23 @@ def test_a_night_forgets_its_stages_in_its_clone_alone(here):
     assert run_in(here, "git", "status", "--porcelain", "--untracked-files=no").stdout == ""
 
 
+def test_a_damaged_note_is_told_and_a_new_night_begins(here, capsys):
+    begun()
+    night.NOTE.write_text(night.NOTE.read_text()[:-3])
+    tomorrow = night.open_night(WHAT, TWO + timedelta(hours=1))
+    assert (tomorrow.name, tomorrow.goes_on) == ("2026-11-25T030000Z", False)
+    assert capsys.readouterr().out.startswith(".nightly/night.json")
+
+
+def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
+    run_in(here, "git", "config", "commit.gpgsign", "true")
+    tonight = begun()
+    run_in(tonight.folder, "git", "config", "commit.gpgsign", "true")
+    run_in(tonight.folder, "git", "config", "gpg.program", "false")
+    tonight.keep()
+    assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
+
+
 def test_one_that_broke_off_goes_on_for_twenty_hours(here):
     tonight = begun()
     (tonight.folder / ".resume").mkdir()

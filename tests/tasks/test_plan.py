@@ -46,7 +46,7 @@ def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
 def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
     took = {kind: tmp_path / f"{kind}.json" for kind in ("teacher", "evaluate")}
     for path in took.values():
-        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu"}))
+        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu", "threads": 1}))
     teacher, evaluation = (
         plan.Job(kind, "digits", None, "teacher", path, stale=False) for kind, path in took.items()
     )

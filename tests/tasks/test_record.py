@@ -1,12 +1,17 @@
 """The record is completed from results: those of this folder's runs, and those computed elsewhere."""
 
+import fcntl
 import json
 import sys
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from tests.conftest import run_in
+from ferd.errors import FerdError
+from tasks import params, record, tracking
+from tests.conftest import run_in, tiny_params
+from tests.tasks.test_results import write_result
 
 FERD = "resnet8-w8/ferd/s0"
 
@@ -43,7 +48,7 @@ def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
 
 
 @pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code
-def test_the_model_gives_the_students_logits(finished_copy):
+def test_the_model_gives_the_students_logits(finished_copy, monkeypatch):
     import mlflow
     import torch
 
@@ -52,6 +57,7 @@ def test_the_model_gives_the_students_logits(finished_copy):
     client, experiment, runs, _ = complete(finished_copy)
     models = client.search_logged_models([experiment.experiment_id])
     (model,) = [model for model in models if model.source_run_id == runs[FERD].info.run_id]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # as the next line does, for good
     mlflow.set_tracking_uri(client.tracking_uri)
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     student = load_classifier(finished_copy / f"checkpoints/digits/{FERD}.safetensors")
@@ -77,3 +83,50 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     (finished_copy / f"results/digits/{FERD}.json").write_text(json.dumps(result))
     _, _, _, number = complete(finished_copy)
     assert number == 5
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A folder with a result that was computed elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    write_result(tmp_path, "ferd", 0, 0.5)
+    return tmp_path
+
+
+def test_a_stage_that_starts_does_not_wait_while_results_are_sent(elsewhere, monkeypatch):
+    free = []
+
+    def sent(*_):
+        with tracking.SETUP_LOCK.open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free.append(True)
+
+    monkeypatch.setattr(record, "_complete_run", sent)
+    record.complete("digits", params.validate(tiny_params()))
+    assert free == [True]
+
+
+def test_an_outage_while_results_are_sent_is_one_line(elsewhere, monkeypatch):
+    def out(*_):
+        raise MlflowException("no\nanswer")
+
+    monkeypatch.setattr(record, "_complete_run", out)
+    with pytest.raises(FerdError, match=r"^mlflow: no answer; see to that, then run again"):
+        record.complete("digits", params.validate(tiny_params()))
+
+
+@pytest.mark.parametrize(
+    ("more", "fault"),
+    [
+        ({}, r"s0\.json: lacks 'threat_model'"),
+        ({"threat_model": {}}, r"s0\.rounds\.jsonl, line 1: lacks 'round'"),
+    ],
+)
+def test_what_cannot_be_imported_is_named_and_leaves_no_run(elsewhere, more, fault):
+    path = elsewhere / f"results/digits/{FERD}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    with pytest.raises(FerdError, match=f"{fault}; delete the file and run its"):
+        record.complete("digits", params.validate(tiny_params()))
+    client = MlflowClient(f"sqlite:///{elsewhere}/mlflow.db")
+    assert not client.search_runs([client.get_experiment_by_name("digits").experiment_id])

@@ -168,7 +168,7 @@ def test_agreement_is_the_mean_over_rounds_of_students(folder):
 
 def test_a_foreign_file_is_refused(folder):
     (folder / "results/digits/resnet8-w8/ferd/s1.json").write_text("{}")
-    with pytest.raises(FerdError, match=r"ferd/s1\.json: not a result"):
+    with pytest.raises(FerdError, match=r"ferd/s1\.json: schema is None, not 'ferd-result/1'; .* evaluate"):
         results.load("digits")
 
 

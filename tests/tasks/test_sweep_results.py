@@ -58,7 +58,7 @@ def test_a_benchmarks_sweeps_are_its_own_a_group_of_seeds_a_value(here):
 def test_another_file_in_their_place_is_one_line(here):
     write(here, "digits-0a1b2c3d", schema="other/1")
     with pytest.raises(
-        FerdError, match=r"digits-0a1b2c3d\.json: not a sweep's results .*run the sweep again"
+        FerdError, match=r"digits-0a1b2c3d\.json: schema is 'other/1', .* delete .* run the sweep again"
     ):
         sweep_results.of_benchmark("digits")
 
