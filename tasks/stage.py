@@ -150,9 +150,10 @@ class Pipeline:
         return list(ordered)
 
 
-def _command(line: str) -> tuple[str, ...]:
-    """``python -m MODULE ARGUMENT ...`` without its first two words."""
-    return tuple(line.split()[2:])
+def _command(cmd: str | list[str]) -> tuple[str, ...]:
+    """``python -m MODULE ARGUMENT ...`` without its first two words; of any other command an empty module."""
+    words = cmd.split() if isinstance(cmd, str) else []
+    return tuple(words[2:]) if words[1:2] == ["-m"] and len(words) > 2 else ("",)
 
 
 _running: set[subprocess.Popen[str]] = set()

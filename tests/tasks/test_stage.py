@@ -106,6 +106,11 @@ def test_a_fault_of_the_machine_is_worth_a_retry(here):
     assert caught.value.retryable
 
 
+def test_a_command_of_another_kind_is_no_stage_of_ours():
+    assert stage._command("python -m tasks.data digits") == ("tasks.data", "digits")
+    assert stage._command("./mine.sh") == stage._command(["a", "b"]) == ("",)
+
+
 def test_a_stage_that_says_nothing_is_told_by_how_it_ended():
     assert stage._last_error([], -9) == "it ended by SIGKILL and said nothing"
     assert stage._last_error([" "], 143) == "it ended by exit status 143 and said nothing"
