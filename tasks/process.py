@@ -120,8 +120,9 @@ def alone(task: str) -> Iterator[None]:
 
     By a lock on a file, so that a process that is killed gives it back.
     """
-    RESUME.mkdir(exist_ok=True)
-    with (RESUME / f"{_file_name(task)}.lock").open("w") as lock:
+    locks = RESUME / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with (locks / _file_name(task)).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
