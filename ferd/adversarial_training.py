@@ -100,7 +100,7 @@ class AdversarialTraining:
         self.threat = threat.model_copy(
             update={"step_size": settings.attack_step_size, "steps": settings.attack_steps}
         )
-        self.images, self.labels = data.images.to(device), data.labels.to(device)  # uint8: a few hundred MB
+        self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.device = device
         self.rng = torch.Generator(device).manual_seed(seed)
         self.optimiser = torch.optim.SGD(

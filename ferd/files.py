@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and JSON that is read with its faults named."""
 
+import hashlib
 import json
 import os
 import re
@@ -40,6 +41,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def file_hash(path: Path, algorithm: str) -> str:
+    """Hash (hex) of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -5,7 +5,6 @@ import argparse
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
-from tasks import params
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -24,10 +23,9 @@ def main() -> None:
     """Run the flow, then show what came of it."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     with as_command("demo"):
-        params.read()
         create_record()
         demo()
-    print_table(BENCHMARK, METHODS, SEEDS)
+        print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")
     print("browse every run and round: make ui")
 

@@ -165,7 +165,6 @@ def main() -> None:
     parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
     args = parser.parse_args()
     with as_command("nightly"):
-        params.read()
         create_record()
         nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
 

@@ -116,7 +116,12 @@ def work_when_free(name: str, session: Session, work: Callable[[OnEvent], None])
 
 
 def create_record() -> None:
-    """Begin to create MLflow's tables, in a process of its own, while Prefect starts."""
+    """Begin to create MLflow's tables, in a process of its own, while Prefect starts.
+
+    Raises:
+        FerdError: this folder has no settings that are valid; nothing is made in it.
+    """
+    params.read()
     if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
         quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, check_slots, create_record
-from tasks import params
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
 from tasks.table import print_table
 
 
@@ -43,8 +42,6 @@ def main() -> None:
     parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     with as_command("reproduce"):
-        check_slots(args.slots)
-        params.read().benchmark(args.benchmark)
         create_record()
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy import stats
 
 from ferd.config import Benchmark
 from tasks.results import Group, spread
@@ -82,5 +81,7 @@ def within_noise(difference: float | None, std: float | None, seeds: int) -> boo
     """
     if difference is None or std is None:
         return None
-    quantile = stats.t.ppf((1 + NOISE) / 2, seeds - 1)
+    from scipy.stats import t  # takes a second to import
+
+    quantile = t.ppf((1 + NOISE) / 2, seeds - 1)
     return bool(abs(difference) <= quantile * std * math.sqrt(1 + 1 / seeds))

@@ -55,7 +55,7 @@ def jobs(stages: Iterable[Stage]) -> list[Job]:
 
 
 def _job(stage: Stage) -> Job | None:
-    kind, *arguments = stage.command or ("another program",)
+    kind, *arguments = stage.command
     if kind not in KINDS:
         return None
     if kind == "tasks.teacher":

@@ -28,7 +28,7 @@ import torch
 
 from ferd.config import fingerprint
 from ferd.errors import FerdError
-from ferd.files import write_json
+from ferd.files import file_hash, write_json
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -216,9 +216,8 @@ def processor() -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hash of a file's bytes, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash of a file's bytes."""
+    return file_hash(path, "sha256")
 
 
 def _end(progress: Progress, message: str) -> None:

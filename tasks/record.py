@@ -7,7 +7,6 @@ result.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import sys
@@ -24,14 +23,13 @@ from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
 from ferd.files import check_fields, read_json_lines
 from ferd.models.classifier import Classifier
-from tasks import params, paths, results, tidy, tracking
+from tasks import params, paths, process, results, tidy, tracking
 from tasks.distill import metrics_of
 from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
-LOCK = Path("mlflow.db.record.lock")  # two at once would both import the same results
 BATCH = 1000  # metrics that MLflow takes at once
 DESCRIPTION = """\
 {teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
@@ -91,7 +89,7 @@ def complete(name: str, settings: Params) -> str | None:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """One process at a time completes this folder's record; the stages write theirs meanwhile.
+    """One process at a time completes this folder's record: two would both import the same results.
 
     Raises:
         FerdError: MLflow failed, or a file cannot be read.
@@ -99,8 +97,7 @@ def _alone() -> Iterator[None]:
     from mlflow.exceptions import MlflowException
 
     try:
-        with LOCK.open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with process.alone("record"):
             yield
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())

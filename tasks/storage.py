@@ -1,7 +1,6 @@
 """Weights that lie elsewhere: streamed, resumed after a break, and in place only when their hash is right."""
 
 import fcntl
-import hashlib
 import importlib
 import os
 import sys
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 from ferd.config import Weights
 from ferd.errors import FerdError
+from ferd.files import file_hash
 
 DOWNLOADS = Path("downloads")
 CHUNK = 1 << 20
@@ -90,12 +90,6 @@ def download(url: str, target: Path, checksum: str, algorithm: str = "sha256") -
                 _put_in_place(part, target, url, checksum, algorithm)
     except OSError as error:
         raise _unwritable(target, error) from None
-
-
-def file_hash(path: Path, algorithm: str) -> str:
-    """Hash of a file, read in pieces."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, algorithm).hexdigest()
 
 
 def _check(path: Path, sha256: str) -> None:
