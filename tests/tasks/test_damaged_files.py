@@ -23,7 +23,7 @@ from tasks import (
     tidy,
     validate,
 )
-from tasks.stage import Stage
+from tasks.stage import Stage, _command
 from tests.conftest import ROOT, tiny_params
 from tests.tasks.test_analysis_table import an_analysis, write_analyses
 from tests.tasks.test_results import write_result
@@ -149,7 +149,7 @@ def test_the_plan_names_a_damaged_cost(here):
 
 
 def test_the_plan_passes_over_a_stage_of_another_program():
-    mine = Stage("mine", (), stale=True, command=(), uncached=())
+    mine = Stage("mine", (), stale=True, command=_command("./mine.sh"), uncached=())
     assert plan.jobs([mine]) == []
 
 
