@@ -13,6 +13,7 @@ from ferd.fairness import nsd, worst
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
+from ferd.randomness import stream
 
 MOST_TARGETS = 9  # an image; all other classes where C <= 10
 PAIRS = 10  # of the matrix, that are listed
@@ -58,7 +59,8 @@ class AdaptiveAdversary:
             rows = slice(done, done + self.batch_size)
             images = to_float(self.data.images[rows].to(self.device))
             targets = self._likeliest_others(images, self.data.labels[rows].to(self.device))
-            outcomes = self._attack(images, targets, batch_seed=self.seed + done)
+            rng = stream(self.seed, "adaptive-adversary", done, device=self.device)
+            outcomes = self._attack(images, targets, rng)
             self.targets = torch.cat([self.targets, targets.cpu()])
             self.outcomes = torch.cat([self.outcomes, outcomes.cpu()])
             yield len(self.outcomes), total
@@ -120,8 +122,7 @@ class AdaptiveAdversary:
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
         return others.topk(self.targets_per_image, dim=1).indices
 
-    def _attack(self, images: Tensor, targets: Tensor, batch_seed: int) -> Tensor:
-        rng = torch.Generator(self.device).manual_seed(batch_seed)
+    def _attack(self, images: Tensor, targets: Tensor, rng: torch.Generator) -> Tensor:
         outcomes = []
         for target in targets.T:
             start = random_start(images, self.threat.epsilon, rng)

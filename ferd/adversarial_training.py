@@ -18,6 +18,7 @@ from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout
 from ferd.models.folding import Folded, attack_dtype
 from ferd.pixels import to_float
+from ferd.randomness import stream
 from ferd.schedule import set_cosine_rate
 
 WARM_UP = 0.05  # share of all steps
@@ -102,7 +103,7 @@ class AdversarialTraining:
         )
         self.images, self.labels = data.images.to(device), data.labels.to(device)
         self.device = device
-        self.rng = torch.Generator(device).manual_seed(seed)
+        self.rng = stream(seed, "adversarial-training", device=device)
         self.optimiser = torch.optim.SGD(
             network.parameters(),
             settings.learning_rate,

@@ -30,6 +30,7 @@ from ferd.models.classifier import Classifier, diverged, fast_layout
 from ferd.models.folding import Folded, attack_dtype
 from ferd.pixels import to_float
 from ferd.pool import Pool
+from ferd.randomness import stream
 from ferd.samplers import build_sampler
 from ferd.schedule import set_cosine_rate
 from ferd.student_losses import Batch, build_student_loss
@@ -90,7 +91,7 @@ class Distillation:
         self.student = fast_layout(student, device)
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
         self.shape, self.device = shape, device
-        self.rng = torch.Generator(device).manual_seed(seed)
+        self.rng = stream(seed, "distillation", device=device)
         self._fold(attack_dtype(schedule.precision, device))
         self.source = self._build_source(given)
         self.pool = Pool(pool_folder, schedule.rounds * schedule.batch_size, shape, device)

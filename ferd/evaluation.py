@@ -16,6 +16,7 @@ from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
+from ferd.randomness import stream_seed
 from ferd.validity import ORDER, Checks, compare, inspect
 
 PGD_STEPS = 20
@@ -70,7 +71,7 @@ class Evaluation:
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
                 images, labels = self._batch(trial.rows[done : done + self.settings.batch_size])
-                correct = self._judge(trial, images, labels, batch_seed=self.seed + done)
+                correct = self._judge(trial, images, labels, stream_seed(self.seed, name, done))
                 self.verdicts[name] = torch.cat([self.verdicts[name], correct.cpu()])
                 yield name, done + len(labels), total
 

@@ -51,22 +51,23 @@ class ClassPrior:
     """The weights w of Eq. 11: each class's mean teacher softmax over the pool seen so far.
 
     Attributes:
-        sums: (C, C), row c sums the teacher's softmax over samples labelled c.
+        sums: (C, C), row c sums the teacher's softmax over samples labelled c; float64, since a paper's run
+            adds millions.
         counts: (C,), samples labelled c.
     """
 
     def __init__(self, classes: int, device: torch.device) -> None:
-        self.sums = torch.zeros(classes, classes, device=device)
-        self.counts = torch.zeros(classes, device=device)
+        self.sums = torch.zeros(classes, classes, dtype=torch.float64, device=device)
+        self.counts = torch.zeros(classes, dtype=torch.float64, device=device)
 
     def update(self, teacher_probs: Tensor, labels: Tensor) -> None:
         """Take in a batch; teacher_probs (B, C), labels (B,)."""
-        self.sums.index_add_(0, labels, teacher_probs.detach())
+        self.sums.index_add_(0, labels, teacher_probs.detach().double())
         self.counts.index_add_(0, labels, torch.ones_like(labels, dtype=self.counts.dtype))
 
     def weights(self, labels: Tensor) -> Tensor:
-        """The weights w (B, C) of samples whose classes have been seen."""
-        return self.sums[labels] / self.counts[labels].unsqueeze(1)
+        """The weights w (B, C), float32, of samples whose classes have been seen."""
+        return (self.sums[labels] / self.counts[labels].unsqueeze(1)).float()
 
 
 class BatchNormStatistics:

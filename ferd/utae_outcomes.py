@@ -14,6 +14,7 @@ from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
+from ferd.randomness import stream
 
 
 class UtaeOutcomes:
@@ -56,7 +57,8 @@ class UtaeOutcomes:
             while (done := len(self.predicted[index])) < total:
                 rows = slice(done, done + self.batch_size)
                 images = to_float(self.data.images[rows].to(self.device))
-                logits = self._attack(images, gamma, batch_seed=self.seed + done).cpu()
+                rng = stream(self.seed, "utae-outcomes", done, device=self.device)  # the same for every γ
+                logits = self._attack(images, gamma, rng).cpu()
                 self.predicted[index] = torch.cat([self.predicted[index], logits.argmax(1)])
                 self.divergences[index] = torch.cat([self.divergences[index], kl_from_uniform(logits)])
                 yield index * total + len(self.predicted[index]), len(self.gammas) * total
@@ -85,9 +87,8 @@ class UtaeOutcomes:
         """Go on where ``state_dict`` was taken."""
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
 
-    def _attack(self, images: Tensor, gamma: float, batch_seed: int) -> Tensor:
+    def _attack(self, images: Tensor, gamma: float, rng: torch.Generator) -> Tensor:
         """Logits of the student (B, C) on the UTAEs."""
-        rng = torch.Generator(self.device).manual_seed(batch_seed)
         with torch.no_grad():
             clean_probs = self.teacher(images).softmax(1)
         adv_images = utae(self.attacked, images, clean_probs, gamma, self.threat, rng)

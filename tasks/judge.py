@@ -5,8 +5,6 @@ import argparse
 from tasks import params, process
 from tasks.teacher import Role, acquire
 
-SEED = 1000  # neither the teacher's nor a student's: a network of the same kind begins elsewhere
-
 
 def main() -> None:
     """``python -m tasks.judge BENCHMARK``."""
@@ -15,7 +13,7 @@ def main() -> None:
     args = parser.parse_args()
     with process.running(f"judge {args.benchmark}") as progress:
         benchmark = params.read().benchmark(args.benchmark)
-        role = Role("judge", benchmark.analysis.judge, "analysis.judge", SEED)
+        role = Role("judge", benchmark.analysis.judge, "analysis.judge")
         acquire(args.benchmark, benchmark, role, progress)
 
 

@@ -21,22 +21,27 @@ from ferd.files import write_json, write_json_lines
 from ferd.foreign_checkpoint import load_foreign
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
+from ferd.randomness import stream_seed
 from tasks import params, paths, process, tracking
 from tasks.storage import fetch_weights
 
-SEED = 0  # of a teacher, and of the attacks that measure
+SEED = 0  # of teachers and judges, and of the attacks that measure them
 MEASURED: tuple[Attack, ...] = ("clean", "pgd20")
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Role:
-    """Whom a classifier is made for: ``teacher`` or ``judge``, by which settings, key and seed."""
+    """Whom a classifier is made for: ``teacher`` or ``judge``, by which settings and their key."""
 
     name: str
     settings: Teacher
     key: str
-    seed: int
+
+    @property
+    def seed(self) -> int:
+        """Of its own: networks of one kind begin elsewhere for each role, and elsewhere than students."""
+        return stream_seed(SEED, self.name)
 
 
 def main() -> None:
@@ -46,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     with process.running(f"teacher {args.benchmark}") as progress:
         benchmark = params.read().benchmark(args.benchmark)
-        acquire(args.benchmark, benchmark, Role("teacher", benchmark.teacher, "teacher", SEED), progress)
+        acquire(args.benchmark, benchmark, Role("teacher", benchmark.teacher, "teacher"), progress)
 
 
 def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progress) -> None:

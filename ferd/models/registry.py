@@ -11,6 +11,7 @@ from ferd.models.mobilenet_v2 import MobileNetV2
 from ferd.models.preact_resnet import PreActResNet
 from ferd.models.resnet import ResNet
 from ferd.models.wide_resnet import WideResNet
+from ferd.randomness import stream_seed
 
 NETWORKS: dict[str, Callable[..., Classifier]] = {
     "resnet8-w8": partial(ResNet, (8, 16, 32), 1),
@@ -38,5 +39,5 @@ def build(name: str, *, classes: int, channels: int, seed: int = 0) -> Classifie
     if name not in NETWORKS:
         raise FerdError(f"network {name!r} is unknown; choose from {', '.join(sorted(NETWORKS))}")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(stream_seed(seed, "weights"))
         return NETWORKS[name](classes=classes, channels=channels)

@@ -86,6 +86,17 @@ def test_class_prior_of_a_soft_teacher_is_not_one_hot():
     assert torch.allclose(weights.sum(1), torch.ones(2))
 
 
+def test_class_prior_loses_nothing_where_float32_would():
+    prior = ClassPrior(2, torch.device("cpu"))
+    prior.sums += 2**24
+    prior.counts += 2**25
+    for _ in range(2**5):
+        prior.update(torch.tensor([[0.5, 0.5]]), torch.tensor([0]))
+    assert prior.sums[0].tolist() == [2**24 + 2**4] * 2
+    assert prior.counts.tolist() == [2**25 + 2**5, 2**25]
+    assert prior.weights(torch.tensor([0])).dtype == torch.float32
+
+
 def test_class_prior_keeps_no_gradient():
     prior = ClassPrior(2, torch.device("cpu"))
     prior.update(torch.zeros(2, 2, requires_grad=True).softmax(1), torch.tensor([0, 1]))

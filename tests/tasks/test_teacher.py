@@ -65,7 +65,7 @@ def benchmark_of(**changes) -> Benchmark:
 
 def acquire(**changes) -> None:
     benchmark = benchmark_of(**changes)
-    role = teacher.Role("teacher", benchmark.teacher, "teacher", teacher.SEED)
+    role = teacher.Role("teacher", benchmark.teacher, "teacher")
     teacher.acquire("digits", benchmark, role, process.Progress("teacher digits"))
 
 
@@ -263,7 +263,7 @@ def test_a_standard_network_of_another_package_is_refused(folder):
     benchmark = parse(Benchmark, block, "benchmarks.cifar10")
     for split, part in load_splits(benchmark.data, Path(os.environ["FERD_DATA"])).items():
         save_images(paths.images("cifar10", split), part)
-    role = teacher.Role("teacher", benchmark.teacher, "teacher", teacher.SEED)
+    role = teacher.Role("teacher", benchmark.teacher, "teacher")
     with pytest.raises(FerdError, match=r"not robust: (90|95|100)\.0 % clean but 0\.0 % under PGD-20 of 20"):
         teacher.acquire("cifar10", benchmark, role, process.Progress("teacher cifar10"))
     assert not Path("checkpoints").exists()
