@@ -123,13 +123,14 @@ def test_given_weights_are_the_teacher_and_nothing_is_trained(folder, foreign):
 def test_given_weights_are_fine_tuned_with_a_warm_up(folder, foreign):
     acquire(weights=foreign)
     benchmark = benchmark_of(weights=foreign)
+    role = teacher.Role("teacher", benchmark.teacher, "teacher")
     training = AdversarialTraining(
         teacher.initial_network(benchmark.teacher, benchmark, seed=9),
         load_images(paths.images("digits", "train")),
         benchmark.teacher.training,
         benchmark.threat_model,
         benchmark.augmentation,
-        teacher.SEED,
+        role.seed,
         torch.device("cpu"),
         warm_up=True,
     )
