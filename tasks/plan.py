@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import prod
 from pathlib import Path
 from statistics import median
 
@@ -85,8 +86,7 @@ class Costs:
         teacher = self._passes(self.benchmark.teacher.network)
         if job.kind == "teacher":
             training = self.benchmark.teacher.training
-            images = self.benchmark.data.train_per_class * len(self.data.class_names)
-            return cost.training_work(training, images, teacher) if training else cost.Work()
+            return cost.training_work(training, self._training_images, teacher) if training else cost.Work()
         student = self._passes(job.student) if job.student else teacher
         if job.kind == "evaluate":
             return cost.evaluation_work(self.benchmark.evaluation, self._test_images, student)
@@ -108,10 +108,12 @@ class Costs:
         student = self._meta(job.student) if job.student else teacher
         if job.kind == "distill":
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
-        batch = self.benchmark.evaluation.batch_size
-        if job.kind == "teacher" and self.benchmark.teacher.training:
-            batch = self.benchmark.teacher.training.batch_size
-        return cost.training_memory(student, batch, self.shape)
+        training = self.benchmark.teacher.training
+        if job.kind == "teacher" and training:
+            return self._training_images * prod(self.shape) + cost.training_memory(
+                teacher, training.batch_size, self.shape
+            )
+        return cost.training_memory(student, self.benchmark.evaluation.batch_size, self.shape)
 
     def disk(self, job: Job) -> int:
         """Bytes of a job's checkpoint and pool."""
@@ -121,8 +123,12 @@ class Costs:
         size = cost.weights_bytes(network)
         if job.kind == "distill":
             schedule = self.benchmark.distillation
-            size += schedule.rounds * schedule.batch_size * self.shape[0] * self.shape[1] * self.shape[2]
+            size += schedule.rounds * schedule.batch_size * prod(self.shape)
         return size
+
+    @property
+    def _training_images(self) -> int:
+        return self.benchmark.data.train_per_class * len(self.data.class_names)
 
     @property
     def _test_images(self) -> int:

@@ -18,14 +18,15 @@ def over_gamma(rows: Sequence[Row], gamma_of: Mapping[str, float], command: str)
     title = "γ, the weight of the uniform target"
     ran = {row["method"] for row in rows}
     absent = [name for name in sorted(gamma_of, key=gamma_of.__getitem__) if name not in ran]
-    missing_note = "No student for " + ", ".join(f"γ = {gamma_of[name]:g}" for name in absent) + "."
+    without = ", ".join(f"γ = {gamma_of[name]:g}" for name in absent)
+    missing_note = f"No student for {without}." if absent else ""
     students = [
         student
         for student in dict.fromkeys(row["student"] for row in rows)
         if len({row["gamma"] for row in rows if row["student"] == student}) > 1
     ]
     if not students:
-        return missing("gamma", title, f"Needs two values of γ or more. {missing_note}", command)
+        return missing("gamma", title, f"Needs two values of γ or more. {missing_note}".rstrip(), command)
     shown = [row for row in curves.drawn(rows) if row["student"] in students]
     panels: dict[str, alt.TopLevelMixin] = {}
     for student in students:
@@ -38,7 +39,7 @@ def over_gamma(rows: Sequence[Row], gamma_of: Mapping[str, float], command: str)
         command,
         shown,
         panels,
-        missing_note if absent else "",
+        missing_note,
         columns=3,
         legend=curves.legend(shown),
     )

@@ -90,6 +90,7 @@ def test_gamma_is_drawn_from_two_values_on_and_names_what_was_not_run():
     alone = gamma.over_gamma(half, gamma_of, "make it")
     assert not alone.panels
     assert alone.gap == "Needs two values of γ or more. No student for γ = 0, γ = 0.9."
+    assert gamma.over_gamma(half, {"ferd": 0.5}, "make it").gap == "Needs two values of γ or more."
     figure = gamma.over_gamma([*zero, *half], gamma_of, "make it")
     assert len(figure.panels) == 3
     assert figure.gap == "No student for γ = 0.9."

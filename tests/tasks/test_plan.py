@@ -43,6 +43,14 @@ def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
     assert costs.disk(job("evaluate")) == 0
 
 
+def test_a_trained_teacher_holds_its_training_images(costs):
+    few = costs.memory(job("teacher", student=None))
+    images = costs.benchmark.data.train_per_class
+    more = costs.benchmark.data.model_copy(update={"train_per_class": images + 7})
+    costs.benchmark = costs.benchmark.model_copy(update={"data": more})
+    assert costs.memory(job("teacher", student=None)) - few == 7 * 10 * 8 * 8
+
+
 def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
     took = {kind: tmp_path / f"{kind}.json" for kind in ("teacher", "evaluate")}
     for path in took.values():
