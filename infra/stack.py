@@ -392,12 +392,21 @@ class Postgres:
             ) from None
 
     def answers(self) -> bool:
-        """Whether one can log in."""
+        """Whether one can log in.
+
+        Raises:
+            FerdError: the cluster has another password.
+        """
         import psycopg2
 
         try:
             self._connect().close()
-        except psycopg2.OperationalError:
+        except psycopg2.OperationalError as error:
+            if "authentication failed" in str(error):
+                raise FerdError(
+                    f"{self._stack.folder / 'secrets.env'}: not the POSTGRES_PASSWORD that {self.data} was "
+                    "made with; put that one back"
+                ) from None
             return False
         return True
 

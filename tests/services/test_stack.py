@@ -3,12 +3,17 @@
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from dotenv import dotenv_values
 
+from ferd.errors import FerdError
+from infra.stack import Postgres, Stack
 from tests.conftest import free_port
 from tests.services.conftest import PLANTED
 
@@ -24,10 +29,13 @@ for experiment in client.search_experiments():
 """
 
 
-def family(services) -> list[psutil.Process]:
-    """supervisord and all that it started."""
-    root = supervisord(services)
-    return [root, *root.children(recursive=True)]
+def of_all(services, question: Callable[[psutil.Process], Any]) -> list[Any]:
+    """Answers of supervisord and all that it started, but for those that end meanwhile."""
+    answers, root = [], supervisord(services)
+    for process in [root, *root.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            answers.append(question(process))
+    return answers
 
 
 def lasting(services) -> set[psutil.Process]:
@@ -43,8 +51,8 @@ def supervisord(services) -> psutil.Process:
 def test_everything_listens_on_the_loopback_alone(services):
     listening = [
         connection.laddr.ip
-        for process in family(services)
-        for connection in process.net_connections(kind="inet")
+        for connections in of_all(services, lambda process: process.net_connections(kind="inet"))
+        for connection in connections
         if connection.status == psutil.CONN_LISTEN
     ]
     assert len(listening) >= 4
@@ -91,6 +99,21 @@ def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
     assert [path.read_bytes() for path in files] == before
 
 
+def test_another_password_than_the_cluster_has_is_said_in_one_line(services, tmp_path, monkeypatch):
+    for name, value in services.started_with.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    login = (services.folder / "pgpass").read_text()
+    (tmp_path / "pgpass").write_text(login)
+    (tmp_path / "pgpass").chmod(0o600)
+    assert Postgres(Stack()).answers()
+    (tmp_path / "pgpass").write_text(login.replace(login.split(":")[-1], "another\n"))
+    with pytest.raises(
+        FerdError, match=r"secrets\.env: not the POSTGRES_PASSWORD that .*postgresql was made with"
+    ):
+        Postgres(Stack()).answers()
+
+
 def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):
     secrets = dotenv_values(reproduced.folder / "secrets.env")
     assert secrets["AWS_SECRET_ACCESS_KEY"] == PLANTED
@@ -105,7 +128,7 @@ def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):
     kept["Prefect's logs"] = repr(reproduced.api("/logs/filter", {"limit": 200})).encode()
     kept["Prefect's runs"] = repr(reproduced.api("/flow_runs/filter", {})).encode()
     kept["Prefect's deployments"] = repr(reproduced.api("/deployments/filter", {})).encode()
-    kept["command lines"] = repr([process.cmdline() for process in family(reproduced)]).encode()
+    kept["command lines"] = repr(of_all(reproduced, psutil.Process.cmdline)).encode()
     assert b"resnet8-w8/uniform-noise/s0" in kept["MLflow"]
     assert b"Finished in state" in kept["Prefect's logs"]
     shown = [name for name, content in kept.items() for secret in planted if secret.encode() in content]
