@@ -114,4 +114,4 @@ class UtaeOutcomes:
 def normalised_entropy(counts: Tensor) -> float:
     """−Σ p log p / log C of the shares p = counts / Σ counts; (C,) -> 0 (one class) ... 1 (even)."""
     shares = counts.double() / counts.sum()
-    return (-torch.xlogy(shares, shares).sum() / math.log(len(counts))).item()
+    return (torch.xlogy(shares, shares).sum().abs() / math.log(len(counts))).item()
