@@ -31,7 +31,8 @@ class AdaptiveAdversary:
         threat: the ball, and the steps of each attack.
 
     Attributes:
-        targets: (n, T) the targets of the images attacked so far, most likely first.
+        clean: (n,) the network's predictions on the images attacked so far.
+        targets: (n, T) their targets, most likely first.
         outcomes: (n, T) the class that each attack ended in.
     """
 
@@ -49,6 +50,7 @@ class AdaptiveAdversary:
         self.data, self.threat, self.batch_size = data, threat, batch_size
         self.seed, self.device = seed, device
         self.targets_per_image = min(network.classes - 1, MOST_TARGETS)
+        self.clean = torch.empty(0, dtype=torch.int64)
         self.targets = torch.empty((0, self.targets_per_image), dtype=torch.int64)
         self.outcomes = self.targets
 
@@ -58,9 +60,12 @@ class AdaptiveAdversary:
         while (done := len(self.outcomes)) < total:
             rows = slice(done, done + self.batch_size)
             images = to_float(self.data.images[rows].to(self.device))
-            targets = self._likeliest_others(images, self.data.labels[rows].to(self.device))
+            with torch.no_grad():
+                logits: Tensor = self.network(images)
+            targets = self._likeliest_others(logits, self.data.labels[rows].to(self.device))
             rng = stream(self.seed, "adaptive-adversary", done, device=self.device)
             outcomes = self._attack(images, targets, rng)
+            self.clean = torch.cat([self.clean, logits.argmax(1).cpu()])
             self.targets = torch.cat([self.targets, targets.cpu()])
             self.outcomes = torch.cat([self.outcomes, outcomes.cpu()])
             yield len(self.outcomes), total
@@ -69,56 +74,56 @@ class AdaptiveAdversary:
         """How the images of a class fare.
 
         Returns:
-            ``success``: for each target t the share of the class's images that ended as t when attacked
-            toward t, None where none was; ``best_target`` and ``best_success``: its largest;
-            ``union_accuracy``: the share that every attack left correct, whatever its target.
+            Of the images that are right without an attack, for each target t: ``attacked`` toward t;
+            ``turned`` into t by that; ``success``, their share, None where none was attacked.
+            ``best_target`` and ``best_success``: its largest, None where none is right. Of all its images:
+            ``clean_accuracy``, and ``union_accuracy``: the share that is right with and without every attack.
         """
         members = self.data.labels == label
-        targets, outcomes = self.targets[members], self.outcomes[members]
-        classes = self.network.classes
-        tried = torch.bincount(targets.flatten(), minlength=classes) > 0
-        reached = torch.bincount(targets[outcomes == targets], minlength=classes).double() / len(targets)
-        best = int(reached.where(tried, torch.tensor(-1.0)).argmax())
+        right = members & (self.clean == label)
+        targets, outcomes = self.targets[right], self.outcomes[right]
+        attacked = torch.bincount(targets.flatten(), minlength=self.network.classes).tolist()
+        turned = torch.bincount(targets[outcomes == targets], minlength=self.network.classes).tolist()
+        success = [hits / tries if tries else None for hits, tries in zip(turned, attacked, strict=True)]
+        best = max(
+            range(len(success)), key=lambda target: success[target] or 0.0 if attacked[target] else -1.0
+        )
+        images = int(members.sum())
         return {
-            "success": [float(share) if some else None for share, some in zip(reached, tried, strict=True)],
-            "best_target": best,
-            "best_success": reached[best].item(),
-            "union_accuracy": (outcomes == label).all(1).double().mean().item(),
+            "attacked": attacked,
+            "turned": turned,
+            "success": success,
+            "best_target": best if attacked[best] else None,
+            "best_success": success[best],
+            "clean_accuracy": int(right.sum()) / images,
+            "union_accuracy": int((outcomes == label).all(1).sum()) / images,
         }
 
     def figures(self) -> dict[str, Any]:
-        """The (source × target) matrix, what stands out in it, and the union accuracy over classes."""
+        """The (source × target) matrices, what stands out in them, and accuracies over classes."""
         sources = [self.source(label) for label in range(self.network.classes)]
-        success = [source["success"] for source in sources]
-        union = torch.tensor([source["union_accuracy"] for source in sources], dtype=torch.float64)
         return {
             "n": len(self.data.labels),
             "targets_per_image": self.targets_per_image,
             "steps": self.threat.steps,
-            "success": success,
-            "worst_pairs": worst_pairs(success),
+            **{key: [source[key] for source in sources] for key in ("attacked", "turned", "success")},
+            "worst_pairs": worst_pairs(sources),
             "best_targets": [
                 {"target": source["best_target"], "success": source["best_success"]} for source in sources
             ],
-            "union": {
-                "average": union.mean().item(),
-                "worst": worst(union),
-                "nsd": nsd(union),
-                "per_class": union.tolist(),
-            },
+            "clean": _over_classes([source["clean_accuracy"] for source in sources]),
+            "union": _over_classes([source["union_accuracy"] for source in sources]),
         }
 
     def state_dict(self) -> dict[str, Tensor]:
         """The outcomes so far."""
-        return {"targets": self.targets, "outcomes": self.outcomes}
+        return {"clean": self.clean, "targets": self.targets, "outcomes": self.outcomes}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.targets, self.outcomes = state["targets"], state["outcomes"]
+        self.clean, self.targets, self.outcomes = state["clean"], state["targets"], state["outcomes"]
 
-    @torch.no_grad()
-    def _likeliest_others(self, images: Tensor, labels: Tensor) -> Tensor:
-        logits: Tensor = self.network(images)
+    def _likeliest_others(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)
         return others.topk(self.targets_per_image, dim=1).indices
 
@@ -132,18 +137,31 @@ class AdaptiveAdversary:
         return torch.stack(outcomes, 1)
 
 
-def worst_pairs(success: list[list[float | None]]) -> list[dict[str, Any]]:
-    """The pairs of classes of the largest success, at most ``PAIRS`` of them, largest first."""
+def worst_pairs(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs by which most images are lost, at most ``PAIRS``; of equals, the larger success first.
+
+    Not by success alone: that of a class with one image right is 1 where that one falls.
+    """
     pairs = [
-        {"source": source, "target": target, "success": share}
-        for source, row in enumerate(success)
-        for target, share in enumerate(row)
-        if share
+        {"source": label, "target": target, "turned": hits, "attacked": tries, "success": hits / tries}
+        for label, source in enumerate(sources)
+        for target, (hits, tries) in enumerate(zip(source["turned"], source["attacked"], strict=True))
+        if hits
     ]
-    return sorted(pairs, key=lambda pair: -pair["success"])[:PAIRS]
+    return sorted(pairs, key=lambda pair: (-pair["turned"], -pair["success"]))[:PAIRS]
 
 
-def weakest(per_class: list[float]) -> list[int]:
-    """The max(1, C/10) classes of the lowest accuracy, lowest first."""
-    order = sorted(range(len(per_class)), key=per_class.__getitem__)
-    return order[: max(1, len(per_class) // 10)]
+def weakest(union: list[float], clean: list[float]) -> list[int]:
+    """The max(1, C/10) classes of the lowest union accuracy, lowest first; of equals, by clean accuracy."""
+    order = sorted(range(len(union)), key=lambda label: (union[label], clean[label]))
+    return order[: max(1, len(union) // 10)]
+
+
+def _over_classes(accuracies: list[float]) -> dict[str, Any]:
+    per_class = torch.tensor(accuracies, dtype=torch.float64)
+    return {
+        "average": per_class.mean().item(),
+        "worst": worst(per_class),
+        "nsd": nsd(per_class),
+        "per_class": accuracies,
+    }

@@ -27,6 +27,7 @@ class UtaeOutcomes:
         threat: the ball, and the steps of each attack.
 
     Attributes:
+        clean: (n,) the student's predictions on the images themselves.
         predicted: for each γ the class that each image ended in, so far.
         divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
     """
@@ -47,6 +48,7 @@ class UtaeOutcomes:
         self.attacked = Folded(self.student).network
         self.data, self.gammas, self.threat = data, gammas, threat
         self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.clean = self._predict_clean()
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
         self.divergences = [torch.empty(0) for _ in gammas]
 
@@ -67,10 +69,11 @@ class UtaeOutcomes:
         """For each γ what became of the images.
 
         Returns:
-            ``counts`` (source × predicted); ``distribution`` of the predicted classes (C,);
-            ``entropy`` of that distribution and ``entropy_fooled`` of the images that are no longer correct
-            alone (None where all are), both over log C; ``kl_from_uniform``: the mean KL(U ‖ σ(f(x')));
-            ``correct``: the share that still is.
+            ``counts`` (source × predicted); ``distribution`` of the predicted classes (C,) and its
+            ``entropy`` over log C; ``fooled``: the images that were right and no longer are, and
+            ``same_end`` the chance that two of them, of one class, ended in the same class
+            (``collision_probability``); ``kl_from_uniform``: the mean KL(U ‖ σ(f(x'))); ``correct``: the
+            share that still is.
         """
         return [
             {"gamma": gamma, **self._summary(predicted, divergence)}
@@ -87,6 +90,11 @@ class UtaeOutcomes:
         """Go on where ``state_dict`` was taken."""
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
 
+    @torch.no_grad()
+    def _predict_clean(self) -> Tensor:
+        batches = self.data.images.split(self.batch_size)
+        return torch.cat([self.student(to_float(batch.to(self.device))).argmax(1).cpu() for batch in batches])
+
     def _attack(self, images: Tensor, gamma: float, rng: torch.Generator) -> Tensor:
         """Logits of the student (B, C) on the UTAEs."""
         with torch.no_grad():
@@ -97,21 +105,38 @@ class UtaeOutcomes:
         return logits
 
     def _summary(self, predicted: Tensor, divergence: Tensor) -> dict[str, Any]:
-        counts = torch.zeros(self.student.classes, self.student.classes, dtype=torch.int64)
-        counts.index_put_((self.data.labels, predicted), torch.tensor(1), accumulate=True)
-        fooled = counts.sum(0) - counts.diagonal()
+        labels = self.data.labels
+        counts = self._count(labels, predicted)
+        fooled = (self.clean == labels) & (predicted != labels)
         return {
             "n": len(predicted),
             "counts": counts.tolist(),
             "distribution": (counts.sum(0).double() / counts.sum()).tolist(),
             "entropy": normalised_entropy(counts.sum(0)),
-            "entropy_fooled": normalised_entropy(fooled) if fooled.any() else None,
+            "fooled": int(fooled.sum()),
+            "same_end": collision_probability(self._count(labels[fooled], predicted[fooled])),
             "kl_from_uniform": divergence.double().mean().item(),
             "correct": (counts.trace() / counts.sum()).item(),
         }
+
+    def _count(self, labels: Tensor, predicted: Tensor) -> Tensor:
+        """(source × predicted), the number of images."""
+        counts = torch.zeros(self.student.classes, self.student.classes, dtype=torch.int64)
+        return counts.index_put_((labels, predicted), torch.tensor(1), accumulate=True)
 
 
 def normalised_entropy(counts: Tensor) -> float:
     """−Σ p log p / log C of the shares p = counts / Σ counts; (C,) -> 0 (one class) ... 1 (even)."""
     shares = counts.double() / counts.sum()
     return (torch.xlogy(shares, shares).sum().abs() / math.log(len(counts))).item()
+
+
+def collision_probability(counts: Tensor) -> float | None:
+    """Σ n_st(n_st − 1) / Σ n_s(n_s − 1), n_s = Σ_t n_st; (source × end) -> 1/ends (even) ... 1, or None.
+
+    The chance that two images drawn from one source ended in the same class, without bias however few
+    there are (Simpson 1949), which the entropy of so few is not; None where no source has two.
+    """
+    of_source = counts.sum(1)
+    pairs = (of_source * (of_source - 1)).sum()
+    return ((counts * (counts - 1)).sum() / pairs).item() if pairs else None

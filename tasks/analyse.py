@@ -21,7 +21,7 @@ from ferd.utae_outcomes import UtaeOutcomes
 from tasks import params, paths, process, tracking
 from tasks.storage import fetch_weights
 
-SCHEMA = "ferd-analysis/1"
+SCHEMA = "ferd-analysis/2"
 SEED = 0  # of the attacks; the student's own seed is part of its name
 
 
@@ -103,13 +103,13 @@ class Analysis:
         pool = self._pool_images()
         real = validation_images(self.benchmark)
         number, gammas = len(self.attacked.labels), self.settings.analysis.gammas
-        weak_classes = len(weakest([0.0] * teacher.classes))
+        weak_classes = len(weakest(*2 * [[0.0] * teacher.classes]))
         self._begin(number * (1 + len(gammas)) + number // teacher.classes * weak_classes)
         adversary = self._adversary("student", self.network, self.attacked)
         figures = adversary.figures()
         return {
             "adaptive_adversary": figures,
-            "weakest_classes": self._beside_teacher(adversary, figures["union"]["per_class"], teacher),
+            "weakest_classes": self._beside_teacher(adversary, figures, teacher),
             "utae_outcomes": self._utae_outcomes(teacher),
             "images": image_quality(
                 pool,
@@ -155,10 +155,10 @@ class Analysis:
         return adversary
 
     def _beside_teacher(
-        self, student: AdaptiveAdversary, union_accuracy: list[float], teacher: Classifier
+        self, student: AdaptiveAdversary, figures: dict[str, Any], teacher: Classifier
     ) -> list[dict[str, Any]]:
         """The student's weakest classes, and how the teacher fares on the same images of them."""
-        weak = weakest(union_accuracy)
+        weak = weakest(figures["union"]["per_class"], figures["clean"]["per_class"])
         rows = torch.isin(self.attacked.labels, torch.tensor(weak))
         data = Images(self.attacked.images[rows], self.attacked.labels[rows])
         against_teacher = self._adversary("teacher", teacher, data)
@@ -297,7 +297,7 @@ def metrics_of(figures: dict[str, Any]) -> dict[str, float]:
     union = figures["adaptive_adversary"]["union"]
     metrics = {f"analysis/targeted/{key}": union[key] for key in ("average", "worst", "nsd")}
     for outcome in figures.get("utae_outcomes", []):
-        for key in ("entropy", "entropy_fooled", "kl_from_uniform", "correct"):
+        for key in ("entropy", "same_end", "kl_from_uniform", "correct"):
             if outcome[key] is not None:
                 metrics[f"analysis/utae-{outcome['gamma']}/{key}"] = outcome[key]
     if images := figures.get("images"):

@@ -14,7 +14,7 @@ from tasks import params
 from tasks.params import CONTROLS
 from tasks.paths import CHECKPOINTS, RESULTS
 
-SCHEMA = "ferd-analysis/1"
+SCHEMA = "ferd-analysis/2"
 PAIRS = 3  # of classes that fail most, a row
 FIELDS = {
     "student": str | None,
@@ -23,15 +23,16 @@ FIELDS = {
     "adaptive_adversary": {
         "n": int,
         "success": [list],
-        "worst_pairs": [{"source": int, "target": int, "success": NUMBER}],
+        "worst_pairs": [{"source": int, "target": int, "turned": int, "attacked": int}],
+        "clean": {"average": NUMBER},
         "union": {"average": NUMBER, "worst": NUMBER},
     },
 }
-SOURCE = {"best_target": int | None, "best_success": NUMBER | None}  # a class under attack
+SOURCE = {"best_target": int | None, "turned": list, "attacked": list}  # a class under attack
 OF_STUDENT = {  # what a student's analysis has beside
     "weakest_classes": [{"class": int, "student": SOURCE, "teacher": SOURCE}],
     "utae_outcomes": [
-        {"gamma": NUMBER, "n": int, "entropy": NUMBER | None, "entropy_fooled": NUMBER | None}
+        {"gamma": NUMBER, "n": int, "entropy": NUMBER, "fooled": int, "same_end": NUMBER | None}
         | {"kl_from_uniform": NUMBER, "correct": NUMBER, "distribution": list}
     ],
     "images": {
@@ -50,15 +51,17 @@ CODE = ("student", "method")  # columns of names, set as code in Markdown
 
 ADVERSARY_NOTE = (
     "Percent of test images. Each is attacked toward its likeliest other classes, at most 9, and counts as "
-    "right if it is under every one of these attacks; worst: the mean of the worst tenth of the classes. "
-    "cat → dog 55 %: so many of the cats end up as dogs when attacked toward dog. The weakest class is the "
-    "student's; student / teacher: the best target against each, on the same images of that class."
+    "right if it is without and under every one of these attacks; worst: the mean of the worst tenth of the "
+    "classes. cat → dog 11 of 17: of 17 cats that are right without an attack, so many become dogs when "
+    "attacked toward dog. The weakest class is the student's, of equals that of the lower clean accuracy; "
+    "student / teacher: the best target against each, on the same images of that class."
 )
 UTAE_NOTE = (
     "A student's predictions on uniform-target adversarial examples (Eq. 10; γ = 0: no uniform term) of test "
     "images, as many of each class. Entropy: of the predicted classes over log C; 1 is even, also where all "
-    "are still right (percent). Entropy of fooled: of those that are not. KL(U ‖ p): nats, the mean over "
-    "images; 0 is uniform."
+    "are still right (percent). Fooled: the images that were right and no longer are; same end: the chance "
+    "that two of them, of one class, ended in the same class (percent; even over the others: 100 / (C − 1)). "
+    "KL(U ‖ p): nats, the mean over images; 0 is uniform."
 )
 IMAGES_NOTE = (
     "The last images of a student's pool beside real validation images. Agreement: the percentage of "
@@ -120,6 +123,7 @@ def adversary_table(analyses: Sequence[dict[str, Any]], class_names: Sequence[st
         {
             **identity(analyses),
             "images": [str(figure["n"]) for figure in figures],
+            "clean": [_percent(figure["clean"]["average"]) for figure in figures],
             "average": [_percent(figure["union"]["average"]) for figure in figures],
             "worst": [_percent(figure["union"]["worst"]) for figure in figures],
             "fail most": [", ".join(_worst_pairs(figure, class_names)) for figure in figures],
@@ -144,7 +148,10 @@ def utae_table(students: Sequence[dict[str, Any]]) -> Table:
             "γ": [f"{outcome['gamma']:g}" for outcome in outcomes],
             "images": [str(outcome["n"]) for outcome in outcomes],
             "entropy": [_fraction(outcome["entropy"]) for outcome in outcomes],
-            "entropy of fooled": [_fraction(outcome["entropy_fooled"]) for outcome in outcomes],
+            "fooled": [str(outcome["fooled"]) for outcome in outcomes],
+            "same end": [
+                "" if outcome["same_end"] is None else _percent(outcome["same_end"]) for outcome in outcomes
+            ],
             "KL(U ‖ p)": [_fraction(outcome["kl_from_uniform"]) for outcome in outcomes],
             "still right": [_percent(outcome["correct"]) for outcome in outcomes],
         },
@@ -208,14 +215,16 @@ def _by_features(images: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def _worst_pairs(figures: dict[str, Any], class_names: Sequence[str]) -> Iterator[str]:
     for pair in figures["worst_pairs"][:PAIRS]:
         source, target = class_names[pair["source"]], class_names[pair["target"]]
-        yield f"{source} → {target} {100 * pair['success']:.0f} %"
+        yield f"{source} → {target} {pair['turned']} of {pair['attacked']}"
 
 
 def _best(source: dict[str, Any], class_names: Sequence[str]) -> str:
-    """The target that an adversary would pick for a class, and its success; 0 % of none."""
-    if not source["best_success"]:
-        return "0 %"
-    return f"→ {class_names[source['best_target']]} {100 * source['best_success']:.0f} %"
+    """The target that an adversary would pick for a class, and its success; or that none was right."""
+    best = source["best_target"]
+    if best is None:
+        return "none right"
+    turned, attacked = source["turned"][best], source["attacked"][best]
+    return f"{f'→ {class_names[best]} ' if turned else ''}{turned} of {attacked}"
 
 
 def _percent(share: float) -> str:

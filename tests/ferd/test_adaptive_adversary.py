@@ -69,20 +69,41 @@ def test_the_objective_toward_a_class_is_its_log_probability():
 def test_the_matrix_holds_the_share_that_ends_in_each_target(known):
     figures = known.figures()
     assert figures["success"] == [[None, 1.0, 0.5], [0.0, None, 0.5], [0.0, 0.0, None]]
+    assert figures["turned"] == [[0, 2, 1], [0, 0, 1], [0, 0, 0]]
+    assert figures["attacked"] == [[0, 2, 2], [2, 0, 2], [2, 2, 0]]
     assert (figures["n"], figures["targets_per_image"], figures["steps"]) == (6, 2, 10)
 
 
 def test_pairs_that_fail_most_come_first(known):
     assert known.figures()["worst_pairs"] == [
-        {"source": 0, "target": 1, "success": 1.0},
-        {"source": 0, "target": 2, "success": 0.5},
-        {"source": 1, "target": 2, "success": 0.5},
+        {"source": 0, "target": 1, "turned": 2, "attacked": 2, "success": 1.0},
+        {"source": 0, "target": 2, "turned": 1, "attacked": 2, "success": 0.5},
+        {"source": 1, "target": 2, "turned": 1, "attacked": 2, "success": 0.5},
     ]
 
 
+def test_of_pairs_the_more_images_come_before_the_larger_share():
+    sources = [{"turned": [0, 3, 1], "attacked": [0, 10, 10]}, {"turned": [1, 0, 0], "attacked": [1, 0, 1]}]
+    pairs = [(pair["source"], pair["target"]) for pair in worst_pairs(sources)]
+    assert pairs == [(0, 1), (1, 0), (0, 2)]
+
+
 def test_at_most_ten_pairs_are_listed():
-    success = [[None if row == column else 0.5 for column in range(5)] for row in range(5)]
-    assert len(worst_pairs(success)) == 10
+    assert len(worst_pairs(5 * [{"turned": 5 * [1], "attacked": 5 * [2]}])) == 10
+
+
+def test_an_image_that_is_wrong_anyway_is_no_success_of_an_attack(ball):
+    """Of class 0: one taken for class 1 from the first, one that falls; of class 2 none is right."""
+    data = Images(bright([[120, 200, 40], [200, 180, 40], [40, 200, 40]]), torch.tensor([0, 0, 2]))
+    adversary = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, CPU)
+    list(adversary.batches())
+    assert adversary.clean.tolist() == [1, 0, 1]
+    source = adversary.source(0)
+    assert (source["attacked"], source["turned"]) == ([0, 1, 1], [0, 1, 0])
+    assert (source["clean_accuracy"], source["union_accuracy"]) == (0.5, 0.0)
+    nothing = adversary.source(2)
+    assert nothing["success"] == [None] * 3
+    assert nothing["best_target"] is None and nothing["best_success"] is None
 
 
 def test_union_accuracy_is_of_images_that_every_target_leaves_correct(known):
@@ -103,7 +124,8 @@ def test_each_class_has_a_best_target(known):
 def test_an_image_that_leaves_its_class_for_a_third_one_is_not_correct(ball):
     data = Images(bright([[200, 190, 40]]), torch.tensor([0]))
     adversary = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, CPU)
-    adversary.load_state_dict({"targets": torch.tensor([[2, 1]]), "outcomes": torch.tensor([[1, 0]])})
+    state = {"clean": [0], "targets": [[2, 1]], "outcomes": [[1, 0]]}
+    adversary.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
     source = adversary.source(0)
     assert source["success"] == [None, 0.0, 0.0]
     assert source["union_accuracy"] == 0.0
@@ -120,8 +142,12 @@ def test_of_many_classes_the_nine_likeliest_are_targets(ball):
 
 
 def test_the_weakest_classes_are_a_tenth_and_at_least_one():
-    assert weakest([0.5, 0.25, 0.75]) == [1]
-    assert weakest([(7 * label % 20) / 20 for label in range(20)]) == [0, 3]
+    assert weakest([0.5, 0.25, 0.75], [0.5] * 3) == [1]
+    assert weakest([(7 * label % 20) / 20 for label in range(20)], [1.0] * 20) == [0, 3]
+
+
+def test_of_equally_weak_classes_the_one_that_is_worse_without_an_attack_comes_first():
+    assert weakest([0.0, 0.0, 0.1], [0.5, 0.25, 0.0]) == [1]
 
 
 @pytest.mark.parametrize("stop", [1, 2])

@@ -5,7 +5,8 @@ from ferd.attacks import utae
 from ferd.checkpoint import load_state, save_state
 from ferd.datasets import Images
 from ferd.models.folding import Folded
-from ferd.utae_outcomes import UtaeOutcomes, normalised_entropy
+from ferd.randomness import stream
+from ferd.utae_outcomes import UtaeOutcomes, collision_probability, normalised_entropy
 
 CPU = torch.device("cpu")
 
@@ -42,13 +43,36 @@ def test_figures_derive_from_predictions_and_divergences(outcomes, digits):
 
 
 @pytest.mark.parametrize(
-    ("ends", "entropy"), [([0, 1, 2, 3], None), ([0, 1, 2, 9], 0), ([0, 7, 7, 9], 0.636514 / 2.302585)]
+    ("ends", "fooled", "same_end"),
+    [([0, 0, 0, 1], 0, None), ([7, 0, 0, 1], 1, None), ([7, 7, 9, 0], 4, 1 / 3), ([7, 7, 7, 1], 3, 1)],
 )
-def test_entropy_of_the_fooled_is_of_images_that_are_no_longer_correct(outcomes, digits, ends, entropy):
-    some = Images(digits["test"].images[:4], torch.arange(4))
+def test_the_fooled_are_those_that_an_attack_made_wrong(outcomes, digits, ends, fooled, same_end):
+    """Three images of class 0 and one of class 1 that are right, and one of class 0 that never was."""
+    some = Images(digits["test"].images[:5], torch.tensor([0, 0, 0, 1, 0]))
     run = outcomes(gammas=(0.3,), data=some)
-    run.load_state_dict({"predicted": [torch.tensor(ends)], "divergences": [torch.zeros(4)]})
-    assert run.figures()[0]["entropy_fooled"] == pytest.approx(entropy, abs=1e-6)
+    run.clean = torch.tensor([0, 0, 0, 1, 7])
+    run.load_state_dict({"predicted": [torch.tensor([*ends, 7])], "divergences": [torch.zeros(5)]})
+    (figures,) = run.figures()
+    assert figures["fooled"] == fooled
+    assert figures["same_end"] == pytest.approx(same_end)
+
+
+def test_two_ends_are_the_same_by_the_chance_of_a_pair():
+    assert collision_probability(torch.tensor([[0, 4], [0, 0]])) == 1
+    assert collision_probability(torch.tensor([[1, 1, 1]])) == 0
+    assert collision_probability(torch.tensor([[2, 2], [1, 0]])) == pytest.approx(4 / 12)
+    assert collision_probability(torch.tensor([[1, 0], [0, 1]])) is None
+
+
+def test_the_chance_of_the_same_end_does_not_depend_on_how_few_are_counted():
+    rng, shares = torch.Generator().manual_seed(0), torch.tensor([0.5, 0.3, 0.2]).expand(4000, 3)
+    few = torch.nn.functional.one_hot(shares.multinomial(3, replacement=True, generator=rng), 3).sum(1)
+    assert collision_probability(few) == pytest.approx(0.25 + 0.09 + 0.04, abs=0.02)
+
+
+def test_clean_predictions_are_the_students(outcomes, trained, digits):
+    expected = trained(digits["test"].images / 255).argmax(1)
+    assert torch.equal(outcomes(batch_size=7).clean, expected)
 
 
 def test_every_gamma_attacks_every_image(outcomes):
@@ -66,7 +90,7 @@ def test_they_are_the_utaes_of_the_student_with_the_teachers_prediction(
     run = outcomes(gammas=(0.5,), batch_size=20)
     list(run.batches())
     images = digits["test"].images / 255
-    rng = torch.Generator().manual_seed(0)
+    rng = stream(0, "utae-outcomes", 0, device=CPU)
     expected = utae(Folded(trained).network, images, teacher(images).softmax(1), 0.5, threat, rng)
     assert torch.equal(run.predicted[0], trained(expected).argmax(1))
 

@@ -75,7 +75,7 @@ def analysis_of(checkpoint: Path) -> analyse.Analysis:
 
 def test_a_student_is_analysed_and_recorded(folder, monkeypatch, capsys):
     found = run(monkeypatch, STUDENT)
-    assert found["schema"] == "ferd-analysis/1"
+    assert found["schema"] == "ferd-analysis/2"
     assert (found["student"], found["method"], found["seed"]) == ("resnet8-w8", "ferd", 0)
     assert (found["network"], found["threat_model"]["epsilon"]) == ("resnet8-w8", 0.1)
     assert (found["adaptive_adversary"]["n"], found["adaptive_adversary"]["steps"]) == (20, 2)

@@ -23,24 +23,27 @@ CAT, DOG, SHIP = (CIFAR10.index(name) for name in ("cat", "dog", "ship"))
 CPU = torch.device("cpu")
 
 
-def source(target: int, success: float) -> dict[str, Any]:
-    return {"success": [], "best_target": target, "best_success": success, "union_accuracy": 1 - success}
+def source(target: int | None, turned: int) -> dict[str, Any]:
+    """Of twenty images that are right."""
+    return {"best_target": target, "turned": [turned] * 10, "attacked": [20] * 10}
 
 
 def an_analysis(student: str | None = "resnet8-w8", method: str = "ferd", seed: int = 0) -> dict[str, Any]:
     """An analysis in which cats become dogs; a teacher's has the first part alone."""
     success = [[None if row == column else 0.0 for column in range(10)] for row in range(10)]
     success[CAT][DOG], success[DOG][CAT], success[DOG][SHIP] = 0.55, 0.25, 0.125
-    pairs = [(CAT, DOG, 0.55), (DOG, CAT, 0.25), (DOG, SHIP, 0.125), (SHIP, DOG, 0.0625)]
+    pairs = [(CAT, DOG, 11, 20), (DOG, CAT, 5, 20), (DOG, SHIP, 2, 16), (SHIP, DOG, 1, 16)]
+    keys = ("source", "target", "turned", "attacked")
     analysis: dict[str, Any] = {
-        "schema": "ferd-analysis/1",
+        "schema": "ferd-analysis/2",
         "student": student,
         "method": method,
         "seed": seed,
         "adaptive_adversary": {
             "n": 200,
             "success": success,
-            "worst_pairs": [dict(zip(("source", "target", "success"), pair, strict=True)) for pair in pairs],
+            "worst_pairs": [dict(zip(keys, pair, strict=True)) for pair in pairs],
+            "clean": {"average": 0.92, "worst": 0.8, "nsd": 0.1, "per_class": []},
             "union": {"average": 0.745, "worst": 0.45, "nsd": 0.2, "per_class": []},
         },
     }
@@ -49,10 +52,10 @@ def an_analysis(student: str | None = "resnet8-w8", method: str = "ferd", seed: 
     outcome = {"n": 200, "entropy": 0.975, "kl_from_uniform": 3.1886, "correct": 0.755}
     outcome["distribution"] = [0.1] * 10
     return analysis | {
-        "weakest_classes": [{"class": CAT, "student": source(DOG, 0.55), "teacher": source(SHIP, 0.2)}],
+        "weakest_classes": [{"class": CAT, "student": source(DOG, 11), "teacher": source(SHIP, 4)}],
         "utae_outcomes": [
-            outcome | {"gamma": 0.0, "entropy_fooled": None},
-            outcome | {"gamma": 0.5, "entropy_fooled": 0.6888},
+            outcome | {"gamma": 0.0, "fooled": 1, "same_end": None},
+            outcome | {"gamma": 0.5, "fooled": 49, "same_end": 0.3125},
         ],
         "images": {
             "n": 720,
@@ -89,26 +92,27 @@ def test_the_adversary_has_the_worst_three_pairs_and_the_weakest_class_beside_th
     assert student == {
         "method": "ferd",
         "images": "200",
+        "clean": "92.0",
         "average": "74.5",
         "worst": "45.0",
-        "fail most": "cat → dog 55 %, dog → cat 25 %, dog → ship 12 %",
+        "fail most": "cat → dog 11 of 20, dog → cat 5 of 20, dog → ship 2 of 16",
         "weakest class": "cat",
-        "student / teacher": "→ dog 55 % / → ship 20 %",
+        "student / teacher": "→ dog 11 of 20 / → ship 4 of 20",
     }
     assert teacher == student | {"method": "teacher", "weakest class": "", "student / teacher": ""}
 
 
 def test_a_class_that_no_attack_turns_has_no_best_target():
     analysis = an_analysis()
-    analysis["weakest_classes"][0]["teacher"] = source(1, 0.0)
+    analysis["weakest_classes"][0] |= {"student": source(None, 0), "teacher": source(1, 0)}
     (row,) = analysis_table.adversary_table([analysis], CIFAR10).rows
-    assert row[-1] == "→ dog 55 % / 0 %"
+    assert row[-1] == "none right / 0 of 20"
 
 
 def test_utaes_have_a_row_a_gamma():
     assert analysis_table.utae_table([an_analysis()]).rows == [
-        ("ferd", "0", "200", "0.975", "", "3.189", "75.5"),
-        ("ferd", "0.5", "200", "0.975", "0.689", "3.189", "75.5"),
+        ("ferd", "0", "200", "0.975", "1", "", "3.189", "75.5"),
+        ("ferd", "0.5", "200", "0.975", "49", "31.2", "3.189", "75.5"),
     ]
 
 
@@ -155,9 +159,9 @@ def test_the_markdown_has_three_tables_with_names_as_code(folder):
         "**Where uniform-target adversarial examples end up",
         "**Synthetic images",
     ]
-    assert "| `ferd` | 0.5 | 200 | 0.975 | 0.689 | 3.189 | 75.5 |" in lines
+    assert "| `ferd` | 0.5 | 200 | 0.975 | 49 | 31.2 | 3.189 | 75.5 |" in lines
     assert sum(line.startswith("| `ferd`") for line in lines) == 1 + 2 + 1
-    assert {line.count("|") for line in lines if line.startswith("| `ferd`")} == {8, 10}
+    assert {line.count("|") for line in lines if line.startswith("| `ferd`")} == {9, 10}
 
 
 def test_a_teacher_alone_has_one_table(folder):
