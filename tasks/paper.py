@@ -28,6 +28,8 @@ def read() -> dict[str, Any]:
 def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
     """A row a (table, paper's student, method, attack, figure); ``paper`` or ``ours`` None where open.
 
+    A method of the paper that is none of ours has no ``method``, and nothing of ours beside it.
+
     Ours is the benchmark's student of the same name; where it has none, its first student stands beside the
     paper's ResNet-18, and ``same_network`` says that it is another.
     """
@@ -35,14 +37,16 @@ def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
     for table in read()["datasets"].get(benchmark.data.dataset, {}).get("tables", []):
         student = _ours(table["student"], benchmark.students)
         for entry in table["rows"]:
-            found = [group for group in groups if (group.student, group.method) == (student, entry["method"])]
+            found = [
+                group for group in groups if (group.student, group.method) == (student, entry.get("method"))
+            ]
             rows += [
                 {
                     "table": table["name"],
                     "paper_student": table["student"],
                     "paper_method": entry["paper"],
                     "student": student or "",
-                    "method": entry["method"],
+                    "method": entry.get("method", ""),
                     "same_network": student == table["student"],
                     "attack": attack,
                     "figure": figure,

@@ -110,9 +110,10 @@ class Costs:
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
         training = self.benchmark.teacher.training
         if job.kind == "teacher" and training:
-            return self._training_images * prod(self.shape) + cost.training_memory(
-                teacher, training.batch_size, self.shape
-            )
+            forwards = 2 if training.method == "trades" else 1  # kept for one backward pass
+            copies = cost.weights_bytes(teacher) * (2 if training.weight_average else 1)  # twin and average
+            step = cost.training_memory(teacher, training.batch_size, self.shape, forwards)
+            return self._training_images * prod(self.shape) + copies + step
         return cost.training_memory(student, self.benchmark.evaluation.batch_size, self.shape)
 
     def disk(self, job: Job) -> int:
@@ -204,7 +205,10 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
     console = Console(width=None if Console().is_terminal else 120)
     if table.row_count:
         console.print(table)
-    print(f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all")
+    print(
+        f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all "
+        "(teachers, students and their evaluation; not counted: data, judges, analyses, report)"
+    )
     for benchmark, ratios in ratios_of.items():
         if ratios:
             print(

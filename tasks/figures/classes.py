@@ -16,7 +16,8 @@ PROFILE_READING = (
 )
 GAIN_READING = (
     "Percentage points under PGD-20 by which a method is better (blue) or worse (orange) than FERD in a "
-    "class, means over seeds; the teacher's weakest class first. Controls may go beyond the scale of colours."
+    "class, means over seeds, not tested against noise; the teacher's weakest class first. Controls may go "
+    "beyond the scale of colours."
 )
 
 

@@ -18,7 +18,8 @@ def seconds(rows: Sequence[Row], command: str) -> Figure:
     machines = sorted({f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows})
     reading = (
         "Seconds a seed, the mean over seeds: making the network (distil, or train the teacher) and "
-        "evaluating it. On a CPU processor time over threads, so that other work hardly counts; wall time on "
+        "evaluating it; a pool that a method replays is another's cost. On a CPU processor time over "
+        "threads, so that other work hardly counts; wall time on "
         f"a GPU, and of records that have no other. Machines: {'; '.join(machines)}."
     )
     return Figure("cost", title, reading, command, rows, {"": _bars(rows)})

@@ -18,7 +18,8 @@ HEADLINE_READING = (
 TRADE_OFF_READING = (
     "Under PGD-20, percent: the average over classes to the right, the worst class (the worst tenth of the "
     "classes) upward; whiskers: ± one standard deviation over seeds. Up and right is better. The line is the "
-    "Pareto front of the methods without real data: nothing without data is better than these in both."
+    "Pareto front of the methods without real data: no mean without data is higher than theirs in both, "
+    "whatever the noise."
 )
 
 
