@@ -71,7 +71,7 @@ def test_analyses_fill_their_sections_with_charts_and_tables(folder):
     write_analyses("digits", [an_analysis(None, "teacher"), an_analysis() | {"utae_outcomes": []}])
     page = make_page()
     assert section(page, "digits--pairs").count('class="chart"') == 2
-    assert "<td>3 → 5 55 %, 5 → 3 25 %, 5 → 8 12 %</td>" in section(page, "digits--pairs")
+    assert "<td>3 → 5 11 of 20, 5 → 3 5 of 20, 5 → 8 2 of 16</td>" in section(page, "digits--pairs")
     assert "Fréchet distance" in section(page, "digits--images")
 
 
