@@ -11,7 +11,7 @@ from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
 from tasks.results import Group, students
 from tasks.sweep_results import SweepResults
-from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, heading, warnings
+from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, further, heading, warnings
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
 OPEN = "open"
@@ -81,7 +81,9 @@ def chapter(
         _lead(groups),
         _cards(groups),
         [
-            Section(robustness.headline(accuracy, again), [_results(groups)] if groups else []),
+            Section(
+                robustness.headline(accuracy, again), [_results(groups), _further(groups)] if groups else []
+            ),
             Section(paper_figure.beside(compared, again), _paper_tables(compared, benchmark)),
             Section(classes.profiles(by_class, again)),
             Section(classes.gains(by_class, again)),
@@ -171,6 +173,20 @@ def _results(groups: Sequence[Group]) -> Table:
     )
     names = ["method", *(["network"] if several else [])]
     return Table("All figures", note, [*names, "seeds", *heads, AGREEMENT], rows, len(names))
+
+
+def _further(groups: Sequence[Group]) -> Table:
+    several = len(students(groups)) > 1
+    names = {
+        "method": [group.method for group in groups],
+        **(
+            {"network": [group.student or group.results[0]["network"] for group in groups]} if several else {}
+        ),
+    }
+    columns = {**names, **further(groups)}
+    rows = list(zip(*columns.values(), strict=True))
+    note = "What the table above leaves out. CW-30: 30 steps up the margin. ε: in another ball than the rest."
+    return Table("Further attacks and balls", note, list(columns), rows, len(names))
 
 
 def _from_analysis(table: analysis_table.Table) -> Table:

@@ -49,6 +49,25 @@ class Group:
             return []
         return [result["attacks"][attack][figure] for result in self.results]
 
+    @property
+    def balls(self) -> list[tuple[float, str]]:
+        """Each further ε and attack in it of the first result; older ones have none."""
+        return [
+            (ball["threat_model"]["epsilon"], attack)
+            for ball in self.results[0].get("other_balls", [])
+            for attack in ball["attacks"]
+        ]
+
+    def in_ball(self, epsilon: float, attack: str) -> list[dict[str, Any]]:
+        """The figures of an attack in a further ball, a seed each; none where a result lacks it."""
+        found = [
+            ball["attacks"][attack]
+            for result in self.results
+            for ball in result.get("other_balls", [])
+            if ball["threat_model"]["epsilon"] == epsilon and attack in ball["attacks"]
+        ]
+        return found if len(found) == len(self.results) else []
+
     def per_class(self, attack: str) -> list[float]:
         """Each class's accuracy, the mean over seeds."""
         rows = [result["attacks"][attack]["per_class"] for result in self.results]

@@ -22,6 +22,14 @@ COLUMNS = [
     ("autoattack", "average"),
     ("all", "average"),
 ]
+FURTHER = [
+    ("fgsm", "average"),
+    ("cw30", "average"),
+    ("cw30", "worst"),
+    ("autoattack", "worst"),
+    ("autoattack", "nsd"),
+    ("all", "worst"),
+]
 AGREEMENT = "pool agreement"
 NAMES = {
     "clean": "clean",
@@ -35,7 +43,10 @@ NAMES = {
 
 def cell(group: Group, attack: str, figure: str) -> str:
     """Percent (NSD: a fraction), with the standard deviation where there are several seeds; empty without."""
-    values = group.values(attack, figure)
+    return _shown(group.values(attack, figure), figure)
+
+
+def _shown(values: Sequence[float], figure: str) -> str:
     if not values:
         return ""
     average, deviation = spread(values)
@@ -57,6 +68,29 @@ def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
     """The attack, on how many images, and which figure."""
     sizes = [f" ({group.images(attack)})" for group in groups if attack in group.attacks]
     return f"{NAMES[attack]}{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+
+
+def further(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """What the first table leaves out, a column a heading: more attacks and figures, and other balls."""
+    ran = {attack for group in groups for attack in group.attacks}
+    columns = {
+        heading(groups, attack, figure): [cell(group, attack, figure) for group in groups]
+        for attack, figure in FURTHER
+        if attack in ran
+    }
+    for epsilon, attack in dict.fromkeys(ball for group in groups for ball in group.balls):
+        found = [group.in_ball(epsilon, attack) for group in groups]
+        images = next(rows[0]["n"] for rows in found if rows)
+        for figure in ("average", "worst"):
+            head = f"{NAMES[attack]}, ε = {_fraction(epsilon)} ({images}) {figure}"
+            columns[head] = [_shown([row[figure] for row in rows], figure) for rows in found]
+    return columns
+
+
+def _fraction(epsilon: float) -> str:
+    """Of 255 where it is a whole number of them."""
+    steps = 255 * epsilon
+    return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-6 else f"{epsilon:g}"
 
 
 def identity(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -97,20 +131,31 @@ def print_groups(
 
 
 def markdown(benchmark: str) -> str:
-    """The same table for a document, or one line where there are no results."""
+    """The same table for a document and one of what it leaves out, or one line where there are no results."""
     groups = load(benchmark)
     if not groups:
         return f"{benchmark}: no results yet"
-    names = identity(groups)
-    heads = [*names, "seeds", *(heading(groups, *column) for column in COLUMNS), AGREEMENT]
-    rows = [heads, ["---"] * len(heads)]
-    for group, *row in zip(groups, *names.values(), strict=True):
-        cells = [cell(group, attack, figure) for attack, figure in COLUMNS]
-        marked = [f"`{name}`" if name else "" for name in row]
-        rows.append([*marked, str(len(group.seeds)), *cells, agreement(group)])
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    names = {
+        head: [f"`{name}`" if name else "" for name in cells] for head, cells in identity(groups).items()
+    }
+    first = {
+        **names,
+        "seeds": [str(len(group.seeds)) for group in groups],
+        **{heading(groups, *column): [cell(group, *column) for group in groups] for column in COLUMNS},
+        AGREEMENT: [agreement(group) for group in groups],
+    }
     below = [f"- warning: {warning}" for warning in warnings(groups)]
-    return "\n".join([*lines, *([""] if below else []), *below])
+    parts = [
+        _markdown(first),
+        _markdown({**names, **further(groups)}),
+        *(["\n".join(below)] if below else []),
+    ]
+    return "\n\n".join(parts)
+
+
+def _markdown(columns: Mapping[str, Sequence[str]]) -> str:
+    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

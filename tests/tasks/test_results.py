@@ -1,5 +1,6 @@
 """Results are grouped over seeds and tabulated as they stand in their files."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -88,7 +89,9 @@ def test_the_size_of_an_attack_is_in_its_heading(folder):
 
 
 def columns(markdown: str) -> list[list[str]]:
-    return [[text.strip() for text in line.split("|")[1:-1]] for line in markdown.splitlines() if "|" in line]
+    """The first table's rows."""
+    lines = markdown.split("\n\n")[0].splitlines()
+    return [[text.strip() for text in line.split("|")[1:-1]] for line in lines]
 
 
 def test_accuracy_under_all_attacks_stands_after_autoattack_on_its_own_number_of_images(folder):
@@ -98,6 +101,27 @@ def test_accuracy_under_all_attacks_stands_after_autoattack_on_its_own_number_of
     place = heads.index("all attacks (100) average")
     assert heads[place - 1] == "AutoAttack (500) average"
     assert (teacher[place], ferd[place]) == ("", "50.0 ± 25.0")  # the teacher's is an older result
+
+
+def test_a_second_table_has_the_further_figures_and_balls(folder):
+    ball = {
+        "threat_model": {"epsilon": 4 / 255},
+        "attacks": {"pgd20": {"n": 20, "average": 0.5, "worst": 0.25}},
+    }
+    for seed in range(3):
+        path = folder / f"results/digits/resnet8-w8/ferd/s{seed}.json"
+        result = json.loads(path.read_text())
+        result["other_balls"] = [copy.deepcopy(ball)]
+        result["other_balls"][0]["attacks"]["pgd20"]["average"] += seed / 8
+        path.write_text(json.dumps(result))
+    _, second = table.markdown("digits").split("\n\n")
+    heads, _, teacher, ferd, *_ = columns(second)
+    assert heads == [
+        "method", "AutoAttack (500) worst", "AutoAttack (500) NSD",
+        "PGD-20, ε = 4/255 (20) average", "PGD-20, ε = 4/255 (20) worst",
+    ]  # fmt: skip
+    assert ferd == ["`ferd`", "25.0 ± 0.0", "0.500 ± 0.000", "62.5 ± 12.5", "25.0 ± 0.0"]
+    assert teacher == ["`teacher`", "25.0", "0.500", "", ""]
 
 
 def test_a_group_in_which_one_seed_is_an_older_result_has_an_empty_cell(folder):
@@ -154,7 +178,7 @@ def test_a_benchmark_with_several_students_names_them(folder, capsys):
 
 
 def test_the_markdown_table_has_a_row_a_method(folder):
-    lines = table.markdown("digits").splitlines()
+    lines = table.markdown("digits").split("\n\n")[0].splitlines()
     assert len(lines) == 2 + 4
     assert lines[3].startswith("| `ferd` | 3 | 62.5 ± 12.5 |")
 
