@@ -1,5 +1,6 @@
 """Datasets as they are published -> images, split so that test images serve the last figures alone."""
 
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ from ferd.errors import FerdError
 
 SPLIT_SEED = 0
 TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
+TINY_IMAGENET_CLASSES = (
+    "add4bf0c8712ef7fb4bca98e3bbaf07101636c5db62cce486fd2af71cc11caf8"  # SHA-256, a line each
+)
 UNPACK_AGAIN = "unpack the published archive again"
 Labelled = Sequence[tuple[Path, str]]  # images with the name of their class
 
@@ -91,6 +95,11 @@ def _read_tiny_imagenet(name: str, root: Path) -> tuple[Part, Part]:
         raise FerdError(
             f"{folder}/train: has {len(classes)} folders of classes where {len(facts.class_names)} "
             f"are expected; move {folder} away, then {_how_to_fetch(name)}"
+        )
+    if hashlib.sha256("\n".join(classes).encode()).hexdigest() != TINY_IMAGENET_CLASSES:
+        raise FerdError(
+            f"{folder}/train: its classes are not those of {name}; move {folder} away, then "
+            f"{_how_to_fetch(name)}"
         )
     train, test = _tiny_train(folder, classes), _tiny_val(folder, classes)
     return _jpegs(train, classes, facts.size), _jpegs(test, classes, facts.size)

@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
+from torchvision.datasets.utils import extract_archive
+
 from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
 from ferd.errors import FerdError
 from tasks import process, storage
@@ -51,17 +53,23 @@ def fetch(name: str, folder: Path) -> str:
 
 
 def fetch_cifar(name: str, folder: Path) -> str:
-    """CIFAR-10 or CIFAR-100, unpacked and checked by torchvision against the checksums it knows."""
+    """CIFAR-10 or CIFAR-100, in its place only once torchvision has checked it by the checksums it knows."""
     source = cifar_source(name)
     target, archive = folder / source.base_folder, folder / source.filename
     if _is_readable(name, folder):
         return f"{target} is there and whole already"
     _download(source.url, archive, source.tgz_md5)
+    part = folder / f".{source.base_folder}.part"
+    shutil.rmtree(part, ignore_errors=True)
     try:
-        source(folder, download=True)
+        extract_archive(archive, part)
+        read(name, part)
+        shutil.rmtree(target, ignore_errors=True)
+        (part / source.base_folder).replace(target)
     except OSError as error:
         raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
-    read(name, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     archive.unlink()
     return f"{target} is whole"
 

@@ -201,6 +201,15 @@ def test_tiny_imagenet_with_a_class_too_few_or_too_many_is_refused(tmp_path, cou
         read("tiny-imagenet", tmp_path)
 
 
+def test_tiny_imagenet_with_another_class_in_a_ones_place_is_refused(tmp_path):
+    for number in range(200):
+        (tmp_path / f"tiny-imagenet-200/train/n{number:08}").mkdir(parents=True)
+    with pytest.raises(
+        FerdError, match="tiny-imagenet-200/train: its classes are not those of tiny-imagenet"
+    ):
+        read("tiny-imagenet", tmp_path)
+
+
 def cut_off(path: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])

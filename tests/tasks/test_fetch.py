@@ -128,6 +128,22 @@ def test_damaged_cifar_is_fetched_again(site, home, tmp_path, monkeypatch):
     assert len(read("cifar100", home)[0].labels) == 200
 
 
+def test_a_cifar_that_cannot_be_unpacked_leaves_what_was_there(site, home, tmp_path, monkeypatch):
+    """The archive is the published one, and holds less than is read."""
+    publish_cifar("cifar100", site, tmp_path, monkeypatch)
+    there = home / "cifar-100-python" / "mine"
+    there.parent.mkdir()
+    there.write_text("kept")
+    archive = site[0] / cifar_source("cifar100").filename
+    with tarfile.open(archive, "w:gz") as members:
+        members.add(there, "cifar-100-python/other")
+    monkeypatch.setattr(cifar_source("cifar100"), "tgz_md5", md5(archive))
+    with pytest.raises(FerdError, match="missing or damaged"):
+        fetch.fetch("cifar100", home)
+    assert there.read_text() == "kept"
+    assert [path.name for path in home.iterdir() if path.is_dir()] == ["cifar-100-python"]
+
+
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny-imagenet"])
 def test_an_archive_with_another_checksum_is_not_unpacked(site, home, tmp_path, monkeypatch, capsys, name):
     if name == "tiny-imagenet":
