@@ -5,6 +5,7 @@ and an addition are two FLOPs.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,6 +169,14 @@ def training_memory(network: Classifier, batch: int, shape: Shape, forwards: int
     images = torch.empty(batch, *shape, device="meta")
     network = network.train()
     return 3 * weights_bytes(network) + forwards * saved_bytes(lambda: network(images), network)
+
+
+def teacher_memory(settings: Training, images: int, network: Classifier, shape: Shape) -> int:
+    """Bytes of adversarial training: its step, the twin, the average, and so many images as uint8."""
+    forwards = 2 if settings.method == "trades" else 1  # kept for one backward pass
+    copies = 2 if settings.weight_average else 1
+    step = training_memory(network, settings.batch_size, shape, forwards)
+    return step + copies * weights_bytes(network) + images * math.prod(shape)
 
 
 def distillation_memory(

@@ -64,8 +64,7 @@ def fetch_cifar(name: str, folder: Path) -> str:
     try:
         extract_archive(archive, part)
         read(name, part)
-        shutil.rmtree(target, ignore_errors=True)
-        (part / source.base_folder).replace(target)
+        process.move_folder(part / source.base_folder, target)
     except OSError as error:
         raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:

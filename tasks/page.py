@@ -11,7 +11,7 @@ from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
 from tasks.results import Group, students
 from tasks.sweep_results import SweepResults
-from tasks.table import AGREEMENT, COLUMNS, NAMES, agreement, cell, further, heading, warnings
+from tasks.table import NAMES, cell, figures, further, warnings
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
 OPEN = "open"
@@ -153,40 +153,32 @@ def _cards(groups: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _results(groups: Sequence[Group]) -> Table:
-    heads = [heading(groups, *column) for column in COLUMNS]
-    several = len(students(groups)) > 1
-    rows = [
-        [
-            group.method,
-            *([group.student or group.results[0]["network"]] if several else []),
-            str(len(group.seeds)),
-            *(cell(group, *column) for column in COLUMNS),
-            agreement(group),
-        ]
-        for group in groups
-    ]
+    columns = {
+        **_names(groups),
+        "seeds": [str(len(group.seeds)) for group in groups],
+        **figures(groups),
+    }
+    rows = list(zip(*columns.values(), strict=True))
     note = (
         "Accuracy in percent on so many test images: mean ± sample standard deviation over seeds. Worst: the "
         "mean of the worst tenth of the classes (at least one). NSD: standard deviation over classes divided "
         "by their mean, a fraction. All attacks: right under every one, on the images that all were given. "
         "Pool agreement: percent of a student's images that the teacher gives the label they were asked for."
     )
-    names = ["method", *(["network"] if several else [])]
-    return Table("All figures", note, [*names, "seeds", *heads, AGREEMENT], rows, len(names))
+    return Table("All figures", note, list(columns), rows, len(_names(groups)))
 
 
 def _further(groups: Sequence[Group]) -> Table:
-    several = len(students(groups)) > 1
-    names = {
-        "method": [group.method for group in groups],
-        **(
-            {"network": [group.student or group.results[0]["network"] for group in groups]} if several else {}
-        ),
-    }
-    columns = {**names, **further(groups)}
+    columns = {**_names(groups), **further(groups)}
     rows = list(zip(*columns.values(), strict=True))
     note = "What the table above leaves out. CW-30: 30 steps up the margin. ε: in another ball than the rest."
-    return Table("Further attacks and balls", note, list(columns), rows, len(names))
+    return Table("Further attacks and balls", note, list(columns), rows, len(_names(groups)))
+
+
+def _names(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """What says which group a row is; the network only where there are several."""
+    networks = {"network": [group.student or group.results[0]["network"] for group in groups]}
+    return {"method": [group.method for group in groups]} | (networks if len(students(groups)) > 1 else {})
 
 
 def _from_analysis(table: analysis_table.Table) -> Table:

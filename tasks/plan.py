@@ -110,10 +110,7 @@ class Costs:
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
         training = self.benchmark.teacher.training
         if job.kind == "teacher" and training:
-            forwards = 2 if training.method == "trades" else 1  # kept for one backward pass
-            copies = cost.weights_bytes(teacher) * (2 if training.weight_average else 1)  # twin and average
-            step = cost.training_memory(teacher, training.batch_size, self.shape, forwards)
-            return self._training_images * prod(self.shape) + copies + step
+            return cost.teacher_memory(training, self._training_images, teacher, self.shape)
         return cost.training_memory(student, self.benchmark.evaluation.batch_size, self.shape)
 
     def disk(self, job: Job) -> int:

@@ -43,30 +43,16 @@ class Group:
         first, *others = (result["attacks"] for result in self.results)
         return [attack for attack in first if all(attack in other for other in others)]
 
+    @property
+    def in_other_balls(self) -> list[str]:
+        """The same in further balls, as ``judged`` names them."""
+        first, *others = map(judged, self.results)
+        return [name for name in first if name not in self.attacks and all(name in other for other in others)]
+
     def values(self, attack: str, figure: str) -> list[float]:
         """One value a seed; none where a result lacks the attack."""
-        if attack not in self.attacks:
-            return []
-        return [result["attacks"][attack][figure] for result in self.results]
-
-    @property
-    def balls(self) -> list[tuple[float, str]]:
-        """Each further ε and attack in it of the first result; older ones have none."""
-        return [
-            (ball["threat_model"]["epsilon"], attack)
-            for ball in self.results[0].get("other_balls", [])
-            for attack in ball["attacks"]
-        ]
-
-    def in_ball(self, epsilon: float, attack: str) -> list[dict[str, Any]]:
-        """The figures of an attack in a further ball, a seed each; none where a result lacks it."""
-        found = [
-            ball["attacks"][attack]
-            for result in self.results
-            for ball in result.get("other_balls", [])
-            if ball["threat_model"]["epsilon"] == epsilon and attack in ball["attacks"]
-        ]
-        return found if len(found) == len(self.results) else []
+        found = [judged(result).get(attack) for result in self.results]
+        return [figures[figure] for figures in found if figures] if all(found) else []
 
     def per_class(self, attack: str) -> list[float]:
         """Each class's accuracy, the mean over seeds."""
@@ -80,7 +66,7 @@ class Group:
 
     def images(self, attack: str) -> int:
         """How many test images the attack was run on."""
-        return int(self.results[0]["attacks"][attack]["n"])
+        return int(judged(self.results[0])[attack]["n"])
 
     def warnings(self) -> list[str]:
         """What speaks against the figures, a line a result and reason; older results were not checked."""
@@ -89,6 +75,22 @@ class Group:
             for result in self.results
             for warning in result.get("checks", {}).get("warnings", [])
         ]
+
+
+def judged(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each attack's figures with the ball it was run in; attacks in a further ball are named so.
+
+    ``pgd20`` and ``pgd20 at ε 0.0157``.
+    """
+    balls = [("", result.get("threat_model"), result["attacks"])] + [
+        (f" at ε {ball['threat_model']['epsilon']:.3g}", ball["threat_model"], ball["attacks"])
+        for ball in result.get("other_balls", [])
+    ]
+    return {
+        f"{attack}{suffix}": {**figures, "threat_model": threat_model}
+        for suffix, threat_model, attacks in balls
+        for attack, figures in attacks.items()
+    }
 
 
 def students(groups: Sequence[Group]) -> list[str]:

@@ -43,10 +43,7 @@ NAMES = {
 
 def cell(group: Group, attack: str, figure: str) -> str:
     """Percent (NSD: a fraction), with the standard deviation where there are several seeds; empty without."""
-    return _shown(group.values(attack, figure), figure)
-
-
-def _shown(values: Sequence[float], figure: str) -> str:
+    values = group.values(attack, figure)
     if not values:
         return ""
     average, deviation = spread(values)
@@ -66,31 +63,24 @@ def agreement(group: Group) -> str:
 
 def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
     """The attack, on how many images, and which figure."""
-    sizes = [f" ({group.images(attack)})" for group in groups if attack in group.attacks]
-    return f"{NAMES[attack]}{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+    sizes = [f" ({group.images(attack)})" for group in groups if group.values(attack, figure)]
+    name, *ball = attack.split(" ", 1)
+    return " ".join([NAMES[name], *ball]) + f"{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+
+
+def figures(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """The figures of the first table, a column a heading."""
+    columns = {heading(groups, *column): [cell(group, *column) for group in groups] for column in COLUMNS}
+    return columns | {AGREEMENT: [agreement(group) for group in groups]}
 
 
 def further(groups: Sequence[Group]) -> dict[str, list[str]]:
     """What the first table leaves out, a column a heading: more attacks and figures, and other balls."""
     ran = {attack for group in groups for attack in group.attacks}
-    columns = {
-        heading(groups, attack, figure): [cell(group, attack, figure) for group in groups]
-        for attack, figure in FURTHER
-        if attack in ran
-    }
-    for epsilon, attack in dict.fromkeys(ball for group in groups for ball in group.balls):
-        found = [group.in_ball(epsilon, attack) for group in groups]
-        images = next(rows[0]["n"] for rows in found if rows)
-        for figure in ("average", "worst"):
-            head = f"{NAMES[attack]}, ε = {_fraction(epsilon)} ({images}) {figure}"
-            columns[head] = [_shown([row[figure] for row in rows], figure) for rows in found]
-    return columns
-
-
-def _fraction(epsilon: float) -> str:
-    """Of 255 where it is a whole number of them."""
-    steps = 255 * epsilon
-    return f"{steps:.0f}/255" if abs(steps - round(steps)) < 1e-6 else f"{epsilon:g}"
+    elsewhere = dict.fromkeys(attack for group in groups for attack in group.in_other_balls)
+    columns = [column for column in FURTHER if column[0] in ran]
+    columns += [(attack, figure) for attack in elsewhere for figure in ("average", "worst")]
+    return {heading(groups, *column): [cell(group, *column) for group in groups] for column in columns}
 
 
 def identity(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -138,12 +128,7 @@ def markdown(benchmark: str) -> str:
     names = {
         head: [f"`{name}`" if name else "" for name in cells] for head, cells in identity(groups).items()
     }
-    first = {
-        **names,
-        "seeds": [str(len(group.seeds)) for group in groups],
-        **{heading(groups, *column): [cell(group, *column) for group in groups] for column in COLUMNS},
-        AGREEMENT: [agreement(group) for group in groups],
-    }
+    first = {**names, "seeds": [str(len(group.seeds)) for group in groups], **figures(groups)}
     below = [f"- warning: {warning}" for warning in warnings(groups)]
     parts = [
         _markdown(first),

@@ -14,7 +14,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from tasks.params import Tolerances
-from tasks.results import FIGURES
+from tasks.results import FIGURES, judged
 
 # What makes two computations the same to the last bit, as a stage's cost record has it.
 ENVIRONMENT = ("device", "processor", "threads", "torch", "numpy", "pyautoattack", "scikit-learn")
@@ -163,7 +163,7 @@ def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) ->
             Verdict(*identity, attack, figure, len(group), None, value, 0.0, Outcome.NEW)
             for attack, figure, value in _means([pair.tonight for pair in group])
         ]
-    then, now = ([_figures(result) for result in side] for side in zip(*known, strict=True))
+    then, now = ([judged(result) for result in side] for side in zip(*known, strict=True))
     verdicts = []
     for attack in {attack: None for figures in (*then, *now) for attack in figures}:  # in order
         before = [figures.get(attack) for figures in then]
@@ -209,25 +209,12 @@ def _judge_attack(
     return verdicts
 
 
-def _figures(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each attack's figures with the ball it was run in; attacks in a further ball are named so."""
-    balls = [("", result["threat_model"], result["attacks"])] + [
-        (f" at ε {ball['threat_model']['epsilon']:.3g}", ball["threat_model"], ball["attacks"])
-        for ball in result.get("other_balls", [])
-    ]
-    return {
-        f"{attack}{suffix}": {**figures, "threat_model": threat_model}
-        for suffix, threat_model, attacks in balls
-        for attack, figures in attacks.items()
-    }
-
-
 def _setting(figures: Mapping[str, Any] | None) -> tuple[Any, ...]:
     return (figures["n"], figures["threat_model"]) if figures else ()
 
 
 def _means(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
-    figures = [_figures(result) for result in results]
+    figures = [judged(result) for result in results]
     return [
         (attack, figure, mean(one[attack][figure] for one in figures if attack in one))
         for attack in figures[0]

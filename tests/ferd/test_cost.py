@@ -68,6 +68,16 @@ def test_memory_grows_with_the_batch_but_for_weights():
     assert cost.weights_bytes(network) == pytest.approx(4 * 11_173_962, rel=0.002)
 
 
+def test_a_teachers_memory_is_its_step_its_copies_and_its_images():
+    network, block = meta("resnet18"), DIGITS["teacher"]["training"] | {"batch_size": 32}
+    weights, shape = cost.weights_bytes(network), (3, 32, 32)
+    for method, forwards in (("trades", 2), ("pgd-at", 1), ("standard", 1)):
+        for average, copies in ((0.0, 1), (0.9, 2)):
+            settings = Training(**block | {"method": method, "weight_average": average})
+            expected = cost.training_memory(network, 32, shape, forwards) + copies * weights + 7 * 3072
+            assert cost.teacher_memory(settings, 7, network, shape) == expected
+
+
 def test_training_work_literal():
     block = DIGITS["teacher"]["training"] | {"epochs": 2, "attack_steps": 3}
     assert cost.training_work(Training(**block | {"method": "standard"}), 5, UNIT).total == 2 * 5 * 3

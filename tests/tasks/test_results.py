@@ -118,10 +118,12 @@ def test_a_second_table_has_the_further_figures_and_balls(folder):
     heads, _, teacher, ferd, *_ = columns(second)
     assert heads == [
         "method", "AutoAttack (500) worst", "AutoAttack (500) NSD",
-        "PGD-20, ε = 4/255 (20) average", "PGD-20, ε = 4/255 (20) worst",
+        "PGD-20 at ε 0.0157 (20) average", "PGD-20 at ε 0.0157 (20) worst",
     ]  # fmt: skip
     assert ferd == ["`ferd`", "25.0 ± 0.0", "0.500 ± 0.000", "62.5 ± 12.5", "25.0 ± 0.0"]
     assert teacher == ["`teacher`", "25.0", "0.500", "", ""]
+    path.write_text(json.dumps(result | {"other_balls": []}))  # one seed lacks the ball
+    assert columns(table.markdown("digits").split("\n\n")[1])[0] == heads[:3]
 
 
 def test_a_group_in_which_one_seed_is_an_older_result_has_an_empty_cell(folder):
