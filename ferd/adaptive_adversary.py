@@ -85,16 +85,15 @@ class AdaptiveAdversary:
         attacked = torch.bincount(targets.flatten(), minlength=self.network.classes).tolist()
         turned = torch.bincount(targets[outcomes == targets], minlength=self.network.classes).tolist()
         success = [hits / tries if tries else None for hits, tries in zip(turned, attacked, strict=True)]
-        best = max(
-            range(len(success)), key=lambda target: success[target] or 0.0 if attacked[target] else -1.0
-        )
+        tried = [target for target, tries in enumerate(attacked) if tries]
+        best = max(tried, key=lambda target: turned[target] / attacked[target], default=None)
         images = int(members.sum())
         return {
             "attacked": attacked,
             "turned": turned,
             "success": success,
-            "best_target": best if attacked[best] else None,
-            "best_success": success[best],
+            "best_target": best,
+            "best_success": None if best is None else success[best],
             "clean_accuracy": int(right.sum()) / images,
             "union_accuracy": int((outcomes == label).all(1).sum()) / images,
         }
