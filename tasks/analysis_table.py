@@ -22,7 +22,8 @@ FIELDS = {
     "seed": int,
     "adaptive_adversary": {
         "n": int,
-        "success": [list],
+        "turned": [list],
+        "attacked": [list],
         "worst_pairs": [{"source": int, "target": int, "turned": int, "attacked": int}],
         "clean": {"average": NUMBER},
         "union": {"average": NUMBER, "worst": NUMBER},

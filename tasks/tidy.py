@@ -113,13 +113,15 @@ def proportions(groups: Sequence[Group], class_names: Sequence[str]) -> list[Row
 
 
 def targeted(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Row]:
-    """A row an (analysis, source, target): percent of the source's images that an attack turns there."""
+    """A row an (analysis, source, target): images that are right and attacked, and those that it turns."""
     return [
-        {**_analysed(analysis), "source": source, "target": target, "percent": round(100 * success, 6)}
+        {**_analysed(analysis), "source": source, "target": target, "turned": hits, "attacked": tries}
+        | {"percent": round(100 * hits / tries, 6)}
         for analysis in analyses
-        for source, line in zip(class_names, analysis["adaptive_adversary"]["success"], strict=True)
-        for target, success in zip(class_names, line, strict=True)
-        if success is not None
+        for figures in [analysis["adaptive_adversary"]]
+        for source, *lines in zip(class_names, figures["turned"], figures["attacked"], strict=True)
+        for target, hits, tries in zip(class_names, *lines, strict=True)
+        if tries
     ]
 
 

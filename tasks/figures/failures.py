@@ -9,8 +9,8 @@ from tasks.params import CONTROLS
 
 MOST_MAPPED, MOST_PRINTED = 20, 10  # classes of a heat map, and of one with values in its cells
 PAIRS_READING = (
-    "Percent of a class's images (rows) that are right without an attack and end up as the target class "
-    "(columns) when attacked toward it; "
+    "Of a class's images that are right without an attack (rows; none where none is), the percent that "
+    "end up as the target class (columns) when attacked toward it; how many that is of is in the download; "
     "all panels on one scale of colours, beyond which controls may go."
 )
 UTAE_READING = (

@@ -30,8 +30,9 @@ def source(target: int | None, turned: int) -> dict[str, Any]:
 
 def an_analysis(student: str | None = "resnet8-w8", method: str = "ferd", seed: int = 0) -> dict[str, Any]:
     """An analysis in which cats become dogs; a teacher's has the first part alone."""
-    success = [[None if row == column else 0.0 for column in range(10)] for row in range(10)]
-    success[CAT][DOG], success[DOG][CAT], success[DOG][SHIP] = 0.55, 0.25, 0.125
+    attacked = [[0 if row == column else 20 for column in range(10)] for row in range(10)]
+    turned = [[0] * 10 for _ in range(10)]
+    turned[CAT][DOG], turned[DOG][CAT], turned[DOG][SHIP] = 11, 5, 2
     pairs = [(CAT, DOG, 11, 20), (DOG, CAT, 5, 20), (DOG, SHIP, 2, 16), (SHIP, DOG, 1, 16)]
     keys = ("source", "target", "turned", "attacked")
     analysis: dict[str, Any] = {
@@ -41,7 +42,8 @@ def an_analysis(student: str | None = "resnet8-w8", method: str = "ferd", seed: 
         "seed": seed,
         "adaptive_adversary": {
             "n": 200,
-            "success": success,
+            "turned": turned,
+            "attacked": attacked,
             "worst_pairs": [dict(zip(keys, pair, strict=True)) for pair in pairs],
             "clean": {"average": 0.92, "worst": 0.8, "nsd": 0.1, "per_class": []},
             "union": {"average": 0.745, "worst": 0.45, "nsd": 0.2, "per_class": []},

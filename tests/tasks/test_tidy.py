@@ -109,6 +109,8 @@ def test_pairs_of_classes_are_percent_without_the_diagonal():
     found = {(row["source"], row["target"]): row["percent"] for row in rows}
     assert len(found) == 90
     assert found[CIFAR10[CAT], CIFAR10[DOG]] == 55.0
+    (cats,) = [row for row in rows if (row["source"], row["target"]) == (CIFAR10[CAT], CIFAR10[DOG])]
+    assert (cats["turned"], cats["attacked"]) == (11, 20)
 
 
 def test_costs_are_seconds_a_seed_of_the_files_there_are(groups):
