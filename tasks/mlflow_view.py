@@ -46,6 +46,7 @@ def save_view(
         "runsExpanded": {},
         "runsPinned": [],
         "runsHidden": [],
+        "runsHiddenMode": "SHOWALL",  # MLflow draws the first ten alone
         "hideEmptyCharts": True,
     }
     client.set_experiment_tag(experiment, f"{TAG}{key}", json.dumps(state, separators=(",", ":")))

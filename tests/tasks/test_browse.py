@@ -38,7 +38,9 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
                 page.goto(lines["γ on digits"], timeout=120_000)
                 for text in ("resnet8-w8/ferd/s0", "resnet8-w8/no-utae/s0", "robust/pgd20/worst"):
                     page.get_by_text(text).first.wait_for(timeout=60_000)
-                assert page.get_by_text("2 matching runs").count() == 1
+                assert page.get_by_text("12 matching runs").count() == 1
+                points = page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
+                points.nth(11).wait_for(timeout=60_000)  # all of them, not MLflow's first ten
                 assert page.get_by_text("resnet8-w8/uniform-noise/s0").count() == 0
                 browser.close()
         finally:
@@ -48,12 +50,13 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
 
 
 def add_no_utae(folder):
-    """A second point for the chart: the result of ``ferd``, named as if it were of γ = 0."""
+    """Eleven more points for the chart: the result of ``ferd``, named as if it were of γ = 0."""
     source, target = (folder / f"results/digits/resnet8-w8/{method}" for method in ("ferd", "no-utae"))
     result = json.loads((source / "s0.json").read_text()) | {"method": "no-utae"}
     target.mkdir()
-    (target / "s0.json").write_text(json.dumps(result))
-    shutil.copy(source / "s0.rounds.jsonl", target)
+    for seed in range(11):
+        (target / f"s{seed}.json").write_text(json.dumps(result | {"seed": seed}))
+        shutil.copy(source / "s0.rounds.jsonl", target / f"s{seed}.rounds.jsonl")
 
 
 def head(stream, number):
