@@ -19,16 +19,18 @@ from rich.table import Table
 
 from benchmarks.equality import Check, checks_of_steps, checks_on_real_images, real_images
 from benchmarks.measure import in_turn
-from benchmarks.steps import SIZES, STEPS, Bench, Size
+from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS, Bench, Size
 from ferd.files import write_json
+from tasks.process import device_with
 
 RESULTS = Path(__file__).with_name("results.json")
-KEY = ("step", "size", "precision")
+GPU_RESULTS = Path(__file__).with_name("results-gpu.json")
+KEY = ("step", "size", "precision", "convolutions")  # the last on a GPU alone
 
 
 def measured(name: str, size: Size, repeats: int, folder: Path, device: torch.device) -> list[dict[str, Any]]:
     """A row a precision of one step at one size, all measured in turn with one reference."""
-    step = STEPS[name]
+    step = GPU_STEPS[name]
     plain = step.reference(Bench(size, "float32", folder, device))
     ours = [step.ours(Bench(size, precision, folder, device)) for precision in step.precisions]
     reference, *found = in_turn([plain, *ours], repeats, device)
@@ -37,8 +39,9 @@ def measured(name: str, size: Size, repeats: int, folder: Path, device: torch.de
             "step": name,
             "size": size.name,
             "precision": precision,
-            "reference_ms": round(reference.milliseconds / step.count, 1),
-            "ours_ms": round(mine.milliseconds / step.count, 1),
+            **({"convolutions": _convolutions()} if device.type == "cuda" else {}),
+            "reference_ms": round(reference.milliseconds / step.count(size), 1),
+            "ours_ms": round(mine.milliseconds / step.count(size), 1),
             "ratio": round(reference.milliseconds / mine.milliseconds, 2),
             "reference_peak_mb": reference.peak_mb and round(reference.peak_mb),
             "peak_mb": mine.peak_mb and round(mine.peak_mb),
@@ -47,11 +50,16 @@ def measured(name: str, size: Size, repeats: int, folder: Path, device: torch.de
     ]
 
 
-def keep(rows: Sequence[dict[str, Any]]) -> None:
+def _convolutions() -> str:
+    """The type that a GPU computes float32 convolutions in: of both sides, where ours are not in bfloat16."""
+    return "tf32" if torch.backends.cudnn.allow_tf32 else "float32"
+
+
+def keep(rows: Sequence[dict[str, Any]], results: Path) -> None:
     """Write rows in place of those of the same step, size and precision."""
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
-    kept = {tuple(row[key] for key in KEY): row for row in [*before, *rows]}
-    write_json(RESULTS, list(kept.values()))
+    before = json.loads(results.read_text()) if results.exists() else []
+    kept = {tuple(row.get(key) for key in KEY): row for row in [*before, *rows]}
+    write_json(results, list(kept.values()))
 
 
 def checked(device: torch.device, folder: Path) -> list[Check]:
@@ -95,23 +103,28 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Check, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("steps", nargs="*", help=f"{', '.join(STEPS)}: these alone, without the checks")
+    parser.add_argument("steps", nargs="*", help=f"{', '.join(GPU_STEPS)}: these alone, without the checks")
     parser.add_argument("--image", type=int, help="32 or 64: at this size alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each call")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--tf32", action="store_true", help="on a GPU: convolutions in TensorFloat-32, as torch does unasked"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_with(args.threads)
+    torch.backends.cudnn.allow_tf32 = args.tf32
+    on_gpu = device.type == "cuda"
+    steps, sizes, results = (GPU_STEPS, GPU_SIZES, GPU_RESULTS) if on_gpu else (STEPS, SIZES, RESULTS)
     logging.getLogger("ferd").setLevel(logging.ERROR)  # a fresh generator's images are grey: no warning
     print(hardware(device), flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         checks = [] if args.steps else checked(device, Path(folder))
-        for size in [size for size in SIZES if args.image in (None, size.image)]:
-            for name in args.steps or STEPS:
+        for size in [size for size in sizes if args.image in (None, size.image)]:
+            for name in args.steps or steps:
                 rows += measured(name, size, args.repeats, Path(folder), device)
-                keep(rows)
-                print(json.dumps(rows[-len(STEPS[name].precisions) :], ensure_ascii=False), flush=True)
+                keep(rows, results)
+                print(json.dumps(rows[-len(steps[name].precisions) :], ensure_ascii=False), flush=True)
     print_table(rows)
     if failed := [check.what for check in checks if not check.passed]:
         sys.exit(f"bench: not the same: {'; '.join(failed)}")

@@ -1,5 +1,6 @@
-"""The hot steps at two sizes: for each the plain reference and the real one, on the same inputs."""
+"""The hot steps, larger on a GPU: for each the plain reference and the real one, on the same inputs."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from benchmarks import reference
 from ferd.adversarial_training import AdversarialTraining
 from ferd.bottleneck import robust_channels
 from ferd.config import Attack, Benchmark, Evaluation, NonRobust, Precision
+from ferd.config import Distillation as Schedule
+from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, dataset
 from ferd.distillation import Distillation
 from ferd.evaluation import Evaluation as Evaluator
@@ -22,10 +25,8 @@ from ferd.pixels import to_float, to_uint8
 from tasks import params
 
 SEED = 0
-GENERATOR_STEPS = 2  # a call
+ROUND_SHARE = 20  # of a paper's round, one step in so many, evenly over its parts
 PGD_AT_STEPS = 7
-PGD20_IMAGES = 8  # of the batch
-AUTOATTACK_IMAGES = 2
 AUTOATTACK_SHARE = 50  # of the standard version's iterations, one in so many, evenly over its four parts
 LOGIT_SCALE = 8  # predictions far from uniform
 TINY_EPSILON = 1e-4  # so that all images outlast AutoAttack's parts, and each part has all of them
@@ -36,12 +37,16 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Size:
-    """Networks, image size (that of the benchmark) and batch."""
+    """Networks, image size (that of the benchmark) and batch; how much of each step a call does."""
 
     benchmark: str
     teacher: str
     student: str
     batch: int
+    generator_steps: int = 2
+    training_steps: int = 1
+    pgd20_images: int = 8
+    autoattack_images: int = 2
 
     @property
     def name(self) -> str:
@@ -58,7 +63,7 @@ class Size:
         paper = self._settings()
         synthesis = paper.distillation.synthesis
         bottleneck = synthesis.bottleneck.model_copy(update={"threshold": "mean"})
-        synthesis = synthesis.model_copy(update={"steps": GENERATOR_STEPS, "bottleneck": bottleneck})
+        synthesis = synthesis.model_copy(update={"steps": self.generator_steps, "bottleneck": bottleneck})
         distillation = paper.distillation.model_copy(
             update={
                 "precision": precision,
@@ -88,6 +93,10 @@ class Size:
 SIZES = (
     Size("cifar10", "wrn-16-4", "resnet18", 32),
     Size("tiny-imagenet", "preact_resnet34", "preact_resnet18", 4),
+)
+GPU_SIZES = (  # the paper's networks and batch, and the larger images
+    Size("cifar10", "wrn-34-10", "resnet18", 256, 20, 5, 256, 256),
+    Size("tiny-imagenet", "preact_resnet34", "preact_resnet18", 128, 20, 5, 128, 128),
 )
 
 
@@ -211,6 +220,54 @@ class Bench:
         shares = torch.full((self.classes,), 1 / self.classes, device=self.device)
         return lambda: source.draw(shares, 1, self.rng())
 
+    def reference_round(self) -> Call:
+        """A share of the paper's steps of a round: of synthesis, of the margins of Eq. 1, of the student."""
+        schedule, threat, rng = self.short_round(), self.settings.threat_model, self.rng()
+        student = self.reference_student()
+        teacher, crops = student.teacher, self.settings.augmentation
+        generator = Generator(schedule.synthesis.latent_dim, self.shape[0], self.shape[1]).to(self.device)
+
+        def draw() -> None:
+            images = reference.synthesise(
+                teacher, student.student, generator, self.labels, schedule.synthesis, crops, rng
+            )
+            start = reference.random_start(images, threat.epsilon, rng)
+            margin_threat = threat.with_steps(threat.steps // ROUND_SHARE)
+            reference.attack_cross_entropy(teacher, images, self.labels, margin_threat, start)
+            for _ in range(schedule.student.steps):
+                rows = torch.randint(len(images), (len(images),), generator=rng, device=self.device)
+                inputs = reference.augment(images[rows], crops, rng)
+                student.step(inputs, self.labels[rows], rng)
+
+        return draw
+
+    def our_round(self) -> Call:
+        """The same of ``ferd.distillation``, its pool and records included."""
+        threat = self.settings.threat_model
+        short = copy.copy(self)
+        short.settings = self.settings.model_copy(
+            update={
+                "distillation": self.short_round(),
+                "threat_model": threat.with_steps(threat.steps // ROUND_SHARE),
+            }
+        )
+        distillation = short.distillation()
+        distillation.round = 1  # L_adv has a student
+
+        def draw() -> None:
+            distillation.pool.keep_rounds(0)
+            distillation._run_round()
+
+        return draw
+
+    def short_round(self) -> Schedule:
+        """The paper's numbers of steps, one in ``ROUND_SHARE`` of them."""
+        schedule = self.settings.distillation
+        paper = params.read().benchmark(self.size.benchmark).distillation
+        synthesis = schedule.synthesis.model_copy(update={"steps": paper.synthesis.steps // ROUND_SHARE})
+        student = schedule.student.model_copy(update={"steps": paper.student.steps // ROUND_SHARE})
+        return schedule.model_copy(update={"synthesis": synthesis, "student": student})
+
     def reference_bottleneck(self) -> Call:
         """The robust channels of a batch of features."""
         settings = self.settings.distillation.synthesis.bottleneck
@@ -222,33 +279,38 @@ class Bench:
         """``ferd.bottleneck`` on the same features, in the layout in which they come."""
         settings = self.settings.distillation.synthesis.bottleneck
         teacher = fast_layout(self.network(self.size.teacher), self.device).requires_grad_(False)
-        features = teacher.features(self.inputs).detach()
-        return lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, self.rng())
+        features, rng = teacher.features(self.inputs).detach(), self.rng()
+        return Recorded(
+            lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, rng),
+            self.device,
+            rng,
+        )
 
     def reference_student_step(self) -> Call:
         """A student step: teacher's targets, UTAE, IKL, SGD."""
         student, rng = self.reference_student(), self.rng()
-        return lambda: student.step(self.inputs, self.labels, rng)
+        return self._training_steps(lambda: student.step(self.inputs, self.labels, rng))
 
     def our_student_step(self) -> Call:
         """The same of ``ferd.distillation``."""
         distillation = self.distillation()
-        return lambda: distillation._train_batch(self.inputs, self.labels)
+        train_batch = Recorded(distillation._train_batch, self.device, distillation.rng)
+        return self._training_steps(lambda: train_batch(self.inputs, self.labels))
 
     def reference_teacher_step(self) -> Call:
         """A PGD-7 training step of the teacher."""
-        return self.reference_training()[1]
+        return self._training_steps(self.reference_training()[1])
 
     def our_teacher_step(self) -> Call:
         """The same of ``ferd.adversarial_training``."""
         training = self.training()
-        return lambda: training._train_batch(self.inputs, self.labels)
+        return self._training_steps(lambda: training._train_batch(self.inputs, self.labels))
 
     def reference_pgd20(self) -> Call:
         """PGD-20 on the student, and the verdicts."""
         network = reference.plain(self.network(self.size.student))
         threat = self.settings.threat_model.with_steps(20)
-        inputs, labels = self.inputs[:PGD20_IMAGES], self.labels[:PGD20_IMAGES]
+        inputs, labels = (rows[: self.size.pgd20_images] for rows in (self.inputs, self.labels))
 
         def judge() -> None:
             start = reference.random_start(inputs, threat.epsilon, self.rng())
@@ -276,12 +338,17 @@ class Bench:
         """An evaluation of the student under one attack."""
         settings = Evaluation(batch_size=self.size.batch, attacks={attack: "all"}, other_balls=[], threads=1)
         network = self.network(self.size.student).requires_grad_(False)
-        data = Images(self.data.images[:PGD20_IMAGES], self.data.labels[:PGD20_IMAGES])
+        first = slice(self.size.pgd20_images)
+        data = Images(self.data.images[first], self.data.labels[first])
         return Evaluator(network, data, settings, self.settings.threat_model, SEED, self.device)
+
+    def _training_steps(self, step: Call) -> Call:
+        """As many of them as a call makes."""
+        return lambda: [step() for _ in range(self.size.training_steps)]
 
     def _short_autoattack(self, network: Classifier) -> None:
         """The standard version's four parts with 1/50 of its iterations: 2 of APGD and FAB, 100 of Square."""
-        inputs = self.inputs[:AUTOATTACK_IMAGES]
+        inputs = self.inputs[: self.size.autoattack_images]
         with torch.no_grad():
             labels = network(inputs).argmax(1)
         attack = AutoAttack(network, norm="Linf", eps=TINY_EPSILON, seed=SEED, device=self.device)
@@ -299,19 +366,32 @@ class Step:
     reference: Callable[[Bench], Call]
     ours: Callable[[Bench], Call]
     precisions: Sequence[Precision]
-    count: int = 1
+    count: Callable[[Size], float] = lambda _: 1
 
 
 ATTACKS_IN_BF16: Sequence[Precision] = ("float32", "bf16-attacks", "bf16")
 STEPS = {
     "generator": Step(
-        Bench.reference_generator, Bench.our_generator, ("float32", "bf16"), count=GENERATOR_STEPS
+        Bench.reference_generator, Bench.our_generator, ("float32", "bf16"), lambda size: size.generator_steps
     ),
     "bottleneck": Step(Bench.reference_bottleneck, Bench.our_bottleneck, ("float32",)),
-    "student": Step(Bench.reference_student_step, Bench.our_student_step, ATTACKS_IN_BF16),
-    "teacher": Step(Bench.reference_teacher_step, Bench.our_teacher_step, ATTACKS_IN_BF16),
+    "student": Step(
+        Bench.reference_student_step,
+        Bench.our_student_step,
+        ATTACKS_IN_BF16,
+        lambda size: size.training_steps,
+    ),
+    "teacher": Step(
+        Bench.reference_teacher_step,
+        Bench.our_teacher_step,
+        ATTACKS_IN_BF16,
+        lambda size: size.training_steps,
+    ),
     "pgd20": Step(Bench.reference_pgd20, Bench.our_pgd20, ("float32",)),
     "autoattack": Step(Bench.reference_autoattack, Bench.our_autoattack, ("float32",)),
+}
+GPU_STEPS = STEPS | {  # on a CPU it takes hours
+    "round": Step(Bench.reference_round, Bench.our_round, ("float32", "bf16"), lambda _: 1 / ROUND_SHARE)
 }
 
 

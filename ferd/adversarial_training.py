@@ -13,10 +13,11 @@ from torch import Tensor
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
 from ferd.config import Augmentation, ThreatModel, Training
+from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout
-from ferd.models.folding import Folded, attack_dtype
+from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.schedule import set_cosine_rate
@@ -109,7 +110,10 @@ class AdversarialTraining:
             settings.learning_rate,
             momentum=0.9,
             weight_decay=settings.weight_decay,
+            fused=device.type == "cuda",
         )
+        self._bf16 = settled(settings.precision, device) == "bf16"
+        self._attack = Recorded(self._attacked, device, self.rng)
         self.epoch = 0
 
     @property
@@ -168,10 +172,9 @@ class AdversarialTraining:
     def _train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step; -> its loss and accuracy (2,)."""
         inputs = augment(images, self.augmentation, self.rng)
-        trained_inputs = self._attack(inputs, labels)
+        trained_inputs = inputs if self.settings.method == "standard" else self._attack(inputs, labels)
         self._trained.train()
-        bf16 = self.settings.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits = self._trained(trained_inputs).float()
             if self.settings.method == "trades":
                 clean_logits = self._trained(inputs).float()
@@ -187,10 +190,8 @@ class AdversarialTraining:
         accuracy = (logits.argmax(1) == labels).float().mean()
         return torch.stack([loss.detach(), accuracy])
 
-    def _attack(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """The inputs that are trained on: adversarial ones, but for standard training."""
-        if self.settings.method == "standard":
-            return inputs
+    def _attacked(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Adversarial images, made on a twin of the network as it is now."""
         self._twin.refresh()
         attacked = self._twin.network
         if self.settings.method == "trades":

@@ -17,6 +17,7 @@ from ferd.adversaries import build_adversary
 from ferd.augmentation import augment
 from ferd.config import Augmentation, Method, ThreatModel
 from ferd.config import Distillation as Schedule
+from ferd.cuda_graphs import Recorded
 from ferd.errors import FerdError
 from ferd.image_sources import (
     FittedGenerator,
@@ -27,7 +28,7 @@ from ferd.image_sources import (
     UntrainedGenerator,
 )
 from ferd.models.classifier import Classifier, diverged, fast_layout
-from ferd.models.folding import Folded, attack_dtype
+from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.pixels import to_float
 from ferd.pool import Pool
 from ferd.randomness import stream
@@ -92,6 +93,7 @@ class Distillation:
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
         self.shape, self.device = shape, device
         self.rng = stream(seed, "distillation", device=device)
+        self._bf16 = settled(schedule.precision, device) == "bf16"
         self._fold(attack_dtype(schedule.precision, device))
         self.source = self._build_source(given)
         self.pool = Pool(pool_folder, schedule.rounds * schedule.batch_size, shape, device)
@@ -106,6 +108,7 @@ class Distillation:
             schedule.student.learning_rate,
             momentum=0.9,
             weight_decay=schedule.student.weight_decay,
+            fused=device.type == "cuda",
         )
         self.round = 0
 
@@ -151,8 +154,7 @@ class Distillation:
                 Folded(self.teacher, dtype),
                 Folded(self.student, dtype),
             )
-        bf16 = self.schedule.precision == "bf16"
-        self._target_teacher = self._attacked_teacher if bf16 else self._teacher_twin
+        self._target_teacher = self._attacked_teacher if self._bf16 else self._teacher_twin
 
     def _build_source(self, given: tuple[Tensor, Tensor] | Path | None) -> ImageSource:
         method, schedule, teacher = self.method, self.schedule, self._teacher_twin.network
@@ -174,7 +176,7 @@ class Distillation:
             return UntrainedGenerator(teacher, self.shape, schedule, self.device)
         student = self._student_twin.network
         return FittedGenerator(
-            self.teacher, student, self.shape, schedule, self.augmentation, method, self.device
+            self.teacher, student, self.shape, schedule, self.augmentation, method, self.device, self._bf16
         )
 
     def _run_round(self) -> RoundRecord:
@@ -206,11 +208,12 @@ class Distillation:
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
+        train_batch = Recorded(self._train_batch, self.device, self.rng)
         sums = torch.zeros(2, device=self.device)
         for _ in range(steps):
             images, labels = self.pool.sample(self.schedule.batch_size, self.rng)
             inputs = augment(images, self.augmentation, self.rng)
-            sums += self._train_batch(inputs, labels) / steps
+            sums += train_batch(inputs, labels) / steps
         clean, adversarial = sums.tolist()
         if not math.isfinite(clean + adversarial) or diverged(self.student, inputs):
             raise FerdError(
@@ -225,8 +228,7 @@ class Distillation:
             teacher_logits = self._target_teacher.network(inputs)
         adv_inputs = self._attack(inputs, labels, teacher_logits)
         self.student.train()
-        bf16 = self.schedule.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             clean_logits = self.student(inputs) if self.student_loss.needs_student_on_clean else None
             student_adv_logits = self.student(adv_inputs)
         student_logits = student_adv_logits if clean_logits is None else clean_logits

@@ -2,6 +2,8 @@
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -38,6 +40,7 @@ class FittedGenerator(ImageSource):
     Args:
         teacher: as it is, since L_bn looks at the inputs of its BatchNorm layers.
         student: a twin that follows the student's weights.
+        bf16: whether the networks run under autocast; their losses are float32 always.
     """
 
     def __init__(
@@ -49,8 +52,9 @@ class FittedGenerator(ImageSource):
         augmentation: Augmentation,
         method: Method,
         device: torch.device,
+        bf16: bool,
     ) -> None:
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student, self.bf16 = teacher, student, bf16
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
         generator = Generator(schedule.synthesis.latent_dim, shape[0], shape[1])
         self.generator = fast_layout(generator, device)
@@ -64,12 +68,25 @@ class FittedGenerator(ImageSource):
         else:
             student = self.student if number > self.schedule.warmup_rounds else None
             nonrobust = nonrobust_of(self.method)
-            bf16 = self.schedule.precision == "bf16"
-            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, bf16)
-        with context as loss:
+            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
+        with context as loss, tf32_convolutions(self.bf16 and rng.device.type == "cuda"):
             result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
         _warn_of_a_useless_mask(result.figures, number)
         return to_uint8(result.images), labels, result.figures
+
+
+@contextmanager
+def tf32_convolutions(enabled: bool) -> Iterator[None]:
+    """What stays float32 beside bfloat16 networks, the generator, is convolved in TensorFloat-32 on a GPU."""
+    if not enabled:
+        yield
+        return
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 class UniformNoise(ImageSource):

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,42 @@ class ClassPrior:
         return (self.sums[labels] / self.counts[labels].unsqueeze(1)).float()
 
 
+VARIANCE_GUARD = 1e-12  # PyTorch's kernel gives 1/√(v + this)
+
+
+class _ChannelMoments(torch.autograd.Function):
+    """(mean, biased variance) of each channel (K,), float32, of (B, K, H, W) on a GPU.
+
+    ``torch.var_mean`` wants bfloat16 copied to float32, and its backward makes a handful of passes; here both
+    directions are one pass: ∂/∂x = ∂mean/N + 2(x − mean)·∂var/N.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        mean, inverse = torch.batch_norm_stats(inputs, VARIANCE_GUARD)
+        ctx.save_for_backward(inputs, mean)
+        return mean, inverse.pow(-2) - VARIANCE_GUARD
+
+    @staticmethod
+    def backward(ctx: Any, mean_gradient: Tensor, var_gradient: Tensor) -> Tensor:
+        inputs, mean = ctx.saved_tensors
+        count = inputs.numel() / inputs.shape[1]
+        slope = 2 / count * var_gradient
+        constant = mean_gradient / count - slope * mean
+        constant, slope = (value.to(inputs.dtype)[:, None, None] for value in (constant, slope))
+        return torch.addcmul(constant, inputs, slope)
+
+
+def channel_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, at least in float32: (B, K, H, W) -> (K,), (K,)."""
+    if inputs.is_cuda:
+        mean, var = _ChannelMoments.apply(inputs)
+    else:
+        precise = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
+        var, mean = torch.var_mean(precise, (0, 2, 3), correction=0)
+    return mean, var
+
+
 class BatchNormStatistics:
     """L_bn = Σ over BatchNorm layers of ‖μ − μ_running‖₂ + ‖v − v_running‖₂ (Yin et al. 2020).
 
@@ -109,8 +145,7 @@ class BatchNormStatistics:
             return
         assert isinstance(layer, nn.BatchNorm2d)
         assert layer.running_mean is not None and layer.running_var is not None
-        precise = torch.promote_types(inputs[0].dtype, torch.float32)
-        var, mean = torch.var_mean(inputs[0].to(precise), (0, 2, 3), correction=0)
+        mean, var = channel_moments(inputs[0])
         self._terms.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
 
     def loss(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ferd.augmentation import augment
 from ferd.bottleneck import nonrobust_features, robust_channels
 from ferd.config import Augmentation, Method, NonRobust, Synthesis
+from ferd.cuda_graphs import Recorded
 from ferd.errors import FerdError
 from ferd.losses import BatchNormStatistics, ikl, kl_from_uniform
 from ferd.models.classifier import LAST_BLOCK, Classifier, frozen
@@ -141,21 +142,29 @@ def synthesise(
     generator.train()
     latents = torch.empty(len(labels), settings.latent_dim, device=labels.device)
     latents.normal_(generator=rng).requires_grad_()
+    on_gpu = labels.is_cuda
     optimiser = torch.optim.Adam(
         [
             {"params": generator.parameters(), "lr": settings.generator_learning_rate},
             {"params": [latents], "lr": settings.latent_learning_rate},
         ],
         betas=(0.5, 0.999),
+        fused=on_gpu,
+        capturable=on_gpu,
     )
-    best: Terms = {}
-    for _ in range(settings.steps):
+
+    def step() -> Terms:
         images = generator(latents)
         terms = loss(augment(images, augmentation, rng))
-        best = _keep_lower(best, {"images": images, **terms})
         optimiser.zero_grad()
         terms["loss"].backward()
         optimiser.step()
+        return {key: value.detach() for key, value in {"images": images, **terms}.items()}
+
+    fit = Recorded(step, labels.device, rng)
+    best: Terms = {}
+    for _ in range(settings.steps):
+        best = _keep_lower(best, fit())
     if not torch.isfinite(best["loss"]):
         raise FerdError("synthesis: the generator's loss is not finite; lower its learning rates or weights")
     kept = best.pop("images")
@@ -168,8 +177,7 @@ def nonrobust_of(method: Method) -> NonRobust | None:
 
 
 def _keep_lower(best: dict[str, Tensor], current: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Element by element the entries of the lower loss, without a host synchronisation."""
-    current = {key: value.detach() for key, value in current.items()}
+    """Entry by entry those of the lower loss, without a host synchronisation."""
     if not best:
         return current
     lower = (current["loss"] < best["loss"]) | ~best["loss"].isfinite()

@@ -38,6 +38,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack | No
     return ByStack(config, log) if config.getoption("dist") == "loadscope" else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that are marked ``gpu`` are skipped where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="this machine has no GPU"))
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """The machine is shared: threads are not what is tested."""

@@ -72,15 +72,18 @@ class Folded:
         ]
 
 
+def settled(precision: Precision, device: torch.device) -> Precision:
+    """What ``auto`` is: with native bfloat16 ``bf16`` on a GPU, ``bf16-attacks`` on a CPU; else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+    return "bf16-attacks" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
 def attack_dtype(precision: Precision, device: torch.device) -> torch.dtype:
-    """The type that attacks run in; ``auto`` is bfloat16 where the device computes in it natively."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if native else torch.float32
-    return torch.float32 if precision == "float32" else torch.bfloat16
+    """The type that attacks run in."""
+    return torch.float32 if settled(precision, device) == "float32" else torch.bfloat16
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

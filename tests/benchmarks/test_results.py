@@ -11,7 +11,7 @@ from benchmarks.steps import SIZES, STEPS
 
 def test_a_row_is_of_a_known_step_and_precision_and_its_ratio_is_that_of_its_times():
     rows = json.loads(RESULTS.read_text())
-    assert len({tuple(row[key] for key in KEY) for row in rows}) == len(rows) > 0
+    assert len({tuple(row.get(key) for key in KEY) for row in rows}) == len(rows) > 0
     for row in rows:
         assert row["precision"] in STEPS[row["step"]].precisions
         assert row["size"] in {size.name for size in SIZES}
