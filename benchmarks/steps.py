@@ -28,6 +28,7 @@ SEED = 0
 ROUND_SHARE = 20  # of a paper's round, one step in so many, evenly over its parts
 PGD_AT_STEPS = 7
 AUTOATTACK_SHARE = 50  # of the standard version's iterations, one in so many, evenly over its four parts
+LOW_RATE = 1e-3  # of the student, so that an untrained network outlasts all repeats
 LOGIT_SCALE = 8  # predictions far from uniform
 TINY_EPSILON = 1e-4  # so that all images outlast AutoAttack's parts, and each part has all of them
 LAST_BLOCK = NonRobust(layer=-1, threshold_over="sample")
@@ -71,6 +72,7 @@ class Size:
                 "rounds": 2,
                 "warmup_rounds": 0,
                 "synthesis": synthesis,
+                "student": paper.distillation.student.model_copy(update={"learning_rate": LOW_RATE}),
             }
         )
         assert paper.teacher.training is not None
@@ -281,9 +283,7 @@ class Bench:
         teacher = fast_layout(self.network(self.size.teacher), self.device).requires_grad_(False)
         features, rng = teacher.features(self.inputs).detach(), self.rng()
         return Recorded(
-            lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, rng),
-            self.device,
-            rng,
+            lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, rng), self.device
         )
 
     def reference_student_step(self) -> Call:
@@ -294,7 +294,7 @@ class Bench:
     def our_student_step(self) -> Call:
         """The same of ``ferd.distillation``."""
         distillation = self.distillation()
-        train_batch = Recorded(distillation._train_batch, self.device, distillation.rng)
+        train_batch = Recorded(distillation._train_batch, self.device)
         return self._training_steps(lambda: train_batch(self.inputs, self.labels))
 
     def reference_teacher_step(self) -> Call:

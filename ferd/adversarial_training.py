@@ -113,7 +113,7 @@ class AdversarialTraining:
             fused=device.type == "cuda",
         )
         self._bf16 = settled(settings.precision, device) == "bf16"
-        self._attack = Recorded(self._attacked, device, self.rng)
+        self._attack = Recorded(self._attacked, device)
         self.epoch = 0
 
     @property

@@ -1,12 +1,77 @@
 """A step of many small operations, recorded once on a GPU and replayed: CUDA graphs."""
 
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 T = TypeVar("T")
+
+
+class Draws:
+    """The random numbers of a function, drawn before it runs instead of while it runs.
+
+    ``noting`` is a context in which each operation that draws from a generator is noted; ``draw`` repeats
+    them all, in their order; ``answering`` is a context in which each of them gives what ``draw`` has drawn.
+    """
+
+    def __init__(self) -> None:
+        self._noted: list[tuple[Callable[..., Tensor], Sequence[Any], dict[str, Any], Tensor]] = []
+
+    def noting(self) -> TorchDispatchMode:
+        """For a call that draws as ever."""
+        self._noted = []
+        return _Mode(self._note)
+
+    def draw(self) -> None:
+        """The numbers of the next call."""
+        for operation, arguments, options, numbers in self._noted:
+            if _in_place(operation):
+                operation(numbers, *arguments[1:], **options)
+            else:
+                numbers.copy_(operation(*arguments, **options))
+
+    def answering(self) -> TorchDispatchMode:
+        """For a call that must do the same operations as the noted one."""
+        waiting = iter(self._noted)
+
+        def answer(operation: Callable[..., Tensor], arguments: Sequence[Any], _: dict[str, Any]) -> Tensor:
+            numbers = next(waiting)[-1]
+            return arguments[0].copy_(numbers) if _in_place(operation) else numbers.clone()
+
+        return _Mode(answer)
+
+    def _note(
+        self, operation: Callable[..., Tensor], arguments: Sequence[Any], options: dict[str, Any]
+    ) -> Tensor:
+        drawn = operation(*arguments, **options)
+        own = arguments[1:] if _in_place(operation) else arguments
+        if any(isinstance(argument, Tensor) for argument in own):
+            raise ValueError(f"{operation}: draws by other tensors, which cannot be repeated without them")
+        kept = [None, *own] if _in_place(operation) else own
+        self._noted.append((operation, kept, options, torch.empty_like(drawn)))
+        return drawn
+
+
+class _Mode(TorchDispatchMode):
+    """Gives the operations that draw from a generator to ``handle``; all others run."""
+
+    def __init__(self, handle: Callable[..., Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._handle = handle
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        drawing = kwargs.get("generator") is not None
+        return self._handle(func, args, kwargs) if drawing else func(*args, **kwargs)
+
+
+def _in_place(operation: Any) -> bool:
+    return bool(operation._schema.is_mutable)
 
 
 class Recorded(Generic[T]):
@@ -15,19 +80,19 @@ class Recorded(Generic[T]):
     A replay launches all of its operations at once, where a call launches them one by one from Python. For
     that the function must do the same work each time: no branch on a tensor's value, no copy to the host.
     What it reads or changes besides its arguments (weights, running statistics, an optimiser's state) must
-    stay where it is in memory. Elsewhere than on a GPU, and for inputs of other shapes than the first, it is
-    just called.
+    stay where it is in memory. Its random numbers are drawn before each replay, and are those that a call
+    would draw. Elsewhere than on a GPU, and for inputs of other shapes than the first, it is just called.
 
     Args:
         function: of tensors, to a tensor or a structure of tensors; a replay overwrites what the last one
             gave.
-        rng: the generator on ``device`` that the function draws from: each replay draws on from it.
     """
 
     WARM_UP = 2  # calls that choose algorithms and make the optimiser's state
 
-    def __init__(self, function: Callable[..., T], device: torch.device, rng: torch.Generator) -> None:
-        self._function, self._device, self._rng = function, device, rng
+    def __init__(self, function: Callable[..., T], device: torch.device) -> None:
+        self._function, self._device = function, device
+        self._draws = Draws()
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
 
@@ -44,26 +109,25 @@ class Recorded(Generic[T]):
         if self._calls <= self.WARM_UP:
             return self._warm_up(*inputs)
         if self._graph is None:
-            self._record(*inputs)
+            self._graph = self._record(*inputs)
         else:
             for static, given in zip(self._inputs, inputs, strict=True):
                 static.copy_(given)
-        assert self._graph is not None
+        self._draws.draw()
         self._graph.replay()
         return self._result
 
     def _warm_up(self, *inputs: Tensor) -> T:
         """A call on the stream that is recorded from: nothing that it leaves is tied to another one."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), self._draws.noting():
             result = self._function(*inputs)
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return result
 
-    def _record(self, *inputs: Tensor) -> None:
+    def _record(self, *inputs: Tensor) -> torch.cuda.CUDAGraph:
         self._inputs = [given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self._rng)
-        with torch.cuda.graph(graph, stream=self._stream):
+        with torch.cuda.graph(graph, stream=self._stream), self._draws.answering():
             self._result = self._function(*self._inputs)
-        self._graph = graph
+        return graph

@@ -208,7 +208,7 @@ class Distillation:
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
-        train_batch = Recorded(self._train_batch, self.device, self.rng)
+        train_batch = Recorded(self._train_batch, self.device)
         sums = torch.zeros(2, device=self.device)
         for _ in range(steps):
             images, labels = self.pool.sample(self.schedule.batch_size, self.rng)

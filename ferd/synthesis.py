@@ -161,7 +161,7 @@ def synthesise(
         optimiser.step()
         return {key: value.detach() for key, value in {"images": images, **terms}.items()}
 
-    fit = Recorded(step, labels.device, rng)
+    fit = Recorded(step, labels.device)
     best: Terms = {}
     for _ in range(settings.steps):
         best = _keep_lower(best, fit())

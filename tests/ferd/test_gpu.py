@@ -98,7 +98,7 @@ def test_recorded_rounds_are_as_rounds_that_are_called(make_run, monkeypatch, pr
     assert torch.equal(recorded.pool.labels[:16], called.pool.labels[:16])  # before rounding can tell
     assert recorded.rng.get_state().equal(called.rng.get_state())
     difference = (recorded.pool.images[:16].int() - called.pool.images[:16].int()).abs().float().mean()
-    assert difference < 3
+    assert difference < 8  # of 255 levels
     assert cosine(weights(recorded.student), weights(called.student), start) > tolerance
     assert records[-1].student["clean_loss"] == pytest.approx(expected[-1].student["clean_loss"], rel=0.1)
 
