@@ -92,6 +92,8 @@ def load_classifier(path: Path, **expected: Any) -> Classifier:
         raise FerdError(f"{path}: {error}") from None
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if {"input_mean", "input_std"} <= tensors.keys():
+        network.normalise_by(tensors["input_mean"], tensors["input_std"])
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

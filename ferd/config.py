@@ -56,16 +56,31 @@ class Augmentation(Settings):
     flip: bool
 
 
+class Normalisation(Settings):
+    """Of images in [0, 1], a number a channel: (x − mean)/std."""
+
+    mean: list[float]
+    std: list[Positive]
+
+    @model_validator(mode="after")
+    def _of_the_same_channels(self) -> Self:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"{len(self.mean)} means and {len(self.std)} stds; give one of each a channel")
+        return self
+
+
 class Weights(Settings):
     """Weights that were made elsewhere: where they are, and the SHA-256 (hex) of the file.
 
     ``location``: a file of the package ``ferd.assets``; a path, a relative one below ``FERD_DATA``; an
     ``https://`` or ``s3://`` address; the name of a model of RobustBench's zoo (``cifar100/NAME``).
+    ``normalisation``: what the images were normalised by when the network was trained, if they were.
     """
 
     source: Literal["package", "file", "https", "s3", "robustbench"]
     location: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    normalisation: Normalisation | None = None
 
 
 class Training(Settings):

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ferd.config import Normalisation
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
@@ -20,17 +21,23 @@ UNUSED = ("sub_block1.",)  # a group that WideResNets of the TRADES authors' cod
 SHOWN = 3  # keys that an error names
 
 
-def load_foreign(path: Path, name: str, *, classes: int, channels: int) -> Classifier:
+def load_foreign(
+    path: Path, name: str, *, classes: int, channels: int, normalisation: Normalisation | None = None
+) -> Classifier:
     """A network of the registry with the weights of a .safetensors, .pt or .pth file, frozen in eval mode.
 
     The weights may lie in a dict under one of ``WRAPPERS``, and their names may begin with ``module.``.
     Half-precision weights become float32; what begins with a name of ``UNUSED`` is left out.
 
+    Args:
+        normalisation: put inside the network, which takes images in [0, 1] then like all others.
+
     Raises:
-        FerdError: the file is missing, damaged or holds no weights, or they do not fit the network.
+        FerdError: the file is missing, damaged or holds no weights, or they do not fit the network; or
+            the normalisation is not one of its channels.
     """
     network = build(name, classes=classes, channels=channels)
-    tensors = _normalise(_read(path), path)
+    tensors = _unwrapped(_read(path), path)
     expected = network.state_dict()
     for key in expected.keys() - tensors.keys():
         if key.endswith("num_batches_tracked"):  # counts batches; older programs did not keep it
@@ -40,6 +47,13 @@ def load_foreign(path: Path, name: str, *, classes: int, channels: int) -> Class
     other = {key for key in expected if expected[key].shape != tensors[key].shape}
     _refuse(path, name, "has other shapes than", other)
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})
+    if normalisation:
+        if len(normalisation.mean) != channels:
+            raise FerdError(
+                f"{path}: normalisation has {len(normalisation.mean)} channels where images have {channels}; "
+                "give one mean and one std a channel"
+            )
+        network.normalise_by(torch.tensor(normalisation.mean), torch.tensor(normalisation.std))
     return network.eval().requires_grad_(False)
 
 
@@ -55,7 +69,7 @@ def _read(path: Path) -> Any:
         raise FerdError(f"{path}: cannot be read as plain weights ({reason}); fetch it again") from None
 
 
-def _normalise(content: Any, path: Path) -> dict[str, Tensor]:
+def _unwrapped(content: Any, path: Path) -> dict[str, Tensor]:
     """Weights by name, out of their wrapping and without prefixes."""
     while isinstance(content, Mapping):
         wrapper = next((key for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)

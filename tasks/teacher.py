@@ -118,7 +118,11 @@ def initial_network(settings: Teacher, benchmark: Benchmark, seed: int) -> Class
     if settings.weights is None:
         return build(settings.network, classes=classes, channels=channels, seed=seed)
     network = load_foreign(
-        fetch_weights(settings.weights), settings.network, classes=classes, channels=channels
+        fetch_weights(settings.weights),
+        settings.network,
+        classes=classes,
+        channels=channels,
+        normalisation=settings.weights.normalisation,
     )
     return network.requires_grad_()
 
@@ -185,7 +189,7 @@ def _measure(
     return {
         "n": len(images.labels),
         **{attack: evaluator.verdicts[attack].double().mean().item() for attack in MEASURED},
-        "weights": settings.weights.model_dump() if settings.weights else None,
+        "weights": settings.weights.model_dump(exclude_none=True) if settings.weights else None,
     }
 
 

@@ -24,18 +24,28 @@ class Classifier(nn.Module, ABC):
 
     Attributes:
         linear: the last layer, K -> C; a subclass sets it.
+        input_mean, input_std: of each channel (channels, 1, 1), by which images are normalised before the
+            stem; None where they are not. They are saved with the weights.
     """
 
     linear: nn.Linear
+    input_mean: Tensor | None
+    input_std: Tensor | None
 
     def __init__(self, classes: int, channels: int) -> None:
         super().__init__()
         self.classes = classes
         self.channels = channels
+        self.register_buffer("input_mean", None)
+        self.register_buffer("input_std", None)
+
+    def normalise_by(self, mean: Tensor, std: Tensor) -> None:
+        """From now on, the stem sees (x − mean)/std; both (channels,)."""
+        self.input_mean, self.input_std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Tensor:
-        """Images (B, channels, H, W) in [0, 1] -> input of the first block."""
+        """Images (B, channels, H, W), normalised where the network wants that -> input of the first block."""
 
     @abstractmethod
     def blocks(self) -> Sequence[nn.Module]:
@@ -48,7 +58,7 @@ class Classifier(nn.Module, ABC):
 
     def features(self, inputs: Tensor, layer: int = LAST_BLOCK) -> Tensor:
         """Z (B, K, H', W'): the output of block ``layer``, after its activation."""
-        features = self.stem(inputs)
+        features = self.stem(self._normalised(inputs))
         for block in self.blocks()[: self._end(layer)]:
             features = block(features)
         return features
@@ -62,6 +72,11 @@ class Classifier(nn.Module, ABC):
     def forward(self, inputs: Tensor) -> Tensor:
         """Images (B, channels, H, W) in [0, 1] -> logits (B, C)."""
         return self.head(self.features(inputs))
+
+    def _normalised(self, inputs: Tensor) -> Tensor:
+        if self.input_mean is None or self.input_std is None:
+            return inputs
+        return (inputs - self.input_mean) / self.input_std
 
     def _end(self, layer: int) -> int:
         blocks = len(self.blocks())

@@ -217,7 +217,7 @@ def test_a_misspelt_key_is_named_before_the_one_that_is_then_missing():
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("teacher.weights", ": source, location, sha256"),
+        ("teacher.weights", ": source, location, sha256, normalisation"),
         ("threat_model", ": norm, epsilon, step_size, steps"),
         ("evaluation.attacks", ""),
     ],

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from ferd.attacks import cross_entropy, pgd, random_start
-from ferd.config import ThreatModel
+from ferd.checkpoint import load_classifier, save_classifier
+from ferd.config import Normalisation, ThreatModel
 from ferd.dataset_readers import read
 from ferd.errors import FerdError
 from ferd.foreign_checkpoint import load_foreign
+from ferd.models.folding import Folded
 from ferd.models.registry import build
 from ferd.pixels import to_float
 
@@ -103,3 +105,44 @@ def test_a_standard_network_that_is_not_robust_is_what_its_authors_say():
     start = random_start(some, threat.epsilon, torch.Generator().manual_seed(0))
     adv_inputs = pgd(network, some, cross_entropy(true), threat, start)
     assert (network(adv_inputs).argmax(1) == true).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wrn-16-1", "preact_resnet18", "mobilenet_v2"])
+def test_a_normalisation_is_inside_the_network_from_then_on(tmp_path, name):
+    plain = build(name, classes=10, channels=3, seed=3)
+    with torch.no_grad():
+        for _ in range(10):  # running statistics that keep signals alive
+            plain.train()(torch.rand(16, 3, 32, 32))
+    plain.eval().requires_grad_(False)
+    save_file(plain.state_dict(), tmp_path / "net.safetensors")
+    mean, std = [0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]
+    network = load_foreign(
+        tmp_path / "net.safetensors",
+        name,
+        classes=10,
+        channels=3,
+        normalisation=Normalisation(mean=mean, std=std),
+    )
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    shift, scale = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (mean, std))
+    expected = plain((images - shift) / scale)
+    assert not torch.allclose(plain(images), expected, atol=1e-3)
+    assert torch.allclose(network(images), expected, atol=1e-5)
+    for layer in (-1, -2):
+        assert torch.allclose(network.head(network.features(images, layer), layer), expected, atol=1e-5)
+    assert torch.allclose(Folded(network).network(images), expected, atol=1e-4)
+    save_classifier(tmp_path / "saved.safetensors", network, name)
+    assert torch.equal(load_classifier(tmp_path / "saved.safetensors")(images), network(images))
+
+
+def test_a_normalisation_of_other_channels_is_refused_in_one_line(tmp_path, state):
+    save_file(state, tmp_path / "net.safetensors")
+    three = Normalisation(mean=[0.5] * 3, std=[0.2] * 3)
+    with pytest.raises(FerdError, match=r"normalisation has 3 channels where images have 1; give") as raised:
+        load_foreign(tmp_path / "net.safetensors", "resnet8-w8", classes=10, channels=1, normalisation=three)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_normalisation_has_a_std_for_each_mean():
+    with pytest.raises(ValueError, match="2 means and 1 stds"):
+        Normalisation(mean=[0.5, 0.5], std=[0.2])
