@@ -18,6 +18,7 @@ from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError
+from flows.gpus import Gpus
 from flows.progress import LiveView
 from tasks import params, tracking
 from tasks.process import NOT_WRITABLE, SLOTS
@@ -37,14 +38,15 @@ class Session:
     """What the stages of one flow run share: the view, how many may run, and a way to stop.
 
     As a context, it stops them where its body is left by an exception: Ctrl-C, or a worker's SIGTERM.
-    ``slots`` of them compute at a time (``tasks.process``); a few more start up meanwhile. With ``pull`` they
-    take what DVC's remote has; ``anew``, not even what DVC's run cache has.
+    ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; a few more start
+    up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even what DVC's run cache has.
     """
 
     def __init__(self, view: LiveView, slots: int, *, pull: bool = False, anew: bool = False) -> None:
         self.view, self.pull, self.anew = view, pull, anew
         self.slots = slots
         self.places = threading.Semaphore(slots + WAITING_ROOM)
+        self.gpus = Gpus()
         self.stopping = threading.Event()
 
     def __enter__(self) -> Self:
@@ -80,7 +82,8 @@ def run_stage(stage: Stage, session: Session) -> str:
     environment = {SLOTS: str(session.slots)}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
-    with session.places:
+    with session.places, session.gpus.one() as gpu:
+        environment |= gpu
         work = partial(run, stage, environment=environment, pull=session.pull, anew=session.anew)
         attempt(stage.name, session, work)
     return stage.name

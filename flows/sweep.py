@@ -5,13 +5,11 @@ python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --
 
 import argparse
 import os
-import queue
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
@@ -92,27 +90,13 @@ def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
 @flow(name="points", task_runner=TASK_RUNNER, validate_parameters=False)
 def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
     """Compute the points, ``slots`` at a time; -> what failed, a line each."""
-    places: queue.Queue[Mapping[str, str]] = queue.Queue()
-    for place in places_to_compute(slots):
-        places.put(place)
     with LiveView(len(points)) as view:
         submit: Any = run_point.submit  # its overloads do not take typed arguments
         with Session(view, slots) as session:
-            futures = {point.name: submit(point, session, places) for point in points}
+            futures = {point.name: submit(point, session) for point in points}
             for future in futures.values():
                 future.wait()
     return failures_of({name: future.state for name, future in futures.items()})
-
-
-def places_to_compute(slots: int) -> list[dict[str, str]]:
-    """The environment of a process in each of the slots; several GPUs are given out in turn."""
-    everywhere = {SLOTS: str(slots)}
-    count = torch.cuda.device_count()
-    if count < 2:
-        return [everywhere] * slots
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
-    gpus = visible.split(",")
-    return [everywhere | {"CUDA_VISIBLE_DEVICES": gpus[slot % count]} for slot in range(slots)]
 
 
 point_task: Any = partial(
@@ -127,17 +111,11 @@ point_task: Any = partial(
 
 
 @point_task
-def run_point(point: Point, session: Session, places: "queue.Queue[Mapping[str, str]]") -> None:
+def run_point(point: Point, session: Session) -> None:
     """Compute a point in a process of its own, when there is a place for it."""
-    place = places.get()
-    try:
-        attempt(
-            point.name,
-            session,
-            lambda on_event: point.compute(Path(), on_event, {**place, **prefect_run()}),
-        )
-    finally:
-        places.put(place)
+    with session.places, session.gpus.one() as gpu:
+        environment = {SLOTS: str(session.slots), **gpu, **prefect_run()}
+        attempt(point.name, session, lambda on_event: point.compute(Path(), on_event, environment))
 
 
 @flow(name="points-on-ray", validate_parameters=False)

@@ -17,7 +17,6 @@ NETWORKS: dict[str, Callable[..., Classifier]] = {
     "resnet8-w8": partial(ResNet, (8, 16, 32), 1),
     "resnet8-w16": partial(ResNet, (16, 32, 64), 1),
     "resnet8-w32": partial(ResNet, (32, 64, 128), 1),
-    "resnet14-w64": partial(ResNet, (64, 128, 256), 2),
     "resnet20-w16": partial(ResNet, (16, 32, 64), 3),
     "resnet18": partial(ResNet, (64, 128, 256, 512), 2),
     "preact_resnet18": partial(PreActResNet, (2, 2, 2, 2)),

@@ -2,19 +2,23 @@
 
 import json
 
+import pytest
 import torch
 
 from benchmarks.measure import in_turn
-from benchmarks.speed import KEY, RESULTS
-from benchmarks.steps import SIZES, STEPS
+from benchmarks.speed import GPU_RESULTS, KEY, RESULTS
+from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS
 
 
-def test_a_row_is_of_a_known_step_and_precision_and_its_ratio_is_that_of_its_times():
-    rows = json.loads(RESULTS.read_text())
+@pytest.mark.parametrize(
+    ("results", "sizes", "steps"), [(RESULTS, SIZES, STEPS), (GPU_RESULTS, GPU_SIZES, GPU_STEPS)]
+)
+def test_a_row_is_of_a_known_step_and_precision_and_its_ratio_is_that_of_its_times(results, sizes, steps):
+    rows = json.loads(results.read_text())
     assert len({tuple(row.get(key) for key in KEY) for row in rows}) == len(rows) > 0
     for row in rows:
-        assert row["precision"] in STEPS[row["step"]].precisions
-        assert row["size"] in {size.name for size in SIZES}
+        assert row["precision"] in steps[row["step"]].precisions
+        assert row["size"] in {size.name for size in sizes}
         assert abs(row["ratio"] - row["reference_ms"] / row["ours_ms"]) < 0.02
 
 

@@ -1,0 +1,46 @@
+"""GPUs are given out evenly; a mock stands for the machine's count, since CI has none."""
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+from flows.gpus import Gpus
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def with_gpus(count, visible=None):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        return Gpus()
+
+    return with_gpus
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_where_there_is_no_choice_nothing_is_set(machine, count):
+    with machine(count).one() as environment:
+        assert environment == {}
+
+
+@pytest.mark.parametrize(("visible", "names"), [(None, "012"), ("3,5,7", "357")])
+def test_each_process_gets_the_least_busy_one(machine, visible, names):
+    gpus = machine(3, visible)
+    first, second, third = ({"CUDA_VISIBLE_DEVICES": name} for name in names)
+    with ExitStack() as running:
+        assert [running.enter_context(gpus.one()) for _ in range(2)] == [first, second]
+        with gpus.one() as environment:
+            assert environment == third
+        assert running.enter_context(gpus.one()) == third  # free again
+        assert running.enter_context(gpus.one()) == first
+
+
+def test_a_gpu_is_free_again_after_a_failure(machine):
+    gpus = machine(2)
+    for _ in range(2):
+        with pytest.raises(RuntimeError), gpus.one() as environment:
+            raise RuntimeError
+        assert environment == {"CUDA_VISIBLE_DEVICES": "0"}
