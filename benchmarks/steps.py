@@ -282,9 +282,12 @@ class Bench:
         settings = self.settings.distillation.synthesis.bottleneck
         teacher = fast_layout(self.network(self.size.teacher), self.device).requires_grad_(False)
         features, rng = teacher.features(self.inputs).detach(), self.rng()
-        return Recorded(
+        find = Recorded(
             lambda: robust_channels(teacher, features, self.labels, LAST_BLOCK, settings, rng), self.device
         )
+        for _ in range(Recorded.WARM_UP + 1):  # what is measured is a replay, as in a generator step
+            find()
+        return find
 
     def reference_student_step(self) -> Call:
         """A student step: teacher's targets, UTAE, IKL, SGD."""

@@ -107,6 +107,9 @@ def running(task: str) -> Iterator[Progress]:
             progress.finish()
     except FerdError as error:
         _end(progress, str(error))
+    except torch.OutOfMemoryError as error:
+        reason = " ".join(str(error).split(". ")[0].split())
+        _end(progress, f"{reason}; lower batch_size, or run fewer stages on this GPU at a time")
     except OSError as error:
         if error.errno not in NOT_WRITABLE:
             raise

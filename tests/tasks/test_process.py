@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+import torch
 
 from tasks import process
 from tests.conftest import ROOT, environment
@@ -128,3 +129,13 @@ def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capf
         raise PermissionError(errno.EACCES, "Permission denied", "results/report")
     said = "report: results/report: Permission denied; free space or correct the permissions\n"
     assert capfd.readouterr().err == said
+
+
+def test_a_full_gpu_ends_a_stage_with_one_line(folder, capfd):
+    with pytest.raises(SystemExit) as ended, process.running("distill x"):
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 7.79 GiB."
+        )
+    assert ended.value.code == process.BAD_INPUT
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("distill x: CUDA out of memory; lower batch_size")
