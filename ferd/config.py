@@ -5,7 +5,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ferd.errors import FerdError
 
@@ -81,6 +89,11 @@ class Weights(Settings):
     location: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     normalisation: Normalisation | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Settings that name no normalisation are those that they were before there was one."""
+        return {key: value for key, value in serialise(self).items() if value is not None}
 
 
 class Training(Settings):

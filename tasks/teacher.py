@@ -189,7 +189,7 @@ def _measure(
     return {
         "n": len(images.labels),
         **{attack: evaluator.verdicts[attack].double().mean().item() for attack in MEASURED},
-        "weights": settings.weights.model_dump(exclude_none=True) if settings.weights else None,
+        "weights": settings.weights.model_dump() if settings.weights else None,
     }
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from ferd.attacks import cross_entropy, pgd, random_start
 from ferd.checkpoint import load_classifier, save_classifier
-from ferd.config import Normalisation, ThreatModel
+from ferd.config import Normalisation, ThreatModel, Weights
 from ferd.dataset_readers import read
 from ferd.errors import FerdError
 from ferd.foreign_checkpoint import load_foreign
@@ -141,6 +141,13 @@ def test_a_normalisation_of_other_channels_is_refused_in_one_line(tmp_path, stat
     with pytest.raises(FerdError, match=r"normalisation has 3 channels where images have 1; give") as raised:
         load_foreign(tmp_path / "net.safetensors", "resnet8-w8", classes=10, channels=1, normalisation=three)
     assert "\n" not in str(raised.value)
+
+
+def test_weights_without_a_normalisation_are_the_settings_that_they_were():
+    weights = Weights(source="file", location="net.pt", sha256=64 * "0")
+    assert weights.model_dump() == {"source": "file", "location": "net.pt", "sha256": 64 * "0"}
+    scaled = weights.model_copy(update={"normalisation": Normalisation(mean=[0.5], std=[0.2])})
+    assert scaled.model_dump()["normalisation"] == {"mean": [0.5], "std": [0.2]}
 
 
 def test_a_normalisation_has_a_std_for_each_mean():
