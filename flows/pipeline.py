@@ -31,22 +31,34 @@ transfer: Any = task(
     retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
 )
 OnEvent = Callable[[dict[str, Any]], None]
-WAITING_ROOM = 2  # stages that load their code while others compute
+
+
+class Once:
+    """A call that is made the first time alone."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call: Callable[[], None] | None = call
+
+    def __call__(self) -> None:
+        """Make it, if it was not made yet."""
+        call, self._call = self._call, None
+        if call:
+            call()
 
 
 class Session:
     """What the stages of one flow run share: the view, how many may run, and a way to stop.
 
     As a context, it stops them where its body is left by an exception: Ctrl-C, or a worker's SIGTERM.
-    ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; a few more start
-    up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even what DVC's run cache has.
+    ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; as many more
+    start up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even what its run cache has.
     """
 
     def __init__(self, view: LiveView, slots: int, *, pull: bool = False, anew: bool = False) -> None:
         self.view, self.pull, self.anew = view, pull, anew
         self.slots = slots
-        self.places = threading.Semaphore(slots + WAITING_ROOM)
         self.gpus = Gpus()
+        self._rooms = threading.Semaphore(slots)
         self.stopping = threading.Event()
 
     def __enter__(self) -> Self:
@@ -55,6 +67,28 @@ class Session:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self.stop()
+
+    @contextmanager
+    def room(self) -> Iterator[Callable[[OnEvent], OnEvent]]:
+        """Room to start up in, for as many processes as compute at a time; free again when this one computes.
+
+        Gives what a process's events must pass through.
+        """
+        self._rooms.acquire()
+        leave = Once(self._rooms.release)
+
+        def watched(on_event: OnEvent) -> OnEvent:
+            def watch(event: dict[str, Any]) -> None:
+                if event["event"] == "computing":
+                    leave()
+                on_event(event)
+
+            return watch
+
+        try:
+            yield watched
+        finally:
+            leave()
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
@@ -82,10 +116,9 @@ def run_stage(stage: Stage, session: Session) -> str:
     environment = {SLOTS: str(session.slots)}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
-    with session.places, session.gpus.one() as gpu:
-        environment |= gpu
-        work = partial(run, stage, environment=environment, pull=session.pull, anew=session.anew)
-        attempt(stage.name, session, work)
+    with session.room() as watched, session.gpus.one() as gpu:
+        options: Any = {"environment": environment | gpu, "pull": session.pull, "anew": session.anew}
+        attempt(stage.name, session, lambda on_event: run(stage, watched(on_event), **options))
     return stage.name
 
 

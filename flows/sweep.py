@@ -113,9 +113,13 @@ point_task: Any = partial(
 @point_task
 def run_point(point: Point, session: Session) -> None:
     """Compute a point in a process of its own, when there is a place for it."""
-    with session.places, session.gpus.one() as gpu:
+    with session.room() as watched, session.gpus.one() as gpu:
         environment = {SLOTS: str(session.slots), **gpu, **prefect_run()}
-        attempt(point.name, session, lambda on_event: point.compute(Path(), on_event, environment))
+        attempt(
+            point.name,
+            session,
+            lambda on_event: point.compute(Path(), watched(on_event), environment),
+        )
 
 
 @flow(name="points-on-ray", validate_parameters=False)
