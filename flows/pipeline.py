@@ -51,7 +51,7 @@ class Session:
 
     As a context, it stops them where its body is left by an exception: Ctrl-C, or a worker's SIGTERM.
     ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; as many more
-    start up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even what its run cache has.
+    start up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even its run cache's.
     """
 
     def __init__(self, view: LiveView, slots: int, *, pull: bool = False, anew: bool = False) -> None:
