@@ -112,7 +112,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = device_with(args.threads)
-    torch.backends.cudnn.allow_tf32 = args.tf32
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = args.tf32, True
     on_gpu = device.type == "cuda"
     steps, sizes, results = (GPU_STEPS, GPU_SIZES, GPU_RESULTS) if on_gpu else (STEPS, SIZES, RESULTS)
     logging.getLogger("ferd").setLevel(logging.ERROR)  # a fresh generator's images are grey: no warning
@@ -122,7 +122,7 @@ def main() -> None:
         checks = [] if args.steps else checked(device, Path(folder))
         for size in [size for size in sizes if args.image in (None, size.image)]:
             for name in args.steps or steps:
-                rows += measured(name, size, args.repeats, Path(folder), device)
+                rows += measured(name, size, args.repeats, Path(folder) / str(size.image), device)
                 keep(rows, results)
                 print(json.dumps(rows[-len(steps[name].precisions) :], ensure_ascii=False), flush=True)
     print_table(rows)

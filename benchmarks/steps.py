@@ -230,6 +230,7 @@ class Bench:
         generator = Generator(schedule.synthesis.latent_dim, self.shape[0], self.shape[1]).to(self.device)
 
         def draw() -> None:
+            student.student.eval()
             images = reference.synthesise(
                 teacher, student.student, generator, self.labels, schedule.synthesis, crops, rng
             )

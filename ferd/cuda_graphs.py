@@ -34,11 +34,13 @@ class Draws:
                 numbers.copy_(operation(*arguments, **options))
 
     def answering(self) -> TorchDispatchMode:
-        """For a call that must do the same operations as the noted one."""
+        """For a call that must draw by the same operations as the noted one."""
         waiting = iter(self._noted)
 
         def answer(operation: Callable[..., Tensor], arguments: Sequence[Any], _: dict[str, Any]) -> Tensor:
-            numbers = next(waiting)[-1]
+            noted, _, _, numbers = next(waiting, (None, (), {}, torch.empty(0)))
+            if operation is not noted:
+                raise ValueError(f"{operation}: drawn where {noted} was noted; draw by the same each time")
             return arguments[0].copy_(numbers) if _in_place(operation) else numbers.clone()
 
         return _Mode(answer)
@@ -92,6 +94,10 @@ class Recorded(Generic[T]):
 
     def __init__(self, function: Callable[..., T], device: torch.device) -> None:
         self._function, self._device = function, device
+        if (
+            device.type == "cuda"
+        ):  # shapes stay the same for hours: cuDNN tries its algorithms, keeps the best
+            torch.backends.cudnn.benchmark = True
         self._draws = Draws()
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -40,7 +40,7 @@ class FittedGenerator(ImageSource):
     Args:
         teacher: as it is, since L_bn looks at the inputs of its BatchNorm layers.
         student: a twin that follows the student's weights.
-        bf16: whether the networks run under autocast; their losses are float32 always.
+        bf16: whether the networks run under autocast, DFHL-RS's student aside; losses are float32 always.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class FittedGenerator(ImageSource):
             student = self.student if number > self.schedule.warmup_rounds else None
             nonrobust = nonrobust_of(self.method)
             context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
-        with context as loss, tf32_convolutions(self.bf16 and rng.device.type == "cuda"):
+        autocast = self.bf16 and self.method.synthesis != "dfhl-rs"
+        with context as loss, tf32_convolutions(autocast and rng.device.type == "cuda"):
             result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
         _warn_of_a_useless_mask(result.figures, number)
         return to_uint8(result.images), labels, result.figures

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from tasks.process import SLOT_SHARE
+
 
 class Gpus:
     """The GPUs that this process sees: all, or those that ``CUDA_VISIBLE_DEVICES`` names."""
@@ -27,7 +29,8 @@ class Gpus:
             gpu = min(self._processes, key=self._processes.__getitem__)
             self._processes[gpu] += 1
         try:
-            yield {"CUDA_VISIBLE_DEVICES": gpu}
+            number, count = list(self._processes).index(gpu), len(self._processes)
+            yield {"CUDA_VISIBLE_DEVICES": gpu, SLOT_SHARE: f"{number}/{count}"}
         finally:
             with self._lock:
                 self._processes[gpu] -= 1

@@ -32,6 +32,7 @@ from ferd.files import file_hash, write_json
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
+SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
 SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
@@ -84,11 +85,14 @@ class Progress:
 def take_slot(slots: int) -> IO[str]:
     """Wait for one of the folder's places to compute in; it is free again when the file is closed.
 
-    A place is a lock on a file, so that a process that is killed gives its own back.
+    A place is a lock on a file, so that a process that is killed gives its own back. Where there are as many
+    as GPUs, each place belongs to one of them.
     """
     RESUME.mkdir(exist_ok=True)
+    gpu, count = map(int, os.environ.get(SLOT_SHARE, "0/1").split("/"))
+    own = range(gpu, slots, count) if slots >= count else range(slots)
     while True:
-        for number in range(slots):
+        for number in own:
             slot = (RESUME / f"slot-{number}").open("w")
             with suppress(BlockingIOError):
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,12 +141,10 @@ def alone(task: str) -> Iterator[None]:
 def device_with(threads: int) -> torch.device:
     """The GPU where there is one, else the CPU with so many threads (part of what is reproduced).
 
-    float32 is float32: TensorFloat-32, which cuDNN would use for convolutions, is switched off. Shapes stay
-    the same for hours: cuDNN tries its algorithms once and keeps the fastest.
+    float32 is float32: TensorFloat-32, which cuDNN would use for convolutions, is switched off.
     """
     torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.benchmark = True
     return torch.device(_device_type())
 
 

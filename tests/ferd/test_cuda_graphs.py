@@ -65,6 +65,19 @@ def test_drawn_before_it_runs_a_function_has_the_numbers_that_it_draws():
         assert all(map(torch.equal, answered, draw(called)))
 
 
+def test_a_call_that_draws_otherwise_than_noted_is_refused(rng):
+    draws = Draws()
+    with draws.noting():
+        torch.rand(3, generator=rng)
+    draws.draw()
+    with draws.answering(), pytest.raises(ValueError, match=r"randint.*rand.* was noted"):
+        torch.randint(0, 9, (3,), generator=rng)
+    with draws.answering():
+        torch.rand(3, generator=rng)
+        with pytest.raises(ValueError, match="None was noted"):
+            torch.rand(3, generator=rng)
+
+
 def test_a_draw_that_depends_on_a_tensor_is_refused(rng):
     shares = torch.tensor([0.5, 0.5])
     with Draws().noting(), pytest.raises(ValueError, match="multinomial"):

@@ -36,6 +36,19 @@ def test_as_many_slots_are_taken_as_there_are_and_a_closed_one_is_free_again(fol
     taken[0].close()
 
 
+@pytest.mark.parametrize(
+    ("slots", "own"), [(2, [{1}]), (5, [{1}, {1, 3}]), (1, [{0}])], ids=["one each", "two of five", "too few"]
+)
+def test_a_gpu_has_places_of_its_own(folder, monkeypatch, slots, own):
+    monkeypatch.setenv(process.SLOT_SHARE, "1/2")
+    taken = []
+    for names in own:
+        taken.append(process.take_slot(slots))
+        assert {slot.name for slot in taken} == {str(process.RESUME / f"slot-{number}") for number in names}
+    for slot in taken:
+        slot.close()
+
+
 def test_a_killed_process_gives_its_slot_back(folder):
     with subprocess.Popen(
         [sys.executable, "-c", HOLDER],
