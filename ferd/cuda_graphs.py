@@ -38,9 +38,11 @@ class Draws:
         waiting = iter(self._noted)
 
         def answer(operation: Callable[..., Tensor], arguments: Sequence[Any], _: dict[str, Any]) -> Tensor:
-            noted, _, _, numbers = next(waiting, (None, (), {}, torch.empty(0)))
-            if operation is not noted:
-                raise ValueError(f"{operation}: drawn where {noted} was noted; draw by the same each time")
+            noted = next(waiting, None)
+            if noted is None or operation is not noted[0]:
+                was = noted and noted[0]
+                raise ValueError(f"{operation}: drawn where {was} was noted; draw by the same each time")
+            numbers = noted[-1]
             return arguments[0].copy_(numbers) if _in_place(operation) else numbers.clone()
 
         return _Mode(answer)
@@ -94,10 +96,8 @@ class Recorded(Generic[T]):
 
     def __init__(self, function: Callable[..., T], device: torch.device) -> None:
         self._function, self._device = function, device
-        if (
-            device.type == "cuda"
-        ):  # shapes stay the same for hours: cuDNN tries its algorithms, keeps the best
-            torch.backends.cudnn.benchmark = True
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # for hours of equal shapes: cuDNN tries its algorithms
         self._draws = Draws()
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None

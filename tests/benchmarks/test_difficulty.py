@@ -1,5 +1,6 @@
 """How hard synthetic images are: every setting, on a size that takes seconds."""
 
+import logging
 import sys
 
 from benchmarks import difficulty
@@ -7,7 +8,8 @@ from ferd.checkpoint import save_classifier
 from ferd.models.registry import build
 
 
-def test_it_prints_a_row_a_setting(tmp_path, monkeypatch, capsys):
+def test_it_prints_a_row_a_setting(tmp_path, monkeypatch, capsys, caplog):
+    caplog.set_level(logging.ERROR, logger="ferd")  # as the command sets it, put back in the end
     student = tmp_path / "student.safetensors"
     save_classifier(student, build("resnet8-w8", classes=10, channels=3), "resnet8-w8")
     monkeypatch.setattr(difficulty, "IMAGES", 4)
