@@ -38,12 +38,13 @@ def main() -> None:
     device = device_with(1)
     benchmark = params.read().benchmark("cifar10-medium")
     teacher = fast_layout(cifar10_teacher(), device)
+    twin = Folded(teacher).network
     student = Folded(fast_layout(load_classifier(args.student, classes=10, channels=3), device)).network
     print("adv, bn, oh, uni; threshold | right, under PGD-10: teacher | student | H(T) | CE: clean | UTAE")
     for weights in WEIGHTS:
         for threshold in THRESHOLDS if weights == WEIGHTS[-1] else THRESHOLDS[:1]:
             images, labels = synthetic(teacher, student, benchmark, weights, threshold, args.steps, device)
-            figures = difficulty(Folded(teacher).network, student, benchmark, images, labels)
+            figures = difficulty(twin, student, benchmark, images, labels)
             print(f"{', '.join(map(str, weights))}; {threshold} | {figures}", flush=True)
 
 

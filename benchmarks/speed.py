@@ -103,7 +103,11 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 def main() -> None:
     """Check, measure, write, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("steps", nargs="*", help=f"{', '.join(GPU_STEPS)}: these alone, without the checks")
+    parser.add_argument(
+        "steps",
+        nargs="*",
+        help=f"{', '.join(GPU_STEPS)} (the last on a GPU): these alone, without the checks",
+    )
     parser.add_argument("--image", type=int, help="32 or 64: at this size alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each call")
     parser.add_argument("--threads", type=int, default=1)
@@ -115,6 +119,8 @@ def main() -> None:
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = args.tf32, True
     on_gpu = device.type == "cuda"
     steps, sizes, results = (GPU_STEPS, GPU_SIZES, GPU_RESULTS) if on_gpu else (STEPS, SIZES, RESULTS)
+    if unknown := [name for name in args.steps if name not in steps]:
+        parser.error(f"{', '.join(unknown)}: no such step on this device; choose from {', '.join(steps)}")
     logging.getLogger("ferd").setLevel(logging.ERROR)  # a fresh generator's images are grey: no warning
     print(hardware(device), flush=True)
     rows = []
