@@ -9,9 +9,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    SerializerFunctionWrapHandler,
     ValidationError,
-    model_serializer,
     model_validator,
 )
 
@@ -88,12 +86,7 @@ class Weights(Settings):
     source: Literal["package", "file", "https", "s3", "robustbench"]
     location: str
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-    normalisation: Normalisation | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Settings that name no normalisation are those that they were before there was one."""
-        return {key: value for key, value in serialise(self).items() if value is not None}
+    normalisation: Normalisation | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Training(Settings):

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Self
 
@@ -31,19 +31,6 @@ transfer: Any = task(
     retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
 )
 OnEvent = Callable[[dict[str, Any]], None]
-
-
-class Once:
-    """A call that is made the first time alone."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call: Callable[[], None] | None = call
-
-    def __call__(self) -> None:
-        """Make it, if it was not made yet."""
-        call, self._call = self._call, None
-        if call:
-            call()
 
 
 class Session:
@@ -75,20 +62,18 @@ class Session:
         Gives what a process's events must pass through.
         """
         self._rooms.acquire()
-        leave = Once(self._rooms.release)
+        with ExitStack() as rented:
+            rented.callback(self._rooms.release)
 
-        def watched(on_event: OnEvent) -> OnEvent:
-            def watch(event: dict[str, Any]) -> None:
-                if event["event"] == "computing":
-                    leave()
-                on_event(event)
+            def watched(on_event: OnEvent) -> OnEvent:
+                def watch(event: dict[str, Any]) -> None:
+                    if event["event"] == "computing":
+                        rented.close()  # once: then there is nothing left to give back
+                    on_event(event)
 
-            return watch
+                return watch
 
-        try:
             yield watched
-        finally:
-            leave()
 
     def stop(self) -> None:
         """End what is running and start nothing more."""
