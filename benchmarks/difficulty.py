@@ -5,6 +5,7 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ferd.assets import cifar10_teacher
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.checkpoint import load_classifier
 from ferd.config import Benchmark, NonRobust, SynthesisWeights
+from ferd.errors import FerdError
 from ferd.losses import soft_cross_entropy
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
@@ -36,10 +38,13 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("ferd").setLevel(logging.ERROR)
     device = device_with(1)
-    benchmark = params.read().benchmark("cifar10-medium")
+    try:
+        benchmark = params.read().benchmark("cifar10-medium")
+        given = load_classifier(args.student, classes=10, channels=3)
+    except FerdError as error:
+        sys.exit(f"difficulty: {error}")
     teacher = fast_layout(cifar10_teacher(), device)
-    twin = Folded(teacher).network
-    student = Folded(fast_layout(load_classifier(args.student, classes=10, channels=3), device)).network
+    twin, student = (Folded(network).network for network in (teacher, fast_layout(given, device)))
     print("adv, bn, oh, uni; threshold | right, under PGD-10: teacher | student | H(T) | CE: clean | UTAE")
     for weights in WEIGHTS:
         for threshold in THRESHOLDS if weights == WEIGHTS[-1] else THRESHOLDS[:1]:

@@ -3,6 +3,8 @@
 import logging
 import sys
 
+import pytest
+
 from benchmarks import difficulty
 from ferd.checkpoint import save_classifier
 from ferd.models.registry import build
@@ -22,3 +24,13 @@ def test_it_prints_a_row_a_setting(tmp_path, monkeypatch, capsys, caplog):
         _, teacher, _, *losses = row.split(" | ")
         assert teacher.count("%") == 2
         assert all(float(loss) > 0 for loss in losses) and len(losses) == 3
+
+
+def test_a_checkpoint_that_is_cut_off_is_refused_in_one_line(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.ERROR, logger="ferd")
+    student = tmp_path / "student.safetensors"
+    student.write_bytes(b"cut off")
+    monkeypatch.setattr(sys, "argv", ["difficulty", str(student)])
+    with pytest.raises(SystemExit, match=r"difficulty: .*student.safetensors: cut off") as ended:
+        difficulty.main()
+    assert "\n" not in str(ended.value)

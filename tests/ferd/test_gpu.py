@@ -71,7 +71,12 @@ METHODS = {
     "adaptive": {"adversary": "adaptive-utae"},
     "absld": {"student_loss": "absld"},
     "fair-rslad": {"student_loss": "fair-rslad"},
-    "dfhl-rs": {"student_loss": "hard-label", "adversary": "high-entropy", "synthesis": "dfhl-rs"},
+    "dfhl-rs": {
+        "student_loss": "hard-label",
+        "adversary": "high-entropy",
+        "synthesis": "dfhl-rs",
+        "sampler": "uniform",
+    },
     "second-last-block": {"nonrobust": FERD.nonrobust.model_copy(update={"layer": -2})},
 }
 
