@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ferd.config import Distillation, Evaluation, Method, Precision, Training
+from ferd.adaptive_adversary import MOST_TARGETS, weakest
+from ferd.config import Analysis, Distillation, Evaluation, Method, Precision, Training
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype
 
@@ -161,6 +162,30 @@ def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> 
             for attacks in balls
             for attack, number in attacks.items()
         )
+    )
+
+
+def analysis_work(
+    settings: Analysis, utae_steps: int, classes: int, teacher: Passes, student: Passes | None
+) -> Work:
+    """The adaptive adversary, where UTAEs end up, and the images; of a teacher, the adversary alone.
+
+    Not counted: the judge's passes, and Inception's where it is given.
+    """
+    images = settings.images_per_class * classes
+    targets = min(classes - 1, MOST_TARGETS)
+
+    def adversary(network: Passes) -> float:
+        return network.forward + targets * (settings.targeted_steps * network.attack + network.forward)
+
+    if student is None:
+        return Work(teacher=images * adversary(teacher))
+    weak_images = settings.images_per_class * len(weakest(*2 * [[0.0] * classes]))
+    ends = len(settings.gammas) * images
+    return Work(
+        teacher=weak_images * adversary(teacher) + (ends + 2 * settings.pool_images) * teacher.forward,
+        student=images * (adversary(student) + student.forward)
+        + ends * (utae_steps * student.attack + student.forward),
     )
 
 

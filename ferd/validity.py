@@ -18,8 +18,13 @@ from ferd.models.classifier import Classifier, frozen
 NOISE = 1e-4  # two passes may differ by this fraction of the largest logit: rounding
 STANDARD_ERRORS = 2  # a stronger attack may leave so many more correct
 ABOVE_CHANCE = 0.1  # a clean accuracy over 1/C + this is well above chance
-NAMES = {"fgsm": "FGSM", "pgd20": "PGD-20", "autoattack": "AutoAttack"}
-ORDER = (("clean", "pgd20"), ("fgsm", "pgd20"), ("pgd20", "autoattack"))  # weaker, stronger
+NAMES = {"fgsm": "FGSM", "pgd20": "PGD-20", "cw30": "CW-30", "autoattack": "AutoAttack"}
+ORDER = (  # weaker, stronger
+    ("clean", "pgd20"),
+    ("fgsm", "pgd20"),
+    ("pgd20", "autoattack"),
+    ("cw30", "autoattack"),
+)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ferd import cost
-from ferd.config import Benchmark, Precision
+from ferd.config import Benchmark, Precision, Teacher
 from ferd.datasets import Dataset, dataset
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
@@ -28,7 +28,13 @@ from tasks import params, paths
 from tasks.results import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
-KINDS = {"tasks.teacher": "teacher", "tasks.distill": "distill", "tasks.evaluate": "evaluate"}
+KINDS = {  # of stages that compute: how the name of the file ends that says what it took
+    "tasks.teacher": ".train-cost.json",
+    "tasks.judge": ".train-cost.json",
+    "tasks.distill": ".distill-cost.json",
+    "tasks.evaluate": ".evaluate-cost.json",
+    "tasks.analyse": ".analyse-cost.json",
+}
 TEST_IMAGES = {"digits": 500}
 USUAL_TEST_IMAGES = 10_000
 
@@ -51,25 +57,25 @@ class Job:
 
 
 def jobs(stages: Iterable[Stage]) -> list[Job]:
-    """The stages of dvc.yaml that train, distil or evaluate."""
+    """The stages of dvc.yaml that train, distil, evaluate or analyse."""
     return [job for stage in stages if (job := _job(stage)) is not None]
 
 
 def _job(stage: Stage) -> Job | None:
-    kind, *arguments = stage.command
-    if kind not in KINDS:
+    module, *arguments = stage.command
+    if module not in KINDS:
         return None
-    if kind == "tasks.teacher":
-        checkpoint, suffix = paths.teacher(arguments[0]), ".train-cost.json"
-    elif kind == "tasks.distill":
-        benchmark, student, method, seed = arguments
-        checkpoint = paths.student(benchmark, student, method, int(seed.removeprefix("s")))
-        suffix = ".distill-cost.json"
+    kind = module.removeprefix("tasks.")
+    if kind in ("teacher", "judge"):
+        checkpoint = paths.teacher(arguments[0]).with_stem(kind)
+    elif kind == "distill":
+        benchmark, name, method, seed = arguments
+        checkpoint = paths.student(benchmark, name, method, int(seed.removeprefix("s")))
     else:
-        checkpoint, suffix = Path(arguments[0]), ".evaluate-cost.json"
-    student_name, method, _ = paths.identity(checkpoint)
-    spent = paths.result_of(checkpoint).with_suffix(suffix)
-    return Job(KINDS[kind], checkpoint.parts[1], student_name, method, spent, stage.stale)
+        checkpoint = Path(arguments[0])
+    student, method, _ = paths.identity(checkpoint)
+    spent = paths.result_of(checkpoint).with_suffix(KINDS[module])
+    return Job(kind, checkpoint.parts[1], student, method, spent, stage.stale)
 
 
 class Costs:
@@ -83,13 +89,19 @@ class Costs:
 
     def work(self, job: Job) -> cost.Work:
         """FLOPs of a job."""
-        teacher = self._passes(self.benchmark.teacher.network)
-        if job.kind == "teacher":
-            training = self.benchmark.teacher.training
+        teacher = self._passes(self._given(job).network)
+        if job.kind in ("teacher", "judge"):
+            training = self._given(job).training
             return cost.training_work(training, self._training_images, teacher) if training else cost.Work()
         student = self._passes(job.student) if job.student else teacher
         if job.kind == "evaluate":
             return cost.evaluation_work(self.benchmark.evaluation, self._test_images, student)
+        if job.kind == "analyse":
+            analysis, utae_steps = self.benchmark.analysis, self.benchmark.distillation.utae_steps
+            classes = len(self.data.class_names)
+            return cost.analysis_work(
+                analysis, utae_steps, classes, teacher, student if job.student else None
+            )
         schedule, method = self.benchmark.distillation, self.settings.method(job.method)
         return cost.distillation_work(
             schedule, method, teacher, student, self._generator, self._bottleneck_step(method.nonrobust.layer)
@@ -98,31 +110,38 @@ class Costs:
     def seconds(self, job: Job) -> float:
         """Each network's FLOPs at the rate that it reached in the calibration, at the job's precision."""
         precision = self._precision(job)
-        work, teacher = self.work(job), self._rate(self.benchmark.teacher.network, precision)
+        work, teacher = self.work(job), self._rate(self._given(job).network, precision)
         student = self._rate(job.student, precision) if job.student else teacher
         return work.teacher / teacher + work.student / student + work.generator / student
 
     def memory(self, job: Job) -> int:
         """Bytes on the device at the largest moment."""
-        teacher = self._meta(self.benchmark.teacher.network)
+        teacher = self._meta(self._given(job).network)
         student = self._meta(job.student) if job.student else teacher
         if job.kind == "distill":
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
-        training = self.benchmark.teacher.training
-        if job.kind == "teacher" and training:
+        training = self._given(job).training
+        if job.kind in ("teacher", "judge") and training:
             return cost.teacher_memory(training, self._training_images, teacher, self.shape)
+        if job.kind == "analyse":
+            batch = self.benchmark.analysis.batch_size
+            return max(cost.training_memory(network, batch, self.shape) for network in (teacher, student))
         return cost.training_memory(student, self.benchmark.evaluation.batch_size, self.shape)
 
     def disk(self, job: Job) -> int:
         """Bytes of a job's checkpoint and pool."""
-        if job.kind == "evaluate":
+        if job.kind in ("evaluate", "analyse"):
             return 0
-        network = self._meta(job.student or self.benchmark.teacher.network)
+        network = self._meta(job.student or self._given(job).network)
         size = cost.weights_bytes(network)
         if job.kind == "distill":
             schedule = self.benchmark.distillation
             size += schedule.rounds * schedule.batch_size * prod(self.shape)
         return size
+
+    def _given(self, job: Job) -> Teacher:
+        """The teacher's settings; those of the judge for the job that makes it."""
+        return self.benchmark.analysis.judge if job.kind == "judge" else self.benchmark.teacher
 
     @property
     def _training_images(self) -> int:
@@ -157,8 +176,9 @@ class Costs:
 
     def _precision(self, job: Job) -> Precision:
         """What its attacks compute in; reported robustness is always judged in float32."""
-        if job.kind == "teacher" and self.benchmark.teacher.training:
-            return self.benchmark.teacher.training.precision
+        training = self._given(job).training
+        if job.kind in ("teacher", "judge") and training:
+            return training.precision
         return self.benchmark.distillation.precision if job.kind == "distill" else "float32"
 
     @cache  # noqa: B019
@@ -204,7 +224,7 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
         console.print(table)
     print(
         f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all "
-        "(teachers, students and their evaluation; not counted: data, judges, analyses, report)"
+        "(not counted: data and report)"
     )
     for benchmark, ratios in ratios_of.items():
         if ratios:

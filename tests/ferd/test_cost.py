@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ferd import cost
-from ferd.config import Distillation, Evaluation, Method, Training
+from ferd.config import Analysis, Distillation, Evaluation, Method, Training
 from ferd.models.registry import build
 from tests.conftest import tiny_params
 
@@ -117,6 +117,18 @@ def test_evaluation_work_counts_every_ball():
     ball = {"epsilon": 0.2, "step_size": 0.05, "attacks": {"fgsm": "all"}}
     more = cost.evaluation_work(Evaluation(**block | {"other_balls": [ball]}), 100, UNIT).total
     assert more == plain + 100 * (2 + 1)
+
+
+def test_analysis_work_literal():
+    block = DIGITS["analysis"] | {"images_per_class": 2, "targeted_steps": 3, "gammas": [0.0, 0.5]}
+    settings = Analysis(**block | {"pool_images": 7})
+    adversary = 1 + 9 * (3 * 2 + 1)  # clean, then nine targets
+    assert cost.analysis_work(settings, 4, 10, UNIT, None) == cost.Work(teacher=20 * adversary)
+    work = cost.analysis_work(settings, 4, 10, UNIT, UNIT)
+    assert work.teacher == 2 * adversary + 2 * 20 + 2 * 7
+    assert work.student == 20 * (adversary + 1) + 2 * 20 * (4 * 2 + 1)
+    few_targets = cost.analysis_work(settings, 4, 3, UNIT, None)
+    assert few_targets.total == 6 * (1 + 2 * (3 * 2 + 1))
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])

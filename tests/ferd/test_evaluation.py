@@ -321,6 +321,15 @@ def test_checks_compare_two_attacks_on_the_images_that_both_were_given(evaluatio
     assert (found.weaker_accuracy, found.stronger_accuracy) == (1.0, 0.5)
 
 
+def test_checks_compare_every_white_box_attack_with_a_stronger_one(evaluation, linear):
+    network, data, _ = linear
+    run = evaluation(WHITE_BOX | {"autoattack": 10}, network, data)
+    judged(run)
+    pairs = {(found.weaker, found.stronger) for found in run.checks().comparisons}
+    assert {weaker for weaker, _ in pairs} == {"clean", "fgsm", "pgd20", "cw30"}
+    assert {("pgd20", "autoattack"), ("cw30", "autoattack")} < pairs
+
+
 def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evaluation):
     class Random(Linear):
         def forward(self, inputs):

@@ -37,6 +37,26 @@ def test_each_kind_of_stage_is_timed_at_its_own_precision(costs, monkeypatch):
         assert costs.seconds(job(kind)) == pytest.approx(costs.work(job(kind)).total / rate)
 
 
+def test_an_analysis_is_of_student_and_teacher_and_a_teachers_of_itself_alone(costs):
+    student, teacher = job("analyse"), job("analyse", student=None, method="teacher")
+    assert costs.work(teacher).student == 0 < costs.work(teacher).teacher
+    assert min(costs.work(student).student, costs.work(student).teacher) > 0
+    assert costs.seconds(student) == pytest.approx(costs.work(student).total / 1e6)
+    assert costs.disk(student) == 0
+
+
+def test_a_judge_is_a_classifier_of_its_own_settings(costs):
+    judge, teacher = (job(kind, student=None, method="teacher") for kind in ("judge", "teacher"))
+    settings = costs.benchmark.analysis.judge
+    passes = costs._passes(settings.network)
+    images = costs.benchmark.data.train_per_class * 10
+    assert costs.work(judge).total == settings.training.epochs * images * passes.training
+    costs.benchmark = costs.benchmark.model_copy(
+        update={"teacher": costs.benchmark.teacher.model_copy(update={"training": None})}
+    )
+    assert costs.work(teacher).total == 0 < costs.work(judge).total
+
+
 def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
     float32_and_counters = 4 * 20_146 + 8 * 9  # parameters and running statistics; a counter a BatchNorm
     assert costs.disk(job("distill")) == float32_and_counters + 3 * 16 * 8 * 8  # rounds of uint8 images
@@ -73,6 +93,8 @@ def test_the_command_lists_what_is_out_of_date_and_compares_what_ran(finished):
     assert rows["distill digits resnet8-w8 ferd"] == "2"  # seed 0 ran
     assert rows["distill digits resnet8-w8 no-fae"] == "3"
     assert not any(name.startswith("teacher") for name in rows)
+    assert rows["judge digits teacher"] == "1"
+    assert rows["analyse digits resnet8-w8 ferd"] == "1"
     assert re.search(r"digits: \d+ stages that ran before took \d+\.\d\d times", answer.stdout)
 
 
