@@ -35,6 +35,7 @@ KINDS = {  # of stages that compute: how the name of the file ends that says wha
     "tasks.evaluate": ".evaluate-cost.json",
     "tasks.analyse": ".analyse-cost.json",
 }
+MADE = ("teacher", "judge")  # by one stage for all students
 TEST_IMAGES = {"digits": 500}
 USUAL_TEST_IMAGES = 10_000
 
@@ -66,14 +67,14 @@ def _job(stage: Stage) -> Job | None:
     if module not in KINDS:
         return None
     kind = module.removeprefix("tasks.")
-    if kind in ("teacher", "judge"):
+    if kind in MADE:
         checkpoint = paths.teacher(arguments[0]).with_stem(kind)
     elif kind == "distill":
         benchmark, name, method, seed = arguments
         checkpoint = paths.student(benchmark, name, method, int(seed.removeprefix("s")))
     else:
         checkpoint = Path(arguments[0])
-    student, method, _ = paths.identity(checkpoint)
+    student, method = (None, "") if kind in MADE else paths.identity(checkpoint)[:2]
     spent = paths.result_of(checkpoint).with_suffix(KINDS[module])
     return Job(kind, checkpoint.parts[1], student, method, spent, stage.stale)
 
@@ -90,7 +91,7 @@ class Costs:
     def work(self, job: Job) -> cost.Work:
         """FLOPs of a job."""
         teacher = self._passes(self._given(job).network)
-        if job.kind in ("teacher", "judge"):
+        if job.kind in MADE:
             training = self._given(job).training
             return cost.training_work(training, self._training_images, teacher) if training else cost.Work()
         student = self._passes(job.student) if job.student else teacher
@@ -121,7 +122,7 @@ class Costs:
         if job.kind == "distill":
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
         training = self._given(job).training
-        if job.kind in ("teacher", "judge") and training:
+        if job.kind in MADE and training:
             return cost.teacher_memory(training, self._training_images, teacher, self.shape)
         if job.kind == "analyse":
             batch = self.benchmark.analysis.batch_size
@@ -177,7 +178,7 @@ class Costs:
     def _precision(self, job: Job) -> Precision:
         """What its attacks compute in; reported robustness is always judged in float32."""
         training = self._given(job).training
-        if job.kind in ("teacher", "judge") and training:
+        if job.kind in MADE and training:
             return training.precision
         return self.benchmark.distillation.precision if job.kind == "distill" else "float32"
 
