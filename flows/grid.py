@@ -4,14 +4,18 @@ python -m flows.grid --benchmark digits
 """
 
 import argparse
+import threading
 from collections.abc import Sequence
 from typing import Any
+from uuid import UUID
 
-from prefect import flow, task
+from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Cancelling
 
 from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, as_command, evaluations, in_order, run_stale
@@ -40,15 +44,23 @@ def grid(
     targets = evaluations(pipeline, benchmark, methods, seeds)
     stale = [stage for stage in pipeline.plan(targets) if stage.stale]
     print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
+    stopping = threading.Event()
     submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
-    if failures := in_order(stale, lambda stage, needed: submit(stage.name, wait_for=needed)):
+    try:
+        failures = in_order(stale, lambda stage, needed: submit(stage.name, stopping, wait_for=needed))
+    except BaseException:  # Ctrl-C, or a worker's SIGTERM
+        stopping.set()
+        raise
+    if failures:
         raise FerdError("; ".join(failures))
     run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def on_a_worker(name: str) -> None:
+def on_a_worker(name: str, stopping: threading.Event) -> None:
     """Ask for a stage, and wait until a worker has run it and sent what came of it.
+
+    When the grid is stopped, so is the stage, on its worker.
 
     Raises:
         FerdError: the deployment's run failed.
@@ -59,11 +71,28 @@ def on_a_worker(name: str) -> None:
         DEPLOYMENT,
         parameters={"name": name, "share": True},
         flow_run_name=name,
-        poll_interval=POLL_SECONDS,
+        timeout=0,  # it is waited for below
         idempotency_key=f"{asked_by}/{name}",
     )
-    if not run.state.is_completed():
-        raise FerdError(f"{run.state.name.lower()} on a worker: {run.state.message or 'see its log'}")
+    state = _end_of(run.id, stopping)
+    if not state.is_completed():
+        raise FerdError(f"{state.type.value.lower()} on a worker: {state.message or 'see its log'}")
+
+
+def _end_of(run: UUID, stopping: threading.Event) -> State[Any]:
+    """The state that a flow run ends in, or in which it was cancelled since the grid is stopped."""
+    with get_client(sync_client=True) as client:
+        while not (state := _state(client, run)).is_final():
+            if stopping.wait(POLL_SECONDS):
+                client.set_flow_run_state(run, Cancelling())
+                return Cancelling(message="the grid was stopped")
+    return state
+
+
+def _state(client: SyncPrefectClient, run: UUID) -> State[Any]:
+    state = client.read_flow_run(run).state
+    assert state is not None  # of a run that was asked for
+    return state
 
 
 def main() -> None:

@@ -22,7 +22,16 @@ from flows.gpus import Gpus
 from flows.progress import LiveView
 from tasks import params, tracking
 from tasks.process import NOT_WRITABLE, SLOTS
-from tasks.stage import BUSY_POLL_SECONDS, Pipeline, Stage, StageBusy, StageFailed, run, stop_running
+from tasks.stage import (
+    BUSY_POLL_SECONDS,
+    Pipeline,
+    Stage,
+    StageBusy,
+    StageFailed,
+    allow_running,
+    run,
+    stop_running,
+)
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
@@ -49,6 +58,7 @@ class Session:
         self.stopping = threading.Event()
 
     def __enter__(self) -> Self:
+        allow_running()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

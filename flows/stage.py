@@ -15,6 +15,8 @@ def stage(name: str, share: bool = False) -> None:
         name: the stage, as `dvc stage list` prints it: `evaluate-digits@resnet8-w8-ferd-s0`.
         share: take from DVC's remote what another machine computed, and send there what this one computes.
     """
+    if share:
+        remote.require()
     run_stale(name, Pipeline().plan([name]), slots=1, pull=share)
     if share:
         push(name)

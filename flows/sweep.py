@@ -62,14 +62,18 @@ def sweep(
     """
     check_slots(slots)
     asked = Sweep(benchmark, student, method, key, values, seeds)
+    runner = _ray_runner(ray) if ray else None
     bring_inputs_up_to_date(benchmark, slots)
     points = asked.points()
     missing = [point for point in points if not point.done]
     print(f"sweep {asked.id}: {len(missing)} of {len(points)} points to run", flush=True)
     failures = []
     if missing:
-        if ray:
-            failures = on_ray.with_options(task_runner=_ray_runner(ray))(missing, asked.threads, gpus)
+        if runner:
+            try:
+                failures = on_ray.with_options(task_runner=runner)(missing, asked.threads, gpus)
+            except ConnectionError:
+                raise FerdError(f"ray: no cluster answers at {ray}; ray start it, or correct --ray") from None
         else:
             failures = on_this_machine(missing, slots)
     if file := asked.write_results():

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 
 SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -14,11 +14,11 @@ def ensure(name: str, environment: Mapping[str, str]) -> None:
     """Create the bucket, unless it is there, with the endpoint and credentials of an environment.
 
     Raises:
-        FerdError: the endpoint is not set, does not answer, or refuses.
+        FerdError: the endpoint is not set or refuses; ``Unreachable`` where it does not answer.
     """
     import boto3
+    from botocore import exceptions as boto
     from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
 
     missing = [setting for setting in SETTINGS if not environment.get(setting)]
     if missing:
@@ -37,8 +37,16 @@ def ensure(name: str, environment: Mapping[str, str]) -> None:
         )
         if name not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}:
             s3.create_bucket(Bucket=name)
-    except (BotoCoreError, ClientError, ValueError) as error:
-        raise FerdError(f"S3 bucket {name}: {' '.join(str(error).split())}") from None
+    except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
+        silent = isinstance(error, boto.ConnectionError | boto.HTTPClientError) or _is_busy(error)
+        said = " ".join(str(error).split())
+        raise (Unreachable if silent else FerdError)(f"S3 bucket {name}: {said}") from None
+
+
+def _is_busy(error: Exception) -> bool:
+    """Whether a server answered that it cannot do it just now."""
+    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
+    return int(answer.get("HTTPStatusCode", 0)) >= 500
 
 
 def main() -> None:

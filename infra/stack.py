@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 from dotenv import dotenv_values
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from infra import bucket, processes
 
@@ -280,7 +280,7 @@ class Stack:
     def _bucket_exists(self) -> bool:
         try:
             bucket.ensure(self.settings["S3_BUCKET"], self.client_environment)
-        except FerdError:
+        except Unreachable:
             return False
         return True
 
@@ -440,7 +440,7 @@ def postgres_binaries() -> Path:
     found = shutil.which("postgres")
     places = [Path(found).parent] if found else []
     places += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True
     )
     for place in places:
         if (place / "initdb").exists():

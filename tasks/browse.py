@@ -22,12 +22,13 @@ START_SECONDS = 120
 
 
 def main() -> None:
-    """Open the server of ``MLFLOW_TRACKING_URI``, or serve the local store until Ctrl-C or SIGTERM."""
+    """Open the server of ``MLFLOW_TRACKING_URI``, or serve the local store until a signal ends it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--port", type=int, default=PORT)
     port = parser.parse_args().port
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # the latter when its terminal is closed
+        signal.signal(ending, lambda number, _frame: sys.exit(128 + number))
     try:
         if not 0 < port < 2**16:
             raise FerdError(f"--port {port}: must be from 1 to {2**16 - 1}")

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 
 from ferd.config import fingerprint
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 
 RESUME = Path(".resume")
@@ -103,14 +103,17 @@ def take_slot(slots: int) -> IO[str]:
 
 @contextmanager
 def running(task: str) -> Iterator[Progress]:
-    """Run a stage's body, alone; a fault that the user can mend ends the process with one line."""
+    """Run a stage's body, alone; a fault that the user can mend ends the process with one line.
+
+    The event of a service that does not answer says ``retryable``.
+    """
     progress = Progress(task)
     try:
         with alone(task):
             yield progress
             progress.finish()
     except FerdError as error:
-        _end(progress, str(error))
+        _end(progress, str(error), retryable=isinstance(error, Unreachable))
     except torch.OutOfMemoryError as error:
         reason = " ".join(str(error).split(". ")[0].split())
         _end(progress, f"{reason}; lower batch_size, or run fewer stages on this GPU at a time")
@@ -211,7 +214,8 @@ def peak_memory_mb(device: torch.device) -> int:
     """MB at the process's peak: of tensors on a GPU, else of resident memory."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated() / 1e6)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6)  # KiB on Linux
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
 def processor() -> str:
@@ -227,9 +231,9 @@ def sha256(path: Path) -> str:
     return file_hash(path, "sha256")
 
 
-def _end(progress: Progress, message: str) -> None:
+def _end(progress: Progress, message: str, *, retryable: bool = False) -> None:
     """End the process by a fault, told to who shows events and to a person."""
-    progress.event("error", message=message)
+    progress.event("error", message=message, retryable=retryable)
     print(f"{progress.task}: {message}", file=sys.stderr)
     sys.exit(BAD_INPUT)
 

@@ -13,6 +13,8 @@ from typing import Any
 from ferd.errors import FerdError
 from tasks.stage import plain_errors, when_free
 
+NO_REMOTE = "DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`"
+
 
 def push(names: Sequence[str]) -> int:
     """Send what these stages, and those that they need, were run with and gave; -> files sent.
@@ -28,6 +30,19 @@ def push(names: Sequence[str]) -> int:
         when_free(lambda: _save_run_cache(repo, names))
         with _remote_errors():
             return _send(repo)
+
+
+def require() -> None:
+    """Refuse to compute what could not be sent.
+
+    Raises:
+        FerdError: there is no remote.
+    """
+    from dvc.repo import Repo
+
+    with plain_errors(), Repo(".") as repo:
+        if not repo.config["core"].get("remote"):
+            raise FerdError(NO_REMOTE)
 
 
 def _send(repo: Any) -> int:
@@ -50,7 +65,7 @@ def _remote_errors() -> Iterator[None]:
     try:
         yield
     except RunCacheNotSupported:
-        raise FerdError("DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`") from None
+        raise FerdError(NO_REMOTE) from None
     except (OSError, BotoCoreError) as error:
         said = getattr(error, "strerror", None) or error
         raise FerdError(f"DVC's remote: {said}; run it again when the remote answers") from None

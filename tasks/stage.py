@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ class Stage:
 
 
 class StageFailed(Exception):
-    """A stage ended without its outputs; ``retryable`` unless the input was at fault."""
+    """A stage ended without its outputs; ``retryable`` unless what it was given is at fault."""
 
     def __init__(self, stage: str, reason: str, *, retryable: bool) -> None:
         super().__init__(f"{stage}: {reason}")
@@ -157,13 +158,25 @@ def _command(cmd: str | list[str]) -> tuple[str, ...]:
 
 
 _running: set[subprocess.Popen[str]] = set()
+_starting = threading.Lock()  # held while a process is started: until it is known it cannot be stopped
+_stopped = threading.Event()
+
+
+def allow_running() -> None:
+    """Stages may be run again after ``stop_running``."""
+    _stopped.clear()
 
 
 def stop_running() -> None:
-    """End all stages that ``run`` has under way; they go on where they were when they are run again."""
-    for process in list(_running):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+    """End all stages that ``run`` has under way and begin none until ``allow_running``.
+
+    They go on where they were when they are run again.
+    """
+    with _starting:
+        _stopped.set()
+        for process in _running:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
 
 
 def run(
@@ -212,30 +225,46 @@ def run_module(
     Raises:
         StageFailed: of ``name``, with the process's own line where it printed one.
     """
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tail: deque[str] = deque(maxlen=20)
-    message = ""
-    with subprocess.Popen(
-        [sys.executable, "-m", *module],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
-        start_new_session=True,  # so that stop_running() reaches the commands below it, as of DVC, alike
-    ) as process:
-        _running.add(process)
+    failure: dict[str, Any] = {}
+    with _started(name, module, environment, folder) as process:
         assert process.stdout is not None
         for line in process.stdout:
             event = _event(line)
             if event is None:
                 tail.append(line.rstrip())
             else:
-                message = event.get("message", message)
+                failure = event if event["event"] == "error" else failure
                 on_event(event)
-    _running.discard(process)
     if process.returncode != 0:
-        raise StageFailed(name, message or _last_error(tail, process.returncode), retryable=not message)
+        message = failure.get("message") or _last_error(tail, process.returncode)
+        raise StageFailed(name, message, retryable=failure.get("retryable", True))
+
+
+@contextmanager
+def _started(
+    name: str, module: Sequence[str], environment: Mapping[str, str] | None, folder: Path | None
+) -> Iterator[subprocess.Popen[str]]:
+    """A process that ``stop_running`` reaches, until it has ended."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    with _starting:
+        if _stopped.is_set():
+            raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *module],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            start_new_session=True,  # so that a signal reaches the commands below it, as of DVC, alike
+        )
+        _running.add(process)
+    try:
+        with process:
+            yield process
+    finally:
+        _running.discard(process)
 
 
 def when_free(work: Callable[[], T]) -> T:

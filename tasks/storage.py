@@ -16,7 +16,7 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 from ferd.config import Weights
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash
 
 DOWNLOADS = Path("downloads")
@@ -154,7 +154,7 @@ def _stream(url: str, source: Source, part: Path) -> None:
             reason = " ".join(str(error).split())
         if attempt + 1 < TRIES:
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
-    raise FerdError(
+    raise Unreachable(
         f"{url}: {reason} (tried {TRIES} times); run again when the connection is there, "
         f"to go on from {part}, or correct the address"
     )

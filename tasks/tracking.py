@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ferd.config import Settings
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 
 DEFAULT_FILE = Path("mlflow.db")
@@ -179,13 +179,17 @@ def main() -> None:
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """A connected client; one process at a time, since a first connection creates the tables."""
+    """A connected client; one process at a time, since a first connection creates the tables.
+
+    Raises:
+        FerdError: the store cannot be used; ``Unreachable`` where its server does not answer.
+    """
     import logging
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
+    from mlflow.exceptions import MlflowException, RestException
 
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     with SETUP_LOCK.open("w") as lock:
@@ -193,7 +197,8 @@ def connected() -> Iterator[Any]:
         try:
             yield MlflowClient(store)
         except (MlflowException, OSError) as error:
-            raise FerdError(
+            silent = store.startswith("http") and not isinstance(error, RestException)  # a server's own words
+            raise (Unreachable if silent else FerdError)(
                 f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
                 "MLFLOW_TRACKING_URI"
             ) from None

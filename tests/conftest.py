@@ -77,10 +77,16 @@ def tiny_params() -> dict:
 
 
 def environment() -> dict[str, str]:
-    """This environment, with this Python first, offline and without telemetry."""
+    """This environment, with this Python first, offline, without telemetry and anybody's Prefect profile."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_"))}
-    return own | {"PATH": path, "OMP_NUM_THREADS": "1", "PYTHONPATH": "", "DVC_NO_ANALYTICS": "true"}
+    return own | {
+        "PATH": path,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": "",
+        "DVC_NO_ANALYTICS": "true",
+        "PREFECT_PROFILES_PATH": os.devnull,
+    }
 
 
 def run_in(

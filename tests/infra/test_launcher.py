@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from ferd.errors import FerdError
-from infra import processes, stack
+from ferd.errors import FerdError, Unreachable
+from infra import bucket, processes, stack
 from tests.conftest import ROOT, environment, free_port
 
 
@@ -78,6 +80,35 @@ def test_the_bucket_asks_for_its_name_and_endpoint():
     assert without.returncode == 2
     assert without.stderr.endswith("the following arguments are required: name\n")
     assert "AWS_ENDPOINT_URL" in refusal(launch("infra.bucket", "ferd"))
+
+
+def s3_at(port):
+    keys = ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    return dict.fromkeys(keys, "x") | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}"}
+
+
+@pytest.mark.parametrize(("status", "passes"), [(403, False), (404, False), (500, True), (503, True)])
+def test_an_s3_that_refuses_is_told_from_one_that_is_not_ready(status, passes):
+    class Answers(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        do_PUT = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(FerdError, match=r"^S3 bucket ferd: .+") as caught:
+            bucket.ensure("ferd", s3_at(server.server_port))
+        server.shutdown()
+    assert isinstance(caught.value, Unreachable) is passes
+
+
+def test_an_s3_that_does_not_answer_may_answer_later():
+    with pytest.raises(Unreachable):
+        bucket.ensure("ferd", s3_at(free_port()))
 
 
 @pytest.fixture

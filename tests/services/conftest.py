@@ -65,6 +65,10 @@ class Services:
         """A flow run's state."""
         return self.api(f"/flow_runs/{run}")["state_type"]
 
+    def message(self, run: str) -> str:
+        """What a flow run's state says."""
+        return self.api(f"/flow_runs/{run}")["state"]["message"]
+
     def wait(self, run: str, seconds: float = 600) -> str:
         """Wait for a flow run's end; -> its state."""
         wait_until(lambda: self.state(run) in FINAL, seconds, lambda: self.log())

@@ -1,10 +1,13 @@
 """Two workers in separate clones share a grid: each stage once, wherever."""
 
 import shutil
+import signal
+import subprocess
 import sys
 
 import pytest
 
+from tests.conftest import environment, wait_until
 from tests.services.test_sharing import add_remote
 
 pytestmark = pytest.mark.services
@@ -29,3 +32,29 @@ def test_two_workers_in_separate_clones_share_a_grid(reproduced, tmp_path):
         costs = {(folder / name).read_text() for folder in clones}
         assert len(costs) == 1  # who computes a stage anew writes other seconds
         assert asking in clones
+
+
+def test_a_grid_that_is_stopped_stops_its_stages_on_the_workers(reproduced, tmp_path):
+    folder = tmp_path / "asking"
+    shutil.copytree(reproduced.workspace, folder, symlinks=True)
+    add_remote(reproduced, folder, "s3://ferd/stopped")
+    command = [sys.executable, "-m", "flows.grid", "--methods", "no-fae", "--seeds", "0"]
+    stage = {"name": {"any_": ["distill-digits@resnet8-w8-no-fae-s0"]}}
+
+    def is_in(state):
+        found = {"flow_runs": {**stage, "state": {"type": {"any_": [state]}}}}
+        return bool(reproduced.api("/flow_runs/filter", found))
+
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment() | reproduced.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as grid:
+        wait_until(lambda: is_in("RUNNING"), 120, reproduced.log)
+        grid.send_signal(signal.SIGINT)
+        _, said = grid.communicate(timeout=60)
+    assert grid.returncode == 1
+    assert said.splitlines()[-1] == "grid: stopped; run it again to go on from here"
+    wait_until(lambda: is_in("CANCELLED"), 120, reproduced.log)

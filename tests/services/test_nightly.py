@@ -7,11 +7,12 @@ from tests.conftest import run_in, wait_until
 pytestmark = pytest.mark.services
 
 
-def test_of_two_nightlies_the_second_is_cancelled_and_the_first_finishes(services):
+def test_of_two_nightlies_the_second_fails_and_the_first_finishes(services):
     first = services.submit("nightly/nightly", methods=["uniform-noise"], seeds=[0])
     wait_until(lambda: services.state(first) == "RUNNING", 120, services.log)
     second = services.submit("nightly/nightly", methods=["uniform-noise"], seeds=[0])
-    assert services.wait(second, 60) == "CANCELLED"
+    assert services.wait(second, 120) == "FAILED"
+    assert "another nightly is running in this folder" in services.message(second)
     assert services.wait(first, 300) == "COMPLETED", services.log()
 
     (branch,) = run_in(services.workspace, "git", "branch", "--list", "nightly/*").stdout.split()

@@ -44,7 +44,7 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
                 assert page.get_by_text("resnet8-w8/uniform-noise/s0").count() == 0
                 browser.close()
         finally:
-            server.send_signal(signal.SIGTERM)
+            server.send_signal(signal.SIGHUP)  # as when its terminal is closed
     with socket.socket() as probe:  # nothing is left behind
         assert probe.connect_ex(("127.0.0.1", int(port))) != 0
 

@@ -3,13 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import copy_workspace, environment, run_in
+from tests.conftest import copy_workspace, run_in
 
 STUDENT = ["digits", "resnet8-w8", "ferd", "s1"]
 CHECKPOINT = Path("checkpoints/digits/resnet8-w8/ferd/s1.safetensors")
@@ -27,24 +26,29 @@ def prepared(finished, tmp_path_factory):
     return folder
 
 
-def kill_after(folder: Path, module: str, arguments: list[str], units: int) -> None:
-    """Run a stage and kill it when it has reported ``units`` units."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module, *arguments],
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "progress" and event["done"] == units:
-                process.send_signal(signal.SIGKILL)
-                break
-        else:
-            pytest.fail("the stage ended before it could be killed")
-    assert process.returncode == -signal.SIGKILL
+KILLED_AT = """
+import os, signal, sys
+from {package} import {module}, process
+
+advance = process.Progress.advance
+
+def advance_and_die(self, done, total, **details):
+    advance(self, done, total, **details)
+    if done == {units}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+process.Progress.advance = advance_and_die
+sys.argv[1:] = {arguments}
+{module}.main()
+"""
+
+
+def kill_after(folder: Path, name: str, arguments: list[str], units: int) -> None:
+    """Run a stage that is killed when it has reported ``units`` units."""
+    package, module = name.split(".")
+    program = KILLED_AT.format(package=package, module=module, units=units, arguments=arguments)
+    killed = run_in(folder, sys.executable, "-c", program)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
 
 
 @pytest.mark.parametrize("rounds", [1, 2])

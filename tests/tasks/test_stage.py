@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from ferd.errors import FerdError
-from tasks import stage
-from tests.conftest import environment, wait_until
+from tasks import share, stage
+from tests.conftest import environment, run_in, wait_until
 
 FERD = "evaluate-digits@resnet8-w8-ferd-s0"
 STUDENT = "checkpoints/digits/resnet8-w8/ferd/s0.safetensors"
@@ -104,6 +104,41 @@ def test_a_fault_of_the_machine_is_worth_a_retry(here):
     with pytest.raises(stage.StageFailed, match="MemoryError: gone") as caught:
         stage.run(planned("report"), lambda event: None)
     assert caught.value.retryable
+
+
+ENDS_BY = """
+import json
+print(json.dumps({{"task": "t", "event": "error", "message": "m", "retryable": {}}}))
+raise SystemExit(2)
+"""
+
+
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_stage_says_itself_whether_its_error_may_pass(tmp_path, retryable):
+    (tmp_path / "ending.py").write_text(ENDS_BY.format(retryable))
+    with pytest.raises(stage.StageFailed, match="s: m") as caught:
+        stage.run_module("s", ["ending"], lambda event: None, folder=tmp_path)
+    assert caught.value.retryable is retryable
+
+
+def test_once_stopped_nothing_begins_until_it_is_allowed(tmp_path):
+    (tmp_path / "writing.py").write_text("open('ran', 'w')")
+    stage.stop_running()
+    try:
+        with pytest.raises(stage.StageFailed, match="the flow was stopped") as caught:
+            stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
+    finally:
+        stage.allow_running()
+    assert not caught.value.retryable and not (tmp_path / "ran").exists()
+    stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
+    assert (tmp_path / "ran").exists()
+
+
+def test_sharing_is_refused_before_anything_is_computed_where_there_is_no_remote(here):
+    with pytest.raises(FerdError, match=r"^DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`$"):
+        share.require()
+    assert run_in(here, "dvc", "remote", "add", "--local", "--default", "some", "/nowhere").returncode == 0
+    share.require()
 
 
 def test_a_command_of_another_kind_is_no_stage_of_ours():

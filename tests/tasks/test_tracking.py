@@ -5,7 +5,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from ferd.errors import FerdError
+from ferd.errors import Unreachable
 from tasks import tracking
 from tasks.distill import metrics_of
 
@@ -67,7 +67,7 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(monkeypatch, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:s3cret@127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(FerdError, match=r"mlflow: http://127\.0\.0\.1:9 cannot be used: ") as told:
+    with pytest.raises(Unreachable, match=r"mlflow: http://127\.0\.0\.1:9 cannot be used: ") as told:
         tracking.find_run("digits", "teacher", "0")
     assert "s3cret" not in str(told.value)
 
