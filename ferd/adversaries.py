@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -16,7 +17,11 @@ OUTCOME_MEMORY = 0.99  # how much of the counted outcomes is kept a batch
 
 
 class Adversary(ABC):
-    """Makes adversarial images from a batch, and may learn from how the student took them."""
+    """Makes adversarial images from a batch, and may learn from how the student took them.
+
+    A GPU records both methods with the training step (``ferd.cuda_graphs``): what they learn they change in
+    place, on the device; an attribute that is set anew there stays as it was for the rest of the round.
+    """
 
     @abstractmethod
     def attack(
@@ -127,8 +132,11 @@ class HighEntropyAdversary(Adversary):
 
 def build_adversary(method: Method, threat: ThreatModel, classes: int, device: torch.device) -> Adversary:
     """The adversary that a method names; ``threat`` holds its number of steps."""
-    if method.adversary == "high-entropy":
-        return HighEntropyAdversary(threat.steps)
-    if method.adversary == "adaptive-utae":
-        return AdaptiveUtaeAdversary(method.utae.gamma, threat, classes, device)
-    return UtaeAdversary(method.utae.gamma, threat)
+    match method.adversary:
+        case "utae":
+            return UtaeAdversary(method.utae.gamma, threat)
+        case "adaptive-utae":
+            return AdaptiveUtaeAdversary(method.utae.gamma, threat, classes, device)
+        case "high-entropy":
+            return HighEntropyAdversary(threat.steps)
+    assert_never(method.adversary)

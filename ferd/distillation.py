@@ -126,7 +126,7 @@ class Distillation:
             "round": self.round,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "difficulty": self.sampler.difficulty,
+            "sampler": self.sampler.state_dict(),
             "adversary": self.adversary.state_dict(),
             "student_loss": self.student_loss.state_dict(),
             "rng": self.rng.get_state(),
@@ -137,7 +137,7 @@ class Distillation:
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.sampler.difficulty = state["difficulty"].to(self.device)
+        self.sampler.load_state_dict(state["sampler"])
         self.adversary.load_state_dict(state["adversary"])
         self.student_loss.load_state_dict(state["student_loss"])
         self.rng.set_state(state["rng"])
@@ -174,6 +174,8 @@ class Distillation:
             return UniformNoise(teacher, self.shape, batch)
         if method.images == "untrained-generator":
             return UntrainedGenerator(teacher, self.shape, schedule, self.device)
+        if method.images != "generator":
+            raise ValueError(f"{method.images}: no image source of that name")
         student = self._student_twin.network
         return FittedGenerator(
             self.teacher, student, self.shape, schedule, self.augmentation, method, self.device, self._bf16

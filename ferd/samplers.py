@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -31,6 +32,14 @@ class Sampler(ABC):
     @abstractmethod
     def observe(self, attacked: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
         """Take in a round's images (B, channels, H, W) in [0, 1] and labels (B,)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What later rounds depend on."""
+        return {"difficulty": self.difficulty}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on where ``state_dict`` was taken."""
+        self.difficulty = state["difficulty"].to(self.difficulty.device)
 
 
 class UniformSampler(Sampler):
@@ -99,10 +108,13 @@ def build_sampler(
 ) -> Sampler:
     """The sampler that a method names."""
     floor = schedule.proportion_floor
-    if method.sampler == "margin":
-        return MarginSampler(classes, device, threat, floor)
-    if method.sampler == "mixed":
-        return MarginSampler(classes, device, threat, floor, MIXED_UNIFORM_SHARE)
-    if method.sampler == "released":
-        return ReleasedSampler(classes, device, threat, augmentation)
-    return UniformSampler(classes, device)
+    match method.sampler:
+        case "uniform":
+            return UniformSampler(classes, device)
+        case "margin":
+            return MarginSampler(classes, device, threat, floor)
+        case "mixed":
+            return MarginSampler(classes, device, threat, floor, MIXED_UNIFORM_SHARE)
+        case "released":
+            return ReleasedSampler(classes, device, threat, augmentation)
+    assert_never(method.sampler)

@@ -6,6 +6,7 @@ learned on the way (class priors, weights, temperatures) is part of the resumabl
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,9 @@ class Batch:
 
 class StudentLoss(ABC):
     """A clean and an adversarial loss a batch, with what it learns over batches and rounds.
+
+    A GPU records ``losses`` with the training step (``ferd.cuda_graphs``): what it learns it changes in
+    place, on the device; an attribute that is set anew there stays as it was for the rest of the round.
 
     Attributes:
         adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
@@ -214,17 +218,20 @@ def build_student_loss(
     method: Method, threat: ThreatModel, classes: int, device: torch.device
 ) -> StudentLoss:
     """The student loss that a method names; ``threat`` holds the number of steps of its attacks."""
-    if method.student_loss == "ikl":
-        return Ikl(classes, device)
-    if method.student_loss == "soft-cross-entropy":
-        return SoftCrossEntropy()
-    if method.student_loss == "rslad":
-        return Rslad()
-    if method.student_loss == "fair-rslad":
-        return FairRslad(classes, threat, device)
-    if method.student_loss == "absld":
-        return Absld(classes, device)
-    return HardLabel()
+    match method.student_loss:
+        case "ikl":
+            return Ikl(classes, device)
+        case "soft-cross-entropy":
+            return SoftCrossEntropy()
+        case "rslad":
+            return Rslad()
+        case "fair-rslad":
+            return FairRslad(classes, threat, device)
+        case "absld":
+            return Absld(classes, device)
+        case "hard-label":
+            return HardLabel()
+    assert_never(method.student_loss)
 
 
 def _class_means(values: Tensor, labels: Tensor, before: Tensor) -> Tensor:

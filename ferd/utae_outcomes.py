@@ -132,10 +132,11 @@ def normalised_entropy(counts: Tensor) -> float:
 
 
 def collision_probability(counts: Tensor) -> float | None:
-    """Σ n_st(n_st − 1) / Σ n_s(n_s − 1), n_s = Σ_t n_st; (source × end) -> 1/ends (even) ... 1, or None.
+    """Σ n_st(n_st − 1) / Σ n_s(n_s − 1), n_s = Σ_t n_st; (source × end) -> 0 ... 1, or None.
 
-    The chance that two images drawn from one source ended in the same class, without bias however few
-    there are (Simpson 1949), which the entropy of so few is not; None where no source has two.
+    The chance that two images drawn from one source ended in the same class: 1/ends is expected of even ends,
+    1 of one end. Without bias however few there are (Simpson 1949), which the entropy of so few is not; None
+    where no source has two.
     """
     of_source = counts.sum(1)
     pairs = (of_source * (of_source - 1)).sum()

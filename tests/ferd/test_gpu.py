@@ -100,6 +100,10 @@ def test_recorded_rounds_are_as_rounds_that_are_called(make_run, monkeypatch, na
     difference = (recorded.pool.images[:16].int() - called.pool.images[:16].int()).abs().float().mean()
     assert difference < 8  # of 255 levels
     assert cosine(weights(recorded.student), weights(called.student), start) > tolerance
+    for part in ("student_loss", "adversary", "sampler"):  # what they learn goes on while steps are replayed
+        state, expected_state = recorded.state_dict()[part], called.state_dict()[part]
+        for key, value in expected_state.items():
+            torch.testing.assert_close(state[key], value, rtol=0.1, atol=0.1, equal_nan=True)
     assert records[-1].student["clean_loss"] == pytest.approx(expected[-1].student["clean_loss"], rel=0.1)
 
 

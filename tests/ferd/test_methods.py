@@ -90,10 +90,24 @@ def test_the_student_sees_in_training_what_its_loss_looks_at(make_run, name, pas
     assert run.student.state_dict()["bn1.num_batches_tracked"] == seen + passes * SCHEDULE.student.steps
 
 
-@pytest.mark.parametrize("precision", ["bf16-attacks", "bf16", "auto"])
-def test_every_precision_trains_a_float32_student(make_run, precision):
+@pytest.mark.parametrize(
+    ("precision", "trained_in"),
+    [("float32", torch.float32), ("bf16-attacks", torch.float32), ("bf16", torch.bfloat16)],
+)
+def test_every_precision_trains_a_float32_student(make_run, precision, trained_in):
     run = make_run("ferd", "pool", SCHEDULE.model_copy(update={"precision": precision}))
-    list(run.rounds())
+    before = weights(run.student)
+    trained, twins = set(), set()
+
+    def note(module, inputs, output):
+        if isinstance(module, torch.nn.Conv2d):
+            (trained if module.training else twins).add(output.dtype)
+
+    with torch.nn.modules.module.register_module_forward_hook(note):
+        list(run.rounds())
+    assert trained_in in trained and trained <= {trained_in, torch.float32}  # the generator's own
+    assert (torch.bfloat16 in twins) is (precision != "float32")
+    assert not equal(before, weights(run.student))
     assert run.student.conv1.weight.dtype == torch.float32
 
 
