@@ -28,6 +28,7 @@ from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
+from ferd.randomness import stream_seed
 from tasks import paths
 from tasks.distill import given_images
 from tasks.params import PARAMS, Params, read_content, validate
@@ -81,13 +82,14 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
     if benchmark.teacher.training is None:
         raise FerdError(f"benchmarks.{args.benchmark}.teacher.training is null: its teacher is not trained")
     torch.set_num_threads(benchmark.teacher.threads)
+    own_seed = stream_seed(seed, "teacher")  # of seed 0 as the stage's
     training = AdversarialTraining(
-        initial_network(benchmark.teacher, benchmark, seed),
+        initial_network(benchmark.teacher, benchmark, own_seed),
         load_images(paths.images(args.benchmark, "train")),
         benchmark.teacher.training,
         benchmark.threat_model,
         benchmark.augmentation,
-        seed,
+        own_seed,
         torch.device("cpu"),
         warm_up=benchmark.teacher.weights is not None,
     )

@@ -43,10 +43,13 @@ def test_its_methods_are_methods_of_params(known):
                 assert "method" not in row or known.method(row["method"])
 
 
-def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(known, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("images", "within_noise"), [(10_000, True), (9_990, None)])
+def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(
+    known, tmp_path, monkeypatch, images, within_noise
+):
     monkeypatch.chdir(tmp_path)
     for seed, average in enumerate((0.375, 0.5, 0.625)):
-        write_result(tmp_path, "ferd", seed, average, student="resnet8-w16")
+        write_result(tmp_path, "ferd", seed, average, student="resnet8-w16", images=images)
     rows = paper.compare(known.benchmark("cifar10-small"), results.load("digits"))
     (row,) = (
         row
@@ -55,7 +58,7 @@ def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(know
         and (row["attack"], row["figure"]) == ("autoattack", "average")
     )
     assert (row["ours"], row["std"], row["difference"]) == (50.0, 12.5, 9.88)
-    assert row["within_noise"] is True
+    assert row["within_noise"] is within_noise  # of part of the test images it cannot be said
     assert row["same_network"] is False
 
 

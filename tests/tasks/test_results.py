@@ -22,9 +22,10 @@ def write_result(
     student: str | None = "resnet8-w8",
     everything: float | None = None,
     warnings: Sequence[str] = (),
+    images: int = 500,
 ):
     """A result; without ``everything`` (the average under all attacks) one as they were once written."""
-    figures = {"n": 500, "average": average, "worst": 0.25, "nsd": 0.5, "per_class": PER_CLASS}
+    figures = {"n": images, "average": average, "worst": 0.25, "nsd": 0.5, "per_class": PER_CLASS}
     name = "teacher.json" if student is None else f"{student}/{method}/s{seed}.json"
     path = folder / "results" / "digits" / name
     path.parent.mkdir(parents=True, exist_ok=True)
