@@ -206,8 +206,8 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
             f"Theirs: teacher {there['teacher']}, {there['schedule']}, the whole test set. "
             f"Ours: {_about(benchmark)} {_on(of_table)} A difference is within noise where it is at most "
             "t·s·√(1 + 1/n), s being the standard deviation over our n seeds and t Student's 97.5 % point "
-            "(4.3 of three seeds); one seed cannot say, nor can part of the test images: of few, NSD is larger and "
-            "the worst class lower by sampling alone. "
+            "(4.3 of three seeds); one seed cannot say, nor can part of the test images: of few, NSD is "
+            "larger and the worst class lower by sampling alone. "
             + (
                 ""
                 if of_table[0]["same_network"]

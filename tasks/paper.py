@@ -17,9 +17,7 @@ COLUMNS = (
     ("autoattack", "average"), ("autoattack", "worst"), ("autoattack", "nsd"),
 )  # fmt: skip
 NOISE = 0.95  # of the differences between two runs of the same are called noise
-WHOLE = (
-    10_000  # test images of each of the paper's datasets: of fewer, NSD is larger and the worst class lower
-)
+WHOLE = 10_000  # test images of each of the paper's datasets
 
 
 def read() -> dict[str, Any]:
