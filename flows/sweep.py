@@ -5,6 +5,7 @@ python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --
 
 import argparse
 import os
+import socket
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from tasks.process import SLOTS
 from tasks.stage import Pipeline
 from tasks.sweep import Point, Sweep, parse_value, print_table
 from tasks.sweep_results import Value
+
+CONNECT_SECONDS = 10
 
 
 @flow(name="sweep", task_runner=TASK_RUNNER)
@@ -70,10 +73,7 @@ def sweep(
     failures = []
     if missing:
         if runner:
-            try:
-                failures = on_ray.with_options(task_runner=runner)(missing, asked.threads, gpus)
-            except ConnectionError:
-                raise FerdError(f"ray: no cluster answers at {ray}; ray start it, or correct --ray") from None
+            failures = on_ray.with_options(task_runner=runner)(missing, asked.threads, gpus)
         else:
             failures = on_this_machine(missing, slots)
     if file := asked.write_results():
@@ -165,7 +165,8 @@ def _ray_runner(address: str) -> Any:
     """Connects to a cluster that runs already.
 
     Raises:
-        FerdError: the extra is not installed, or there are no servers that all machines can use.
+        FerdError: the extra is not installed, there are no servers that all machines can use, or nothing
+            answers at the address.
     """
     try:
         from prefect_ray.task_runners import RayTaskRunner
@@ -174,7 +175,21 @@ def _ray_runner(address: str) -> Any:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         if not os.environ.get(name, "").startswith("http"):
             raise FerdError(f"ray: all machines need one server; set {name} to its address (make up)")
+    _refuse_silent(address)
     return RayTaskRunner(address, {"log_to_driver": False, "logging_level": "ERROR"})
+
+
+def _refuse_silent(address: str) -> None:
+    """Ask at ``HOST:PORT``, since Ray itself would wait for it for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not HOST:PORT"
+        raise FerdError(
+            f"ray: no cluster answers at {address} ({reason}); ray start it, or correct the address"
+        ) from None
 
 
 def main() -> None:

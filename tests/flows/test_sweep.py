@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from tests.conftest import run_in
+from ferd.errors import FerdError
+from flows import sweep as flow
+from tests.conftest import free_port, run_in
 
 COMMAND = [sys.executable, "-m", "flows.sweep"]
 
@@ -30,6 +32,16 @@ def test_a_fault_is_one_line_before_anything_runs(workspace, arguments, said):
     assert said in refused.stderr
     assert len(refused.stderr.splitlines()) == 1
     assert not (workspace / "data").exists()
+
+
+@pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "here"])
+def test_an_address_where_no_cluster_answers_is_one_line(monkeypatch, form):
+    pytest.importorskip("prefect_ray", reason="needs the extra `ray`")
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    address = form.format(free_port())
+    with pytest.raises(FerdError, match=rf"^ray: no cluster answers at {address} \([^\n]+$"):
+        flow._ray_runner(address)
 
 
 @pytest.mark.services  # for its time: minutes

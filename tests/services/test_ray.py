@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, free_port, run_in
+from tests.conftest import environment, free_port
 
 pytestmark = pytest.mark.services
 
@@ -79,14 +79,3 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep(reproduced, ray_cluster, tmp_pa
         *sweep, "--method", "uniform-noise", "--seeds", "0", "1", "--ray", ray_cluster, cwd=folder
     )
     assert "0 of 4 points to run" in again
-
-
-def test_an_address_where_no_cluster_answers_is_one_line(reproduced, tmp_path):
-    pytest.importorskip("prefect_ray", reason="needs the extra `ray`")
-    folder = tmp_path / "asked"
-    shutil.copytree(reproduced.workspace, folder, symlinks=True)
-    address = f"127.0.0.1:{free_port()}"
-    sweep = [str(PYTHON), "-m", "flows.sweep", "--key", "utae.gamma", "--values", "0.1", "--seeds", "0"]
-    refused = run_in(folder, *sweep, "--ray", address, **reproduced.environment)
-    assert refused.returncode == 1
-    assert refused.stderr.splitlines()[-1].startswith(f"sweep: ray: no cluster answers at {address}; ")
