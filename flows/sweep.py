@@ -186,7 +186,7 @@ def _refuse_silent(address: str) -> None:
         with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
             pass
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not HOST:PORT"
+        reason = "not HOST:PORT" if isinstance(error, ValueError) else error.strerror or error
         raise FerdError(
             f"ray: no cluster answers at {address} ({reason}); ray start it, or correct the address"
         ) from None
