@@ -53,7 +53,7 @@ def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:
     colour = by_colour("of", LEGEND)
     shape = by_shape("of", list(LEGEND))
     base = panel(dots)
-    whiskers = base.mark_rule(style="whisker").encode(y=y, x="low:Q", x2="high:Q")
+    whiskers = base.mark_rule(style="whisker", clip=True).encode(y=y, x="low:Q", x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         y=y,
         x=x,

@@ -69,7 +69,7 @@ def _bars(rows: Sequence[Row]) -> alt.TopLevelMixin:
     base = panel(rows)
     colour = by_colour("kind", kind_colours([row["kind"] for row in rows]))
     bars = base.mark_bar().encode(y=y, x=x, color=colour, tooltip=tips)
-    whiskers = base.mark_rule(style="whisker").encode(y=y, x="low:Q", x2="high:Q")
+    whiskers = base.mark_rule(style="whisker", clip=True).encode(y=y, x="low:Q", x2="high:Q")
     values = base.mark_text(align="right").encode(y=y, x=alt.value("width"), text="text:N")
     line = panel(teacher).mark_rule(style="reference").encode(x="mean:Q")
     return alt.layer(*([line] if teacher else []), bars, whiskers, values).properties(height=24 * len(rows))
