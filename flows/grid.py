@@ -4,7 +4,6 @@ python -m flows.grid --benchmark digits
 """
 
 import argparse
-import threading
 from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,7 @@ from prefect.states import Cancelling
 
 from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, as_command, evaluations, in_order, run_stale
-from tasks.stage import Pipeline
+from tasks.stage import Pipeline, stoppable, stopped
 from tasks.table import print_table
 
 DEPLOYMENT = "stage/stage"
@@ -44,20 +43,16 @@ def grid(
     targets = evaluations(pipeline, benchmark, methods, seeds)
     stale = [stage for stage in pipeline.plan(targets) if stage.stale]
     print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
-    stopping = threading.Event()
     submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
-    try:
-        failures = in_order(stale, lambda stage, needed: submit(stage.name, stopping, wait_for=needed))
-    except BaseException:  # Ctrl-C, or a worker's SIGTERM
-        stopping.set()
-        raise
+    with stoppable():
+        failures = in_order(stale, lambda stage, needed: submit(stage.name, wait_for=needed))
     if failures:
         raise FerdError("; ".join(failures))
     run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
 
 
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def on_a_worker(name: str, stopping: threading.Event) -> None:
+def on_a_worker(name: str) -> None:
     """Ask for a stage, and wait until a worker has run it and sent what came of it.
 
     When the grid is stopped, so is the stage, on its worker.
@@ -74,16 +69,16 @@ def on_a_worker(name: str, stopping: threading.Event) -> None:
         timeout=0,  # it is waited for below
         idempotency_key=f"{asked_by}/{name}",
     )
-    state = _end_of(run.id, stopping)
+    state = _end_of(run.id)
     if not state.is_completed():
         raise FerdError(f"{state.type.value.lower()} on a worker: {state.message or 'see its log'}")
 
 
-def _end_of(run: UUID, stopping: threading.Event) -> State[Any]:
+def _end_of(run: UUID) -> State[Any]:
     """The state that a flow run ends in, or in which it was cancelled since the grid is stopped."""
     with get_client(sync_client=True) as client:
         while not (state := _state(client, run)).is_final():
-            if stopping.wait(POLL_SECONDS):
+            if stopped.wait(POLL_SECONDS):
                 client.set_flow_run_state(run, Cancelling())
                 return Cancelling(message="the grid was stopped")
     return state

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -28,9 +28,10 @@ from tasks.stage import (
     Stage,
     StageBusy,
     StageFailed,
-    allow_running,
+    not_run,
     run,
-    stop_running,
+    stoppable,
+    stopped,
 )
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
@@ -43,9 +44,8 @@ OnEvent = Callable[[dict[str, Any]], None]
 
 
 class Session:
-    """What the stages of one flow run share: the view, how many may run, and a way to stop.
+    """What the stages of one flow run share: the view, and how many may run.
 
-    As a context, it stops them where its body is left by an exception: Ctrl-C, or a worker's SIGTERM.
     ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; as many more
     start up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even its run cache's.
     """
@@ -55,15 +55,6 @@ class Session:
         self.slots = slots
         self.gpus = Gpus()
         self._rooms = threading.Semaphore(slots)
-        self.stopping = threading.Event()
-
-    def __enter__(self) -> Self:
-        allow_running()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.stop()
 
     @contextmanager
     def room(self) -> Iterator[Callable[[OnEvent], OnEvent]]:
@@ -84,11 +75,6 @@ class Session:
                 return watch
 
             yield watched
-
-    def stop(self) -> None:
-        """End what is running and start nothing more."""
-        self.stopping.set()
-        stop_running()
 
 
 def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
@@ -127,7 +113,7 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
     try:
         work_when_free(name, session, work)
     except StageFailed as error:
-        error.retryable = error.retryable and not session.stopping.is_set()
+        error.retryable = error.retryable and not stopped.is_set()
         if error.retryable and task_run.run_count <= RETRIES:
             session.view.say(f"{error}; trying again")
         else:
@@ -138,12 +124,12 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
 
 def work_when_free(name: str, session: Session, work: Callable[[OnEvent], None]) -> None:
     """Do the work; while another flow of this folder has its files, wait and try again."""
-    while not session.stopping.is_set():
+    while not stopped.is_set():
         try:
             return work(partial(session.view.on_event, name))
         except StageBusy:
-            session.stopping.wait(BUSY_POLL_SECONDS)
-    raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
+            stopped.wait(BUSY_POLL_SECONDS)
+    raise not_run(name)
 
 
 def create_record() -> None:
@@ -260,7 +246,8 @@ def run_stages(
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
     submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
-    with Session(view, slots, pull=pull, anew=anew) as session:
+    session = Session(view, slots, pull=pull, anew=anew)
+    with stoppable():
         return in_order(
             [stage for stage in stages if stage.stale],
             lambda stage, needed: submit(stage, session, wait_for=needed),

@@ -31,7 +31,7 @@ from flows.pipeline import (
 )
 from flows.progress import LiveView
 from tasks.process import SLOTS
-from tasks.stage import Pipeline
+from tasks.stage import Pipeline, stoppable
 from tasks.sweep import Point, Sweep, parse_value, print_table
 from tasks.sweep_results import Value
 
@@ -96,7 +96,8 @@ def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
     """Compute the points, ``slots`` at a time; -> what failed, a line each."""
     with LiveView(len(points)) as view:
         submit: Any = run_point.submit  # its overloads do not take typed arguments
-        with Session(view, slots) as session:
+        session = Session(view, slots)
+        with stoppable():
             futures = {point.name: submit(point, session) for point in points}
             for future in futures.values():
                 future.wait()

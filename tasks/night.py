@@ -76,12 +76,12 @@ class Night:
 
     def pull(self, stages: Sequence[str]) -> None:
         """What was committed of these stages, as far as the remote has it; nothing without a remote."""
-        if self._has_remote():
+        if share.has_remote(self.folder):
             dvc(self.folder, "pull", "--allow-missing", *stages)
 
     def push(self, stages: Sequence[str]) -> None:
         """What these stages made tonight; nothing without a remote. Run in the night's folder."""
-        if self._has_remote():
+        if share.has_remote(self.folder):
             share.push(stages)
 
     def begin(self, what: Mapping[str, Any], stages: Sequence[str]) -> None:
@@ -128,10 +128,6 @@ class Night:
     def _note(self, what: Mapping[str, Any], *, finished: bool) -> None:
         note = {"name": self.name, "commit": self.commit, "what": what, "finished": finished}
         write_json(self.home / NOTE, note)
-
-    def _has_remote(self) -> bool:
-        with _repository(self.folder) as repo:
-            return bool(repo.config["core"].get("remote"))
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ferd.errors import FerdError
@@ -38,11 +39,16 @@ def require() -> None:
     Raises:
         FerdError: there is no remote.
     """
+    if not has_remote(Path()):
+        raise FerdError(NO_REMOTE)
+
+
+def has_remote(folder: Path) -> bool:
+    """Whether DVC has a remote by default there."""
     from dvc.repo import Repo
 
-    with plain_errors(), Repo(".") as repo:
-        if not repo.config["core"].get("remote"):
-            raise FerdError(NO_REMOTE)
+    with plain_errors(), Repo(str(folder)) as repo:
+        return bool(repo.config["core"].get("remote"))
 
 
 def _send(repo: Any) -> int:

@@ -51,6 +51,11 @@ class StageFailed(Exception):
         return partial(StageFailed, retryable=self.retryable), (self.stage, self.reason)
 
 
+def not_run(stage: str) -> StageFailed:
+    """What a stage that was not begun before all was stopped fails by."""
+    return StageFailed(stage, "not run, since the flow was stopped", retryable=False)
+
+
 class StageBusy(StageFailed):
     """A stage was not run, since another process runs one that it shares files with."""
 
@@ -159,24 +164,25 @@ def _command(cmd: str | list[str]) -> tuple[str, ...]:
 
 _running: set[subprocess.Popen[str]] = set()
 _starting = threading.Lock()  # held while a process is started: until it is known it cannot be stopped
-_stopped = threading.Event()
+stopped = threading.Event()  # what waits may end, and nothing begins
 
 
-def allow_running() -> None:
-    """Stages may be run again after ``stop_running``."""
-    _stopped.clear()
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Where this is left by an exception (Ctrl-C, a worker's SIGTERM) what runs ends, and nothing begins.
 
-
-def stop_running() -> None:
-    """End all stages that ``run`` has under way and begin none until ``allow_running``.
-
-    They go on where they were when they are run again.
+    Stages go on where they were when they are run again.
     """
-    with _starting:
-        _stopped.set()
-        for process in _running:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
+    stopped.clear()
+    try:
+        yield
+    except BaseException:
+        with _starting:
+            stopped.set()
+            for process in list(_running):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+        raise
 
 
 def run(
@@ -245,11 +251,11 @@ def run_module(
 def _started(
     name: str, module: Sequence[str], environment: Mapping[str, str] | None, folder: Path | None
 ) -> Iterator[subprocess.Popen[str]]:
-    """A process that ``stop_running`` reaches, until it has ended."""
+    """A process that ``stoppable`` reaches, until it has ended."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with _starting:
-        if _stopped.is_set():
-            raise StageFailed(name, "not run, since the flow was stopped", retryable=False)
+        if stopped.is_set():
+            raise not_run(name)
         process = subprocess.Popen(
             [sys.executable, "-m", *module],
             cwd=folder,

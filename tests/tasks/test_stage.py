@@ -121,16 +121,15 @@ def test_a_stage_says_itself_whether_its_error_may_pass(tmp_path, retryable):
     assert caught.value.retryable is retryable
 
 
-def test_once_stopped_nothing_begins_until_it_is_allowed(tmp_path):
+def test_once_stopped_nothing_begins_until_the_next_flow(tmp_path):
     (tmp_path / "writing.py").write_text("open('ran', 'w')")
-    stage.stop_running()
-    try:
-        with pytest.raises(stage.StageFailed, match="the flow was stopped") as caught:
-            stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
-    finally:
-        stage.allow_running()
+    with pytest.raises(KeyboardInterrupt), stage.stoppable():
+        raise KeyboardInterrupt
+    with pytest.raises(stage.StageFailed, match="the flow was stopped") as caught:
+        stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
     assert not caught.value.retryable and not (tmp_path / "ran").exists()
-    stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
+    with stage.stoppable():
+        stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
     assert (tmp_path / "ran").exists()
 
 
