@@ -117,7 +117,7 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
         if error.retryable and task_run.run_count <= RETRIES:
             session.view.say(f"{error}; trying again")
         else:
-            session.view.finished(name, f"failed: {error}")
+            session.view.finished(name, "stopped" if stopped.is_set() else f"failed: {error}")
         raise
     session.view.finished(name)
 
