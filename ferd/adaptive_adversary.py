@@ -9,7 +9,7 @@ from torch import Tensor
 from ferd.attacks import pgd, random_start, toward
 from ferd.config import ThreatModel
 from ferd.datasets import Images
-from ferd.fairness import nsd, worst
+from ferd.fairness import nsd, worst, worst_count
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
@@ -151,9 +151,9 @@ def worst_pairs(sources: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def weakest(union: list[float], clean: list[float]) -> list[int]:
-    """The max(1, C/10) classes of the lowest union accuracy, lowest first; of equals, by clean accuracy."""
+    """The ``worst_count`` classes of lowest union accuracy, lowest first; of equals, by clean accuracy."""
     order = sorted(range(len(union)), key=lambda label: (union[label], clean[label]))
-    return order[: max(1, len(union) // 10)]
+    return order[: worst_count(len(union))]
 
 
 def _over_classes(accuracies: list[float]) -> dict[str, Any]:

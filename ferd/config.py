@@ -31,7 +31,11 @@ class Settings(BaseModel):
 
 
 class ThreatModel(Settings):
-    """What the adversary may do: ‖x' − x‖ <= ε in [0, 1] pixels, by ``steps`` steps of ``step_size``."""
+    """What the adversary may do: ‖x' − x‖ <= ε in [0, 1] pixels, by steps of ``step_size``.
+
+    ``steps`` are those of the margins by which classes are reweighted (Eq. 1). Every other attack has its
+    own number: in its name (PGD-20, CW-30), ``utae_steps``, ``attack_steps``, ``targeted_steps``.
+    """
 
     norm: Literal["linf"]
     epsilon: Annotated[float, Field(gt=0, le=1)]
@@ -46,7 +50,7 @@ class ThreatModel(Settings):
 class Data(Settings):
     """Which images a benchmark uses; validation images are taken from the training images.
 
-    Each number is an equal count a class; ``test: 0`` means the whole test set.
+    Each number is an equal count a class; ``test_per_class: 0`` means the whole test set.
     """
 
     dataset: str
@@ -271,7 +275,7 @@ class Analysis(Settings):
     images_per_class: Count
     targeted_steps: Count
     gammas: list[NonNegative]
-    pool_images: Count
+    pool_images: Annotated[int, Field(ge=2)]  # two have a covariance
     judge: Teacher
     inception: Weights | None
     batch_size: Count

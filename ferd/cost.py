@@ -1,7 +1,7 @@
-"""What a method costs before it is run: FLOPs and bytes, counted on the real networks without computing.
+"""What a method costs before it is run: FLOPs and bytes, counted on the real networks.
 
-Networks are run on PyTorch's ``meta`` device: every operation is seen, none is computed. A multiplication
-and an addition are two FLOPs.
+To count, networks are run on PyTorch's ``meta`` device: every operation is seen, none is computed. A
+multiplication and an addition are two FLOPs. ``attack_rate`` alone computes: it measures a machine.
 """
 
 import copy
@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ferd.adaptive_adversary import MOST_TARGETS, weakest
+from ferd.adaptive_adversary import MOST_TARGETS
 from ferd.config import Analysis, Distillation, Evaluation, Method, Precision, Training
+from ferd.evaluation import CW_STEPS, PGD_STEPS
+from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype
 
@@ -24,7 +26,6 @@ ROBUST_SHARE = 0.4  # of the images: AutoAttack's later parts run on those that 
 AUTOATTACK_FIRST = 100  # APGD-CE: iterations on every image
 AUTOATTACK_GRADIENTS = 9 * 100 + 9 * 100 * 2  # APGD-T, FAB-T (two passes an iteration), per image left
 AUTOATTACK_FORWARDS = 5000  # Square, per image left
-MARGIN_STEPS = 20  # PGD-20 of the reweighting
 SLOWEST_STEP = 0.3  # seconds: a calibration's batch grows no further
 
 
@@ -38,7 +39,10 @@ class Passes:
 
 
 def passes(network: nn.Module, inputs: Tensor) -> Passes:
-    """Count a network's passes on ``inputs`` (B, ...), of the ``meta`` device like the network."""
+    """Count a network's passes on ``inputs`` (B, ...), of the ``meta`` device like the network.
+
+    B is 2 or more: BatchNorm trains on no single value.
+    """
     network = network.train()
 
     def attack() -> None:
@@ -54,7 +58,7 @@ def passes(network: nn.Module, inputs: Tensor) -> Passes:
 
 def bottleneck_flops(teacher: Classifier, layer: int, inputs: Tensor) -> float:
     """FLOPs an image of one bottleneck step: from the features of ``layer`` to the logits and back."""
-    with torch.no_grad():
+    with torch.no_grad(), frozen(teacher):
         features = teacher.features(inputs, layer)
 
     def step() -> None:
@@ -115,14 +119,20 @@ def distillation_work(
     student: Passes,
     generator: Passes,
     bottleneck_step: float,
+    margin_steps: int,
 ) -> Work:
-    """All rounds of a method; ``bottleneck_step`` in FLOPs an image (``bottleneck_flops``)."""
+    """All rounds of a method.
+
+    Args:
+        bottleneck_step: FLOPs an image (``bottleneck_flops``).
+        margin_steps: of the attack that classes are reweighted by.
+    """
     batch, rounds = schedule.batch_size, schedule.rounds
     trained = rounds - schedule.warmup_rounds
     on_teacher = rounds * batch * teacher.forward
     on_student = on_generator = 0.0
     if method.sampler != "uniform":
-        on_teacher += rounds * batch * (MARGIN_STEPS * teacher.attack + teacher.forward)
+        on_teacher += rounds * batch * (margin_steps * teacher.attack + teacher.forward)
     if method.images == "generator":
         images = schedule.synthesis.steps * batch
         on_generator = rounds * images * generator.training
@@ -130,7 +140,7 @@ def distillation_work(
             on_student += rounds * images * student.attack
         else:
             on_teacher += rounds * images * teacher.attack
-            on_student += trained * images * student.attack
+            on_student += max(0, trained - 1) * images * student.attack  # from when it has been trained
         if method.synthesis == "fae":
             on_teacher += rounds * images * schedule.synthesis.bottleneck.steps * bottleneck_step
     attacked = trained * schedule.student.steps * batch
@@ -151,8 +161,8 @@ def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> 
     an_image = {
         "clean": 0.0,
         "fgsm": network.attack,
-        "pgd20": 20 * network.attack,
-        "cw30": 30 * network.attack,
+        "pgd20": PGD_STEPS * network.attack,
+        "cw30": CW_STEPS * network.attack,
         "autoattack": AUTOATTACK_FIRST * network.attack + left,
     }
     balls = [settings.attacks, *(ball.attacks for ball in settings.other_balls)]
@@ -180,7 +190,7 @@ def analysis_work(
 
     if student is None:
         return Work(teacher=images * adversary(teacher))
-    weak_images = settings.images_per_class * len(weakest(*2 * [[0.0] * classes]))
+    weak_images = settings.images_per_class * worst_count(classes)
     ends = len(settings.gammas) * images
     return Work(
         teacher=weak_images * adversary(teacher) + (ends + 2 * settings.pool_images) * teacher.forward,
@@ -225,7 +235,7 @@ def attack_rate(
     network: Classifier, shape: Shape, largest_batch: int, precision: Precision, device: torch.device
 ) -> float:
     """FLOP/s of attack iterations on the network's twin, at the largest batch that stays quick."""
-    counted = passes(_like(network), torch.empty(1, *shape, device="meta")).attack
+    counted = passes(_like(network), torch.empty(2, *shape, device="meta")).attack
     twin = Folded(network.to(device), attack_dtype(precision, device)).network
     batch = 1
     while True:

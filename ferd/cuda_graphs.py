@@ -1,6 +1,7 @@
 """A step of many small operations, recorded once on a GPU and replayed: CUDA graphs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -96,8 +97,6 @@ class Recorded(Generic[T]):
 
     def __init__(self, function: Callable[..., T], device: torch.device) -> None:
         self._function, self._device = function, device
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # for hours of equal shapes: cuDNN tries its algorithms
         self._draws = Draws()
         self._calls = 0
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -126,7 +125,7 @@ class Recorded(Generic[T]):
     def _warm_up(self, *inputs: Tensor) -> T:
         """A call on the stream that is recorded from: nothing that it leaves is tied to another one."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(self._stream), self._draws.noting():
+        with torch.cuda.stream(self._stream), self._draws.noting(), algorithms_tried():
             result = self._function(*inputs)
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return result
@@ -134,6 +133,17 @@ class Recorded(Generic[T]):
     def _record(self, *inputs: Tensor) -> torch.cuda.CUDAGraph:
         self._inputs = [given.clone() for given in inputs]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream), self._draws.answering():
+        with torch.cuda.graph(graph, stream=self._stream), self._draws.answering(), algorithms_tried():
             self._result = self._function(*self._inputs)
         return graph
+
+
+@contextmanager
+def algorithms_tried() -> Iterator[None]:
+    """cuDNN chooses by trying its algorithms: worth it for hours of equal shapes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before

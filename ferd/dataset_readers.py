@@ -18,7 +18,7 @@ from ferd.errors import FerdError
 
 SPLIT_SEED = 0
 TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
-TINY_IMAGENET_CLASSES = (
+TINY_IMAGENET_WORDNET_SHA256 = (
     "add4bf0c8712ef7fb4bca98e3bbaf07101636c5db62cce486fd2af71cc11caf8"  # SHA-256, a line each
 )
 UNPACK_AGAIN = "unpack the published archive again"
@@ -96,7 +96,7 @@ def _read_tiny_imagenet(name: str, root: Path) -> tuple[Part, Part]:
             f"{folder}/train: has {len(classes)} folders of classes where {len(facts.class_names)} "
             f"are expected; move {folder} away, then {_how_to_fetch(name)}"
         )
-    if hashlib.sha256("\n".join(classes).encode()).hexdigest() != TINY_IMAGENET_CLASSES:
+    if hashlib.sha256("\n".join(classes).encode()).hexdigest() != TINY_IMAGENET_WORDNET_SHA256:
         raise FerdError(
             f"{folder}/train: its classes are not those of {name}; move {folder} away, then "
             f"{_how_to_fetch(name)}"
@@ -164,7 +164,9 @@ def _decode_one(file: Path, size: int) -> np.ndarray[Any, Any]:
     try:
         with Image.open(file, formats=("JPEG",)) as image:
             if image.size != (size, size):
-                raise FerdError(f"{file}: is {image.width}×{image.height} where {size}×{size} is expected")
+                raise FerdError(
+                    f"{file}: is {image.width}×{image.height} where {size}×{size} is expected; {UNPACK_AGAIN}"
+                )
             return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     except (OSError, Image.DecompressionBombError):
         raise FerdError(f"{file}: cut off or damaged; {UNPACK_AGAIN}") from None

@@ -84,8 +84,13 @@ def dataset(name: str) -> Dataset:
     return DATASETS[name]
 
 
-def first_per_class(labels: Tensor, skip: int, count: int) -> Tensor:
+def first_per_class(
+    labels: Tensor, skip: int, count: int, setting: str = "the benchmark's data.*_per_class"
+) -> Tensor:
     """Indices, in order, of ``count`` examples of each class after its first ``skip``.
+
+    Args:
+        setting: what asks for so many, for the message.
 
     Raises:
         FerdError: a class has fewer than ``skip + count``.
@@ -96,7 +101,7 @@ def first_per_class(labels: Tensor, skip: int, count: int) -> Tensor:
         if len(members) < skip + count:
             raise FerdError(
                 f"class {int(label)} has {len(members)} images where {skip + count} are asked for; "
-                "lower the benchmark's data.*_per_class"
+                f"lower {setting}"
             )
         chosen.append(members[skip : skip + count])
     return torch.cat(chosen).sort().values

@@ -44,8 +44,8 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: a trial's images cannot be split over the classes, two balls have one name, or
-            the network's outputs are unfit (``ferd.validity.inspect``).
+        FerdError: there are no images, a trial's cannot be split over the classes, two balls have one name,
+            or the network's outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class Evaluation:
         seed: int,
         device: torch.device,
     ) -> None:
+        if not len(data.labels):
+            raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         self.network = fast_layout(network, device).eval()
         self.attacked = Folded(self.network).network
         self.data, self.settings, self.threat = data, settings, threat
@@ -192,7 +194,7 @@ def _rows(labels: Tensor, number: int | str, classes: int) -> Tensor:
             f"evaluation.attacks: {number} images cannot be split evenly over {classes} classes; "
             f"use a multiple of {classes}, or all"
         )
-    return first_per_class(labels, 0, number // classes)
+    return first_per_class(labels, 0, number // classes, "evaluation.attacks")
 
 
 def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:

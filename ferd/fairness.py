@@ -1,4 +1,6 @@
-"""How evenly accuracy is spread over classes."""
+"""How evenly accuracy, or anything that is counted, is spread over classes."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -17,13 +19,23 @@ def per_class_accuracy(correct: Tensor, labels: Tensor, classes: int) -> Tensor:
     return hits.double() / counts
 
 
+def worst_count(classes: int) -> int:
+    """How many classes are called the worst: max(1, C/10), one at C = 10."""
+    return max(1, classes // 10)
+
+
 def worst(per_class: Tensor) -> float:
-    """Mean accuracy of the worst max(1, C/10) classes (the worst class at C = 10)."""
-    tenth = max(1, len(per_class) // 10)
-    return per_class.sort().values[:tenth].mean().item()
+    """Mean accuracy of the ``worst_count`` worst classes."""
+    return per_class.sort().values[: worst_count(len(per_class))].mean().item()
 
 
 def nsd(per_class: Tensor) -> float:
     """Normalised standard deviation: population std / mean over classes; 0 where all are 0."""
     mean = per_class.mean().item()
     return per_class.std(correction=0).item() / mean if mean else 0.0
+
+
+def normalised_entropy(counts: Tensor) -> float:
+    """−Σ p log p / log C of the shares p = counts / Σ counts; (C,) -> 0 (one class) ... 1 (even)."""
+    shares = counts.double() / counts.sum()
+    return (torch.xlogy(shares, shares).sum().abs() / math.log(len(counts))).item()

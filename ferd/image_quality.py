@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from ferd.datasets import Images
 from ferd.errors import FerdError
+from ferd.fairness import normalised_entropy
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.pixels import to_float
-from ferd.utae_outcomes import normalised_entropy
 
 INCEPTION_SIZE = 299  # pixels
 

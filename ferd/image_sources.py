@@ -122,9 +122,18 @@ class UntrainedGenerator(ImageSource):
 
 
 class RealImages(ImageSource):
-    """The control of real training images (N, channels, H, W) uint8 with labels (N,)."""
+    """The control of real training images (N, channels, H, W) uint8 with labels (N,).
+
+    Raises:
+        FerdError: they are fewer than a round synthesises.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int) -> None:
+        if len(images) < batch_size:
+            raise FerdError(
+                f"{len(images)} training images where a round takes {batch_size}; raise data.train_per_class "
+                "or lower distillation.batch_size"
+            )
         self.images, self.labels, self.batch_size = images, labels, batch_size
 
     def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:

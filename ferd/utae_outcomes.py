@@ -1,6 +1,5 @@
 """Where uniform-target adversarial examples end up: what Eq. 10 claims, looked at on real images."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from ferd.attacks import utae
 from ferd.config import ThreatModel
 from ferd.datasets import Images
+from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
@@ -123,12 +123,6 @@ class UtaeOutcomes:
         """(source × predicted), the number of images."""
         counts = torch.zeros(self.student.classes, self.student.classes, dtype=torch.int64)
         return counts.index_put_((labels, predicted), torch.tensor(1), accumulate=True)
-
-
-def normalised_entropy(counts: Tensor) -> float:
-    """−Σ p log p / log C of the shares p = counts / Σ counts; (C,) -> 0 (one class) ... 1 (even)."""
-    shares = counts.double() / counts.sum()
-    return (torch.xlogy(shares, shares).sum().abs() / math.log(len(counts))).item()
 
 
 def collision_probability(counts: Tensor) -> float | None:

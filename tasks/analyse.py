@@ -13,6 +13,7 @@ from ferd.checkpoint import load_classifier, load_state, read_facts, save_state
 from ferd.config import Benchmark
 from ferd.datasets import Images, dataset, first_per_class, load_images
 from ferd.errors import FerdError
+from ferd.fairness import worst_count
 from ferd.files import write_json
 from ferd.image_quality import Embedding, InceptionEmbedding, TeacherEmbedding, image_quality
 from ferd.models.classifier import Classifier
@@ -41,11 +42,11 @@ def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progr
     refuse_missing(benchmark, checkpoint)
     run_key, facts = paths.run_key(checkpoint), read_facts(checkpoint, "settings")
     analysis = Analysis(benchmark, checkpoint, settings, progress)
+    run = tracking.find_run(benchmark, run_key, facts["settings"])
     figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
     write_outputs(benchmark, checkpoint, settings, figures)
     cost = paths.result_of(checkpoint).with_suffix(".analyse-cost.json")
     process.write_cost(cost, progress, analysis.device)
-    run = tracking.find_run(benchmark, run_key, facts["settings"])
     if run is None:
         run = tracking.start_run(benchmark, run_key, facts["settings"], progress.task, {})
     run.log(metrics_of(figures))
@@ -103,7 +104,7 @@ class Analysis:
         pool = self._pool_images()
         real = validation_images(self.benchmark)
         number, gammas = len(self.attacked.labels), self.settings.analysis.gammas
-        weak_classes = len(weakest(*2 * [[0.0] * teacher.classes]))
+        weak_classes = worst_count(teacher.classes)
         self._begin(number * (1 + len(gammas)) + number // teacher.classes * weak_classes)
         adversary = self._adversary("student", self.network, self.attacked)
         figures = adversary.figures()
@@ -232,12 +233,7 @@ def first_images(data: Images, count: int) -> Images:
     Raises:
         FerdError: a class has fewer.
     """
-    fewest = int(torch.bincount(data.labels).min())
-    if fewest < count:
-        raise FerdError(
-            f"analysis.images_per_class: {count} are asked for but a class has {fewest} test images; lower it"
-        )
-    rows = first_per_class(data.labels, 0, count)
+    rows = first_per_class(data.labels, 0, count, "analysis.images_per_class")
     return Images(data.images[rows], data.labels[rows])
 
 

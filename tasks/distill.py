@@ -15,6 +15,7 @@ from ferd.checkpoint import load_classifier, load_state, save_classifier, save_s
 from ferd.config import Method, fingerprint
 from ferd.datasets import dataset, load_images
 from ferd.distillation import Distillation, RoundRecord
+from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json_lines
 from ferd.models.registry import build
 from ferd.pool import Pool
@@ -153,9 +154,17 @@ def metrics_of(record: RoundRecord) -> dict[str, float]:
 def given_images(
     benchmark: str, student: str, method: Method, seed: int
 ) -> tuple[Tensor, Tensor] | Path | None:
-    """What a method that does not make its own images is given: real ones, or a finished pool."""
+    """What a method that does not make its own images is given: real ones, or a finished pool.
+
+    Raises:
+        FerdError: there are none.
+    """
     if method.pool_of:
-        return paths.pool(benchmark, student, method.pool_of, seed)
+        folder = paths.pool(benchmark, student, method.pool_of, seed)
+        if not folder.is_dir():
+            made_by = f"python -m tasks.distill {benchmark} {student} {method.pool_of} s{seed}"
+            raise FerdError(f"{folder}: missing; `{made_by}` makes it")
+        return folder
     if method.images == "real-data":
         train = load_images(paths.images(benchmark, "train"))
         return train.images, train.labels

@@ -105,7 +105,13 @@ class Costs:
             )
         schedule, method = self.benchmark.distillation, self.settings.method(job.method)
         return cost.distillation_work(
-            schedule, method, teacher, student, self._generator, self._bottleneck_step(method.nonrobust.layer)
+            schedule,
+            method,
+            teacher,
+            student,
+            self._generator,
+            self._bottleneck_step(method.nonrobust.layer),
+            self.benchmark.threat_model.steps,
         )
 
     def seconds(self, job: Job) -> float:
@@ -161,12 +167,12 @@ class Costs:
 
     @cache  # noqa: B019
     def _passes(self, network: str) -> cost.Passes:
-        return cost.passes(self._meta(network), torch.empty(1, *self.shape, device="meta"))
+        return cost.passes(self._meta(network), torch.empty(2, *self.shape, device="meta"))
 
     @cache  # noqa: B019
     def _bottleneck_step(self, layer: int) -> float:
         teacher = self._meta(self.benchmark.teacher.network)
-        return cost.bottleneck_flops(teacher, layer, torch.empty(1, *self.shape, device="meta"))
+        return cost.bottleneck_flops(teacher, layer, torch.empty(2, *self.shape, device="meta"))
 
     @cached_property
     def _generator(self) -> cost.Passes:
@@ -250,8 +256,8 @@ def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
 
 
 def _spent(job: Job, device: torch.device) -> float | None:
-    """Seconds that the stage took by itself, where it ran on such a device."""
-    record = read_cost(job.spent) if job.spent.exists() else None
+    """Seconds that the stage took by itself, where it ran on such a device and in one go."""
+    record = read_cost(job.spent)
     return own_seconds(record) if record and record["device"] == _device_name(device) else None
 
 

@@ -23,7 +23,7 @@ def make_tiny_imagenet(
     """Three classes, each of one colour, but that the second image of a class is greyscale."""
     monkeypatch.setitem(DATASETS, "tiny-imagenet", Dataset(("one", "two", "three"), 3, 64))
     classes = hashlib.sha256("\n".join(WORDNET).encode()).hexdigest()
-    monkeypatch.setattr(dataset_readers, "TINY_IMAGENET_CLASSES", classes)
+    monkeypatch.setattr(dataset_readers, "TINY_IMAGENET_WORDNET_SHA256", classes)
     root = folder / "tiny-imagenet-200"
     for name in WORDNET:
         images = root / "train" / name / "images"

@@ -8,6 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ferd.errors import FerdError
+
 LAST_BLOCK = -1
 N = TypeVar("N", bound=nn.Module)
 
@@ -15,8 +17,9 @@ N = TypeVar("N", bound=nn.Module)
 class Classifier(nn.Module, ABC):
     """Convolutional blocks, global average pooling, one linear layer.
 
-    ``layer`` counts blocks from the end: −1 is the last block's output, −2 the one before. For
-    every layer ``head(features(x, layer), layer)`` equals ``forward(x)``.
+    ``layer`` counts blocks from the end: −1 is the last block's output after its activation, −2 what the
+    one before hands to it: in pre-activation networks and MobileNet-V2 a sum that no ReLU has passed.
+    For every layer ``head(features(x, layer), layer)`` equals ``forward(x)``.
 
     Args:
         classes: number of classes C.
@@ -57,7 +60,7 @@ class Classifier(nn.Module, ABC):
         return logits
 
     def features(self, inputs: Tensor, layer: int = LAST_BLOCK) -> Tensor:
-        """Z (B, K, H', W'): the output of block ``layer``, after its activation."""
+        """Z (B, K, H', W'): the output of block ``layer``."""
         features = self.stem(self._normalised(inputs))
         for block in self.blocks()[: self._end(layer)]:
             features = block(features)
@@ -81,7 +84,7 @@ class Classifier(nn.Module, ABC):
     def _end(self, layer: int) -> int:
         blocks = len(self.blocks())
         if not -blocks <= layer <= -1:
-            raise ValueError(f"layer {layer} is not in -{blocks} ... -1")
+            raise FerdError(f"layer {layer}: the network has {blocks} blocks; choose from -{blocks} to -1")
         return blocks + 1 + layer
 
 

@@ -56,8 +56,8 @@ class Folded:
             layer = cast(nn.Conv2d, self.network.get_submodule(conv))
             scale, shift = _affine(cast(nn.BatchNorm2d, self._source.get_submodule(norm)))
             layer.weight.copy_(source.weight * scale[:, None, None, None])
-            assert layer.bias is not None
-            layer.bias.copy_(shift if source.bias is None else shift + source.bias * scale)
+            assert layer.bias is not None and source.bias is None
+            layer.bias.copy_(shift)
         for source_value, value in self._copied:
             value.copy_(source_value)
 

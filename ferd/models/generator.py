@@ -9,7 +9,7 @@ INIT_STD = 0.02
 class Generator(nn.Module):
     """Latent codes z (B, latent_dim) -> images (B, channels, size, size) in (0, 1).
 
-    Linear to 128 × size/4 × size/4, then two nearest-neighbour upsamplings, each with a 3×3
+    Linear to 128 × size/4 × size/4 and BatchNorm, then two nearest-neighbour upsamplings, each with a 3×3
     convolution, BatchNorm and LeakyReLU(0.2); a last 3×3 convolution and a sigmoid.
     """
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ferd.fairness import nsd, per_class_accuracy, worst
+from ferd.fairness import normalised_entropy, nsd, per_class_accuracy, worst
 
 
 def test_per_class_accuracy_literal():
@@ -39,3 +39,9 @@ def test_worst_of_200_classes_averages_twenty():
     per_class = torch.full((200,), 0.9, dtype=torch.float64)
     per_class[5:200:10] = torch.arange(20, dtype=torch.float64) / 100
     assert worst(per_class) == pytest.approx(0.095)
+
+
+def test_entropy_is_a_share_of_the_largest():
+    assert normalised_entropy(torch.tensor([3, 3, 3])) == pytest.approx(1)
+    assert str(normalised_entropy(torch.tensor([5, 0, 0]))) == "0.0"  # not -0.0
+    assert normalised_entropy(torch.tensor([2, 2, 0, 0])) == pytest.approx(0.5)

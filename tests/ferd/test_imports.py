@@ -8,7 +8,7 @@ import ferd
 names = [m.name for m in pkgutil.walk_packages(ferd.__path__, "ferd.")]
 for name in names:
     importlib.import_module(name)
-print(len(names), *({"prefect", "mlflow", "dvc", "boto3"} & set(sys.modules)))
+print(len(names), *({"prefect", "mlflow", "dvc", "boto3", "tasks", "flows"} & set(sys.modules)))
 """
 
 

@@ -15,10 +15,10 @@ from ferd.config import Augmentation, Distillation
 from ferd.distillation import Distillation as Run
 from ferd.errors import FerdError
 from ferd.image_sources import ReplayedPool
-from ferd.losses import ikl, kl_divergence
+from ferd.losses import ikl
 from ferd.pool import Pool
 from ferd.reweighting import released_proportions
-from ferd.samplers import MarginSampler
+from ferd.samplers import MarginSampler, build_sampler
 from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Rslad, SoftCrossEntropy
 from ferd.synthesis import dfhl_rs_loss, diversity_loss
 from tasks import params
@@ -131,6 +131,23 @@ def test_a_mixed_sampler_is_half_softmax_and_half_even(threat):
     assert torch.allclose(sampler.proportions(), expected)
 
 
+def test_mixed_reweighting_names_the_mixed_sampler(threat):
+    method = METHODS["mixed-reweighting"]
+    sampler = build_sampler(method, SCHEDULE, threat, Augmentation(padding=1, flip=False), 4, CPU)
+    sampler.difficulty = torch.tensor([100.0, 0.0, 0.0, 0.0])  # all of the softmax in one class
+    floor = (SCHEDULE.proportion_floor + 0.25) / 2
+    assert sampler.proportions().tolist() == pytest.approx([1 - 3 * floor, floor, floor, floor])
+
+
+def test_the_released_sampler_forgets_the_batch_before(teacher, images, threat, rng):
+    crops = Augmentation(padding=1, flip=False)
+    sampler = build_sampler(METHODS["ferd-released"], SCHEDULE, threat, crops, 10, CPU)
+    sampler.observe(teacher, images, torch.zeros(16, dtype=torch.int64), rng)
+    assert sampler.difficulty[0] != 0
+    sampler.observe(teacher, images, torch.ones(16, dtype=torch.int64), rng)
+    assert sampler.difficulty[0] == 0 and sampler.difficulty[1] != 0
+
+
 def test_released_proportions_are_rescaled_and_even_before_any_margin():
     found = released_proportions(torch.tensor([-1.0, 0.0, 1.0]))
     assert found.tolist() == pytest.approx([0.05 / 0.375, 0.125 / 0.375, 0.2 / 0.375])
@@ -154,6 +171,25 @@ def test_adaptive_gamma_counts_only_what_left_its_class(threat):
     expected[0, 1] += 1
     expected[1, 2] += 1
     assert torch.allclose(adversary.outcomes, expected)
+
+
+def test_the_adaptive_attack_has_the_gamma_of_each_images_class(teacher, images, labels, threat):
+    adversary = AdaptiveUtaeAdversary(0.5, threat, 10, CPU)
+    adversary.outcomes = torch.eye(10).roll(1, 1)  # of every class, all in the next
+    adversary.outcomes[labels[0]] = 1 - torch.eye(10)[labels[0]]
+    gamma = adversary.gammas()[labels]
+    assert gamma.tolist() == pytest.approx([0.0 if label == labels[0] else 0.5 for label in labels], abs=1e-6)
+    probs = teacher(images).softmax(1)
+    given = adversary.attack(teacher, images, labels, probs, torch.Generator().manual_seed(0))
+    expected = utae(teacher, images, probs, gamma, threat, torch.Generator().manual_seed(0))
+    assert torch.equal(given, expected)
+
+
+def test_the_loop_shows_the_adversary_what_became_of_its_images(make_run):
+    run = make_run("adaptive-gamma", "pool")
+    before = run.state_dict()["adversary"]["outcomes"].clone()
+    list(run.rounds())
+    assert not torch.equal(run.state_dict()["adversary"]["outcomes"], before)
 
 
 def test_one_gamma_a_sample_is_the_attack_with_that_gamma(teacher, images, threat):
@@ -188,12 +224,23 @@ def batch(labels=(0, 1), classes=3):
     return Batch(torch.tensor(labels), *logits)
 
 
+# In two classes the logits (log 3, 0) are the probabilities (3/4, 1/4).
+THREE_TO_ONE, EVEN = [math.log(3), 0.0], [0.0, 0.0]
+FROM_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # KL((3/4, 1/4) ‖ (1/2, 1/2))
+FROM_EVEN = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)  # KL((1/2, 1/2) ‖ (3/4, 1/4))
+
+
+def two_class_batch():
+    """An image of each class: clean, the student is off on the first alone; attacked, on the second alone."""
+    teacher = torch.tensor([THREE_TO_ONE, EVEN])
+    clean, attacked = torch.tensor([EVEN, EVEN]), torch.tensor([THREE_TO_ONE, THREE_TO_ONE])
+    return Batch(torch.tensor([0, 1]), teacher, clean, attacked)
+
+
 def test_rslad_is_the_mean_kl_from_the_teacher():
-    given = batch()
-    clean, adversarial = Rslad().losses(given)
-    targets = given.teacher_logits.softmax(1)
-    assert torch.equal(clean, kl_divergence(targets, given.student_logits).mean())
-    assert torch.equal(adversarial, kl_divergence(targets, given.student_adv_logits).mean())
+    clean, adversarial = Rslad().losses(two_class_batch())
+    assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
+    assert adversarial.item() == pytest.approx(FROM_EVEN / 2)
 
 
 def test_the_released_loss_is_ikl_with_a_one_hot_prior():
@@ -216,6 +263,29 @@ def test_fair_rslad_weighs_by_the_inverse_square_of_kappa_between_its_bounds(thr
     assert loss.weights()[0].item() == pytest.approx(5 / 2)
 
 
+def test_fair_rslad_weighs_the_adversarial_part_alone(threat):
+    loss = FairRslad(2, threat, CPU)
+    loss.kappa = torch.tensor([2.0, 1.0])  # weights 2/5 and 8/5, the first clamped to 5/6
+    clean, adversarial = loss.losses(two_class_batch())
+    assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
+    assert adversarial.item() == pytest.approx(8 / 5 * FROM_EVEN / 2)
+
+
+def test_fair_rslad_measures_kappa_of_the_classes_it_sees(teacher, images, threat, rng):
+    loss = FairRslad(10, threat, CPU)
+    loss.kappa[:] = 7.0
+    predicted = teacher(images).argmax(1)
+    labels = (predicted + 1) % 10
+    near = threat.model_copy(update={"epsilon": 1e-9})
+    loss.threat = near  # the random start and the attack change nothing
+    loss.end_round(teacher, images, labels, rng)
+    seen = torch.zeros(10, dtype=torch.bool).index_fill_(0, labels, True)
+    assert seen.any() and not seen.all()
+    assert torch.equal(loss.kappa, torch.where(seen, 1.0, 7.0))  # wrong before any step
+    loss.end_round(teacher, images, predicted, rng)
+    assert loss.kappa[predicted].tolist() == [1.0 + threat.steps] * 16  # right after all of them
+
+
 def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels, rng):
     loss = Absld(3, CPU)
     confident, wrong = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
@@ -224,6 +294,12 @@ def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels,
     loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
     loss.end_round(teacher, images, labels, rng)
     assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
+    sharper, softer = (torch.tensor(row).log_softmax(0) for row in ([10.0, 0.0, 0.0], [0.0, 9 / 1.1, 0.0]))
+    targets = torch.stack([sharper, softer]).exp()
+    _, adversarial = loss.losses(Batch(torch.tensor([0, 1]), logits, logits, torch.zeros(2, 3)))
+    entropies = -(targets * targets.log()).sum(1)
+    assert adversarial.item() == pytest.approx((math.log(3) - entropies).mean().item(), rel=1e-4)
+    loss.end_round(teacher, images, labels, rng)
     other = Absld(3, CPU)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.temperatures, loss.temperatures)
@@ -246,8 +322,9 @@ def test_dfhl_rs_smooths_labels_to_four_fifths_for_the_true_one_of_ten(make_netw
     labels = student(images).argmax(1)
     targets = torch.full((16, 10), 0.2 / 9).scatter_(1, labels.unsqueeze(1), 0.8)
     with dfhl_rs_loss(student, labels) as loss:
-        found = loss(images)["oh"]
-    assert found.item() == pytest.approx(F.cross_entropy(student(images), targets).item(), rel=1e-5)
+        found = loss(images)
+    assert found["loss"].item() == pytest.approx((found["oh"] + 3 * found["diversity"]).item())
+    assert found["oh"].item() == pytest.approx(F.cross_entropy(student(images), targets).item(), rel=1e-5)
 
 
 def test_diversity_is_least_where_classes_are_even():

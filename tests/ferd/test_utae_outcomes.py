@@ -6,7 +6,7 @@ from ferd.checkpoint import load_state, save_state
 from ferd.datasets import Images
 from ferd.models.folding import Folded
 from ferd.randomness import stream
-from ferd.utae_outcomes import UtaeOutcomes, collision_probability, normalised_entropy
+from ferd.utae_outcomes import UtaeOutcomes, collision_probability
 
 CPU = torch.device("cpu")
 
@@ -17,12 +17,6 @@ def outcomes(trained, teacher, digits, threat):
         return UtaeOutcomes(student, teacher, data, gammas, threat, batch_size, 0, CPU)
 
     return make
-
-
-def test_entropy_is_a_share_of_the_largest():
-    assert normalised_entropy(torch.tensor([3, 3, 3])) == pytest.approx(1)
-    assert str(normalised_entropy(torch.tensor([5, 0, 0]))) == "0.0"  # not -0.0
-    assert normalised_entropy(torch.tensor([2, 2, 0, 0])) == pytest.approx(0.5)
 
 
 def test_figures_derive_from_predictions_and_divergences(outcomes, digits):

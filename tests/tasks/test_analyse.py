@@ -193,7 +193,7 @@ def test_a_checkpoint_of_no_stage_is_refused_before_anything_is_computed(folder,
 def test_more_images_a_class_than_there_are_is_refused_in_one_line():
     data = Images(torch.zeros(5, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1, 0]))
     assert analyse.first_images(data, 2).labels.tolist() == [0, 1, 0, 1]
-    with pytest.raises(FerdError, match=r"images_per_class: 3 .* 2 test images; lower it"):
+    with pytest.raises(FerdError, match=r"has 2 images where 3 .* lower analysis.images_per_class"):
         analyse.first_images(data, 3)
 
 
