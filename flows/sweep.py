@@ -6,7 +6,7 @@ python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --
 import argparse
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
+from prefect.futures import as_completed
 
 from ferd.errors import FerdError
 from flows.pipeline import (
@@ -78,10 +79,10 @@ def sweep(
             failures = on_this_machine(missing, slots)
     if file := asked.write_results():
         print_table(asked)
-        print(f"results: {file}")
-        print(f"compare: {asked.link()}", flush=True)
+        print(f"results: {file}", flush=True)
     if failures:
         raise FerdError("; ".join(failures))
+    print(f"compare: {asked.link()}", flush=True)
 
 
 def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
@@ -139,9 +140,11 @@ def on_ray(points: Sequence[Point], threads: int, gpus: float) -> list[str]:
         futures = {
             point.name: submit(point, os.environ["MLFLOW_TRACKING_URI"], prefect_run()) for point in points
         }
-    for number, (point, future) in enumerate(zip(points, futures.values(), strict=True), 1):
+    of_future = {future: point for point, future in zip(points, futures.values(), strict=True)}
+    done: Iterator[Any] = as_completed(list(of_future))
+    for number, future in enumerate(done, 1):
         future.wait()
-        files = future.result(raise_on_failure=False)
+        point, files = of_future[future], future.result(raise_on_failure=False)
         if isinstance(files, dict):
             point.keep(files)
         print(f"[{number}/{len(points)}] {point.name}: {future.state.name.lower()}", flush=True)

@@ -65,7 +65,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     process.write_cost(paths.result_of(checkpoint).with_suffix(".evaluate-cost.json"), progress, device)
     if run is None:
         run = tracking.start_run(benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {})
-    run.log(metrics_of(evaluation))
+    run.log(tracking.robustness(evaluation.figures(), evaluation.other_balls()))
     run.finish()
     process.discard(resume)
 
@@ -97,19 +97,6 @@ def write_outputs(benchmark: str, checkpoint: Path, evaluation: Evaluation) -> N
             "checks": evaluation.checks().as_json(),
         },
     )
-
-
-def metrics_of(evaluation: Evaluation) -> dict[str, float]:
-    """Figures as MLflow metrics: ``robust/<attack>/<figure>``, in a further ball ``robust-<ε>/...``."""
-    balls = {"robust": evaluation.figures()} | {
-        f"robust-{ball['threat_model']['epsilon']:.3g}": ball["attacks"] for ball in evaluation.other_balls()
-    }
-    return {
-        f"{ball}/{attack}/{key}": values[key]
-        for ball, figures in balls.items()
-        for attack, values in figures.items()
-        for key in ("average", "worst", "nsd")
-    }
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import yaml
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
-from tasks import paths, share, tracking
+from tasks import paths, process, share, tracking
 from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
@@ -60,8 +60,12 @@ class Night:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Work in the clone, with the record and the images of the folder that it is a clone of."""
-        own = {"MLFLOW_TRACKING_URI": _absolute_store(self.home), "FERD_SWEEP_ID": self.sweep_id}
+        """Work in the clone, with the record, the images and the slots of the folder that it is of."""
+        own = {
+            "MLFLOW_TRACKING_URI": _absolute_store(self.home),
+            "FERD_SWEEP_ID": self.sweep_id,
+            process.SLOT_FOLDER: str(self.home / process.RESUME),
+        }
         if images := os.environ.get("FERD_DATA"):
             own["FERD_DATA"] = str(self.home / images)
         before = {key: os.environ.get(key) for key in own}

@@ -32,6 +32,7 @@ from ferd.files import file_hash, write_json
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
+SLOT_FOLDER = "FERD_SLOT_FOLDER"  # where they are, if not in this folder's own .resume
 SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
 SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
@@ -72,6 +73,11 @@ class Progress:
         self.event("computed")
 
     @property
+    def resumed(self) -> bool:
+        """Whether an earlier attempt did a part."""
+        return self._first > 0
+
+    @property
     def seconds(self) -> float:
         """Seconds of computing in this process."""
         return time.monotonic() - self._started
@@ -83,17 +89,18 @@ class Progress:
 
 
 def take_slot(slots: int) -> IO[str]:
-    """Wait for one of the folder's places to compute in; it is free again when the file is closed.
+    """Wait for one of the places to compute in; it is free again when the file is closed.
 
     A place is a lock on a file, so that a process that is killed gives its own back. Where there are as many
     as GPUs, each place belongs to one of them.
     """
-    RESUME.mkdir(exist_ok=True)
+    folder = Path(os.environ.get(SLOT_FOLDER, RESUME))
+    folder.mkdir(parents=True, exist_ok=True)
     gpu, count = map(int, os.environ.get(SLOT_SHARE, "0/1").split("/"))
     own = range(gpu, slots, count) if slots >= count else range(slots)
     while True:
         for number in own:
-            slot = (RESUME / f"slot-{number}").open("w")
+            slot = (folder / f"slot-{number}").open("w")
             with suppress(BlockingIOError):
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot
@@ -200,6 +207,7 @@ def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
             "seconds": round(progress.seconds, 1),
             "processor_seconds": round(progress.processor_seconds, 1),
             "peak_memory_mb": peak_memory_mb(device),
+            **({"resumed": True} if progress.resumed else {}),  # then the seconds are the last attempt's
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "processor": processor(),
             "threads": torch.get_num_threads(),

@@ -175,11 +175,7 @@ def _complete_run(
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:
     """A result's figures as the metrics that the evaluate stage writes."""
-    return {
-        f"robust/{attack}/{figure}": values[figure]
-        for attack, values in result["attacks"].items()
-        for figure in results.FIGURES
-    }
+    return tracking.robustness(result["attacks"], result.get("other_balls", []))
 
 
 def per_class(result: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, list[Any]]:

@@ -113,13 +113,16 @@ def own_seconds(cost: Mapping[str, Any]) -> float:
     return float(cost["seconds"])
 
 
-def read_cost(path: Path) -> dict[str, Any]:
-    """The record of what a stage took.
+def read_cost(path: Path) -> dict[str, Any] | None:
+    """The record of what a stage took; None where there is none, or only that of its last attempt.
 
     Raises:
-        FerdError: it is none.
+        FerdError: the file is no such record.
     """
-    return read_json(path, COST_FIELDS, again="run the stage that writes it")
+    if not path.exists():
+        return None
+    cost = read_json(path, COST_FIELDS, again="run the stage that writes it")
+    return None if cost.get("resumed") else cost
 
 
 def read_rounds(result: Path) -> list[dict[str, Any]]:

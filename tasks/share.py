@@ -11,26 +11,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from tasks.stage import plain_errors, when_free
 
+Entry = tuple[str, str]  # of DVC's run cache: the hash of what a stage was run with, and with what it gave
 NO_REMOTE = "DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`"
 
 
 def push(names: Sequence[str]) -> int:
     """Send what these stages, and those that they need, were run with and gave; -> files sent.
 
-    Only of stages that are up to date, and only what the remote does not have.
+    Of those that they need only what is up to date here, and only files that the remote does not have.
 
     Raises:
-        FerdError: there is no such stage or no remote, or it does not take them.
+        FerdError: there is no such stage or no remote, a stage is not up to date, or the remote does not take
+            them; ``Unreachable`` where it does not answer.
     """
     from dvc.repo import Repo
 
     with plain_errors(), Repo(".", _wait_for_lock=True) as repo:
-        when_free(lambda: _save_run_cache(repo, names))
+        entries = when_free(lambda: _save_run_cache(repo, names))
         with _remote_errors():
-            return _send(repo)
+            return _send(repo, entries)
 
 
 def require() -> None:
@@ -51,14 +53,27 @@ def has_remote(folder: Path) -> bool:
         return bool(repo.config["core"].get("remote"))
 
 
-def _send(repo: Any) -> int:
+def _send(repo: Any, entries: Sequence[Entry]) -> int:
+    """Files first, then the run cache's entries, which say that there are such files.
+
+    Not by DVC's ``stage_cache.push``: that sends the entries of everything that was ever run here, and
+    passes over those that the remote does not take.
+    """
+    from dvc.fs import generic
+
+    remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
     sent = 0
-    entries = repo.stage_cache.push(None)
     for objects in repo.stage_cache.get_used_objs(entries).values():
         result = repo.cloud.push(objects)
         if result.failed:
-            raise FerdError(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
+            raise Unreachable(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
         sent += len(result.transferred)
+    local = repo.cache.legacy
+    for key, value in entries:
+        place = ("runs", key[:2], key, value)
+        generic.copy(
+            local.fs, local.fs.join(local.path, *place), remote.fs, remote.fs.join(remote.path, *place)
+        )
     return sent
 
 
@@ -66,23 +81,35 @@ def _send(repo: Any) -> int:
 def _remote_errors() -> Iterator[None]:
     """What a remote may answer, as one line."""
     from botocore.exceptions import BotoCoreError
-    from dvc.stage.cache import RunCacheNotSupported
+    from dvc.config import RemoteConfigError
 
     try:
         yield
-    except RunCacheNotSupported:
+    except RemoteConfigError:
         raise FerdError(NO_REMOTE) from None
+    except PermissionError as error:
+        raise FerdError(f"DVC's remote: {error.strerror or error}; correct the AWS_* credentials") from None
     except (OSError, BotoCoreError) as error:
         said = getattr(error, "strerror", None) or error
-        raise FerdError(f"DVC's remote: {said}; run it again when the remote answers") from None
+        raise Unreachable(f"DVC's remote: {said}; run it again when the remote answers") from None
 
 
-def _save_run_cache(repo: Any, names: Sequence[str]) -> None:
+def _save_run_cache(repo: Any, names: Sequence[str]) -> list[Entry]:
+    """The entries of what is up to date; of other stages than those named the rest is passed over."""
+    from dvc.stage.cache import _can_hash, _get_cache_hash, _get_stage_hash
+    from dvc.stage.serialize import to_single_stage_lockfile
+
+    entries = []
     with repo.lock:
         stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, True)}
-        for stage in stages.values():
+        for name, stage in stages.items():
             if not stage.status():
                 repo.stage_cache.save(stage)
+                if _can_hash(stage):
+                    entries.append((_get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))))
+            elif name in names:
+                raise FerdError(f"{name}: is not up to date, nothing was sent; `dvc repro {name}`")
+    return entries
 
 
 def main() -> None:

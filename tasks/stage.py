@@ -206,7 +206,7 @@ def run(
         StageFailed: with the stage's own line where it printed one.
         StageBusy: another process has the stage's files just now.
     """
-    kept = {path: path.read_bytes() for path in stage.uncached if path.is_file()}
+    kept = {path: path.read_bytes() for output in stage.uncached for path in _files(output)}
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull else []
     command += ["--no-run-cache"] if anew else []
@@ -295,8 +295,9 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
-    except LockError:
-        raise Busy("another process is running stages of this folder") from None
+    except LockError as error:
+        said = " ".join(str(error).split())
+        raise Busy(f"another process is running stages of this folder ({said})") from None
     except DvcException as error:
         raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
 
@@ -316,6 +317,11 @@ def _last_error(tail: Iterable[str], code: int) -> str:
     ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     line = (telling or lines or [f"it ended by {ending} and said nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
+
+
+def _files(output: Path) -> list[Path]:
+    """The files of an output, which may be a folder."""
+    return [path for path in (output, *output.rglob("*")) if path.is_file()]
 
 
 def _put_back(stage: str, uncached: Mapping[Path, bytes]) -> None:

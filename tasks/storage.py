@@ -326,7 +326,7 @@ def _from_drive(fetch: Callable[[Path], None], name: str, target: Path, checksum
                 fetch(part)
             except Exception as error:  # gdown and requests each raise their own
                 part.unlink(missing_ok=True)
-                raise FerdError(f"robustbench {name}: {' '.join(str(error).split())}; run again") from None
+                raise Unreachable(f"robustbench {name}: {' '.join(str(error).split())}; run again") from None
             _put_in_place(part, target, f"robustbench {name}", checksum, "sha256")
     except OSError as error:
         raise _unwritable(target, error) from None

@@ -140,8 +140,8 @@ def costs(groups: Sequence[Group]) -> list[Row]:
     rows = []
     for group in groups:
         for stage, suffix in COSTS.items():
-            files = [path.with_suffix(f".{suffix}.json") for path in group.paths]
-            found = [read_cost(path) for path in files if path.exists()]
+            records = [read_cost(path.with_suffix(f".{suffix}.json")) for path in group.paths]
+            found = [record for record in records if record]
             if found:
                 machine = {key: found[0].get(key) for key in ("device", "threads", "torch")}
                 seconds = [own_seconds(cost) for cost in found]

@@ -9,8 +9,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from ferd.config import Settings
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
+from tasks.results import FIGURES
 
 DEFAULT_FILE = Path("mlflow.db")
 DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"
@@ -97,7 +98,7 @@ def start_run(
             "run_key": run_key,
             "settings": settings,
             "dvc_stage": os.environ.get("DVC_STAGE", task),
-            "mlflow.source.git.commit": _git("rev-parse", "HEAD"),
+            "mlflow.source.git.commit": head(),
             "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
             "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
@@ -131,11 +132,30 @@ def reopen_run(run_id: str) -> Run | None:
 
     with connected() as client:
         try:
-            client.get_run(run_id)
-        except MlflowException:
+            kept = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        if kept.info.lifecycle_stage != "active":
             return None
         client.update_run(run_id, status="RUNNING")
         return Run(client, run_id)
+
+
+def robustness(
+    attacks: Mapping[str, Mapping[str, Any]], other_balls: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """A result's figures as metrics: ``robust/<attack>/<figure>``, in a further ball ``robust-<ε>/...``."""
+    balls = {"robust": attacks} | {
+        f"robust-{ball['threat_model']['epsilon']:.3g}": ball["attacks"] for ball in other_balls
+    }
+    return {
+        f"{ball}/{attack}/{figure}": values[figure]
+        for ball, figures in balls.items()
+        for attack, values in figures.items()
+        for figure in FIGURES
+    }
 
 
 def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:
@@ -158,13 +178,20 @@ def _swept() -> dict[str, str]:
 
 def experiment(client: Any, benchmark: str) -> str:
     """The identifier of a benchmark's experiment, made where it is missing."""
+    from mlflow.exceptions import MlflowException
+
     found = client.get_experiment_by_name(benchmark)
     if found:
         return str(found.experiment_id)
     location = None
     if client.tracking_uri.startswith("sqlite:"):
         location = (Path("mlartifacts") / benchmark).resolve().as_uri()
-    return str(client.create_experiment(benchmark, artifact_location=location))
+    try:
+        return str(client.create_experiment(benchmark, artifact_location=location))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return str(client.get_experiment_by_name(benchmark).experiment_id)  # another process was faster
 
 
 def _say(error: Exception, consequence: str) -> None:
@@ -179,7 +206,9 @@ def main() -> None:
 
 @contextmanager
 def connected() -> Iterator[Any]:
-    """A connected client; one process at a time, since a first connection creates the tables.
+    """A connected client.
+
+    One process of this folder connects to a database at a time, since a first connection creates its tables.
 
     Raises:
         FerdError: the store cannot be used; ``Unreachable`` where its server does not answer.
@@ -192,16 +221,24 @@ def connected() -> Iterator[Any]:
     from mlflow.exceptions import MlflowException, RestException
 
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
+    server = store.startswith("http")
+    try:
+        with nullcontext() if server else _alone():
+            client = MlflowClient(store)
+        yield client
+    except (MlflowException, OSError) as error:
+        silent = server and not isinstance(error, RestException)  # a server's own words
+        raise (Unreachable if silent else FerdError)(
+            f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
+            "MLFLOW_TRACKING_URI"
+        ) from None
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
     with SETUP_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield MlflowClient(store)
-        except (MlflowException, OSError) as error:
-            silent = store.startswith("http") and not isinstance(error, RestException)  # a server's own words
-            raise (Unreachable if silent else FerdError)(
-                f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
-                "MLFLOW_TRACKING_URI"
-            ) from None
+        yield
 
 
 def without_password(address: str) -> str:
@@ -214,6 +251,11 @@ def _reason(error: Exception) -> str:
     """What MLflow says, in one line, without the password that may stand in the store's address."""
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     return " ".join(str(error).split()).replace(store, without_password(store))
+
+
+def head() -> str:
+    """The commit that this folder is at; empty outside a Git repository."""
+    return _git("rev-parse", "HEAD")
 
 
 def _git(*arguments: str) -> str:

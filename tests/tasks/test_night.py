@@ -107,6 +107,7 @@ def test_in_the_clone_paths_are_those_of_the_folder(here, monkeypatch):
         assert os.getcwd() == str(tonight.folder)
         assert os.environ["FERD_DATA"] == str(here / "images")
         assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{here}/mlflow.db"
+        assert os.environ["FERD_SLOT_FOLDER"] == f"{here}/.resume"
     assert os.getcwd() == str(here)
     assert os.environ["FERD_DATA"] == "images" and "MLFLOW_TRACKING_URI" not in os.environ
 

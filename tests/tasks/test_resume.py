@@ -63,6 +63,8 @@ def test_a_student_killed_after_a_round_ends_with_the_same_bytes(prepared, round
     for shard in (prepared / "undisturbed.pool").iterdir():
         assert shard.read_bytes() == (prepared / CHECKPOINT.with_suffix(".pool") / shard.name).read_bytes()
     assert not list((prepared / ".resume").glob("distill*"))
+    cost = prepared / "results/digits/resnet8-w8/ferd/s1.distill-cost.json"
+    assert json.loads(cost.read_text())["resumed"]  # its seconds are the last attempt's
     (prepared / CHECKPOINT).unlink()
 
 

@@ -122,3 +122,9 @@ def test_costs_are_seconds_a_seed_of_the_files_there_are(groups):
             Path("results/digits/resnet8-w8/ferd/s2.distill-cost.json").write_text(json.dumps(cost))
     (row,) = tidy.costs(groups)
     assert (row["method"], row["stage"], row["mean"], row["std"]) == ("ferd", "distill", 20, 10)
+
+
+def test_what_an_interrupted_stage_took_is_not_known(groups):
+    cost = {"seconds": 1, "device": "cpu", "threads": 1, "torch": "2", "resumed": True}
+    Path("results/digits/resnet8-w8/ferd/s0.distill-cost.json").write_text(json.dumps(cost))
+    assert tidy.costs(groups) == []

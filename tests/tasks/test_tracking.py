@@ -72,6 +72,53 @@ def test_a_store_that_does_not_answer_is_told_without_its_password(monkeypatch, 
     assert "s3cret" not in str(told.value)
 
 
+def test_a_run_that_cannot_be_asked_for_is_not_taken_for_gone(monkeypatch, tmp_path):
+    """Else the rounds before an outage and those after it would be two runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(Unreachable, match="cannot be used"):
+        tracking.reopen_run("0123456789abcdef0123456789abcdef")
+
+
+def test_a_run_that_was_deleted_or_never_was_is_gone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert tracking.reopen_run("0123456789abcdef0123456789abcdef") is None
+    with tracking.connected() as client:
+        run = client.create_run(tracking.experiment(client, "digits")).info.run_id
+        client.set_terminated(run)
+    assert tracking.reopen_run(run).run_id == run
+    with tracking.connected() as client:
+        assert client.get_run(run).info.status == "RUNNING"
+        client.delete_run(run)
+    assert tracking.reopen_run(run) is None
+
+
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with tracking.connected() as client:
+        made = tracking.experiment(client, "digits")
+        ask, answers = client.get_experiment_by_name, [None]
+        monkeypatch.setattr(
+            client, "get_experiment_by_name", lambda name: answers.pop() if answers else ask(name)
+        )
+        assert tracking.experiment(client, "digits") == made
+        assert answers == []
+
+
+def test_further_balls_are_metrics_of_their_own():
+    figures = {"average": 0.5, "worst": 0.1, "nsd": 0.4, "n": 10, "per_class": [0.5]}
+    ball = {"threat_model": {"epsilon": 0.0157}, "attacks": {"pgd20": figures | {"average": 0.7}}}
+    assert tracking.robustness({"clean": figures}, [ball]) == {
+        "robust/clean/average": 0.5,
+        "robust/clean/worst": 0.1,
+        "robust/clean/nsd": 0.4,
+        "robust-0.0157/pgd20/average": 0.7,
+        "robust-0.0157/pgd20/worst": 0.1,
+        "robust-0.0157/pgd20/nsd": 0.4,
+    }
+
+
 def test_settings_are_flattened_to_dotted_keys():
     assert tracking.flatten({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
 

@@ -1,0 +1,84 @@
+"""What is sent to DVC's remote: of the stages that are named, and all of it or an error."""
+
+import shutil
+
+import pytest
+
+from ferd.errors import FerdError, Unreachable
+from tasks import share
+from tests.conftest import run_in
+
+STAGES = """
+stages:
+  one: {cmd: cp given one, deps: [given], outs: [one]}
+  two: {cmd: cp one two && echo more >> two, deps: [one], outs: [two: {cache: false}]}
+  other: {cmd: cp given other && echo other >> other, deps: [given], outs: [other]}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder of three stages that have run, with a remote beside it."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "given").write_text("given")
+    (folder / "dvc.yaml").write_text(STAGES)
+    remote = tmp_path / "remote"
+    remote.mkdir()
+    for command in (
+        ("git", "init", "--quiet"),
+        ("dvc", "init", "--quiet"),
+        ("dvc", "repro", "--quiet"),
+        ("dvc", "remote", "add", "--local", "--default", "remote", str(remote)),
+    ):
+        done = run_in(folder, *command)
+        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def entries(here):
+    return [path for path in (here.parent / "remote").glob("**/runs/*/*/*") if path.is_file()]
+
+
+def test_a_stage_goes_with_what_it_needs_and_nothing_else(here):
+    assert share.push(["two"]) == 2
+    assert len(entries(here)) == 2
+    assert share.push(["two"]) == 0
+    for path in ("one", "two", "dvc.lock"):
+        (here / path).unlink()
+    shutil.rmtree(here / ".dvc" / "cache")
+    said = run_in(here, "dvc", "repro", "--pull", "two").stdout
+    assert said.count("is cached - skipping run") == 2, said
+    assert (here / "two").read_text() == "givenmore\n"
+
+
+def test_what_was_pruned_of_other_stages_is_not_missed(here):
+    (here / "other").unlink()
+    run_in(here, "dvc", "gc", "--workspace", "--force")
+    assert share.push(["one"]) == 1
+
+
+def test_a_stage_that_is_not_up_to_date_is_refused(here):
+    (here / "given").write_text("changed")
+    with pytest.raises(FerdError, match=r"^one: is not up to date, nothing was sent; `dvc repro one`$"):
+        share.push(["one"])
+    assert entries(here) == []
+
+
+def test_an_entry_that_the_remote_does_not_take_is_an_error(here):
+    """DVC itself would pass over it, and every other machine compute the stage again."""
+    (here.parent / "remote" / "runs").write_text("in the way")
+    (here.parent / "remote" / "files").mkdir()
+    (here.parent / "remote" / "files" / "md5").mkdir()
+    with pytest.raises(Unreachable, match=r"^DVC's remote: .*; run it again when the remote answers$"):
+        share.push(["one"])
+
+
+def test_sharing_is_refused_before_anything_is_computed_where_there_is_no_remote(here):
+    share.require()
+    assert run_in(here, "dvc", "remote", "remove", "--local", "remote").returncode == 0
+    with pytest.raises(FerdError, match=r"^DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`$"):
+        share.require()
+    with pytest.raises(FerdError, match="DVC has no remote here"):
+        share.push(["one"])
