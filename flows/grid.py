@@ -11,15 +11,19 @@ from uuid import UUID
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import WorkerStatus
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, as_command, evaluations, in_order, run_stale
+from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, in_order, run_stale
+from tasks import share
 from tasks.stage import Pipeline, stoppable, stopped
 from tasks.table import print_table
+from tasks.tracking import head
 
 DEPLOYMENT = "stage/stage"
 POLL_SECONDS = 2
@@ -38,38 +42,63 @@ def grid(
         benchmark: a benchmark of params.yaml.
         methods: names of params.yaml; by default all that dvc.yaml has for the benchmark.
         seeds: by default all that dvc.yaml has.
+
+    Raises:
+        FerdError: there is no remote, or stages failed: says which, and why.
     """
+    share.require()
+    say_whether_a_worker_is_there()
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     stale = [stage for stage in pipeline.plan(targets) if stage.stale]
     print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
     submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
+    commit = head()
     with stoppable():
-        failures = in_order(stale, lambda stage, needed: submit(stage.name, wait_for=needed))
+        failures = in_order(stale, lambda stage, needed: submit(stage.name, commit, wait_for=needed))
     if failures:
         raise FerdError("; ".join(failures))
     run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
 
 
+def say_whether_a_worker_is_there() -> None:
+    """A line where nobody takes what is asked for; it waits until somebody does."""
+    with get_client(sync_client=True) as client:
+        try:
+            pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name
+        except ObjectNotFound:
+            raise FerdError(
+                f"no deployment {DEPLOYMENT} on this server; `python -m infra.stack deploy`"
+            ) from None
+        assert pool is not None
+        workers = client.read_workers_for_work_pool(pool)
+    if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
+        print(f"no worker of the pool {pool} is online; the stages wait for one", flush=True)
+
+
 @task(task_run_name="{name}", cache_policy=NO_CACHE, persist_result=False)
-def on_a_worker(name: str) -> None:
+def on_a_worker(name: str, commit: str) -> None:
     """Ask for a stage, and wait until a worker has run it and sent what came of it.
 
-    When the grid is stopped, so is the stage, on its worker.
+    Where its machine or its worker was lost it is asked for again, and goes on at its last round. When the
+    grid is stopped, so is the stage, on its worker.
 
     Raises:
         FerdError: the deployment's run failed.
     """
     context = FlowRunContext.get()
     asked_by = context.flow_run.id if context and context.flow_run else ""
-    run: Any = run_deployment(
-        DEPLOYMENT,
-        parameters={"name": name, "share": True},
-        flow_run_name=name,
-        timeout=0,  # it is waited for below
-        idempotency_key=f"{asked_by}/{name}",
-    )
-    state = _end_of(run.id)
+    for attempt in range(1 + RETRIES):
+        run: Any = run_deployment(
+            DEPLOYMENT,
+            parameters={"name": name, "share": True, "commit": commit},
+            flow_run_name=name,
+            timeout=0,  # it is waited for below
+            idempotency_key=f"{asked_by}/{name}/{attempt}",
+        )
+        state = _end_of(run.id)
+        if not state.is_crashed():
+            break
     if not state.is_completed():
         raise FerdError(f"{state.type.value.lower()} on a worker: {state.message or 'see its log'}")
 

@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from flows.gpus import Gpus
 from flows.progress import LiveView
 from tasks import params, tracking
@@ -37,9 +37,6 @@ from tasks.stage import (
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRIES = 2
 RETRY_DELAY_SECONDS = 5
-transfer: Any = task(
-    retries=RETRIES, retry_delay_seconds=RETRY_DELAY_SECONDS, cache_policy=NO_CACHE, persist_result=False
-)
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -47,14 +44,15 @@ class Session:
     """What the stages of one flow run share: the view, and how many may run.
 
     ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; as many more
-    start up meanwhile. With ``pull`` they take what DVC's remote has; ``anew``, not even its run cache's.
+    start up meanwhile. Without, whoever runs the flow says how many: a worker, by its limit. With ``pull``
+    they take what DVC's remote has; ``anew``, not even its run cache's.
     """
 
-    def __init__(self, view: LiveView, slots: int, *, pull: bool = False, anew: bool = False) -> None:
+    def __init__(self, view: LiveView, slots: int | None, *, pull: bool = False, anew: bool = False) -> None:
         self.view, self.pull, self.anew = view, pull, anew
         self.slots = slots
         self.gpus = Gpus()
-        self._rooms = threading.Semaphore(slots)
+        self._rooms = threading.Semaphore(slots or 1)
 
     @contextmanager
     def room(self) -> Iterator[Callable[[OnEvent], OnEvent]]:
@@ -80,7 +78,16 @@ class Session:
 def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     """Whether another attempt may succeed: a stage's own message says that it will not."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StageFailed) and error.retryable
+    return isinstance(error, Unreachable) or (isinstance(error, StageFailed) and error.retryable)
+
+
+transfer: Any = task(
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_condition_fn=worth_a_retry,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
 
 
 @task(
@@ -94,7 +101,7 @@ def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
 def run_stage(stage: Stage, session: Session) -> str:
     """Run one stage when there is a place for it; -> its name."""
     context = FlowRunContext.get()
-    environment = {SLOTS: str(session.slots)}
+    environment = {SLOTS: str(session.slots)} if session.slots else {}
     if context and context.flow_run:
         environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
     with session.room() as watched, session.gpus.one() as gpu:
@@ -212,11 +219,12 @@ def evaluations(
 
 
 def run_stale(
-    title: str, stages: Sequence[Stage], slots: int, *, pull: bool = False, anew: bool = False
+    title: str, stages: Sequence[Stage], slots: int | None, *, pull: bool = False, anew: bool = False
 ) -> None:
     """Run those of the planned stages that are out of date, and say how the time was spent.
 
     Args:
+        slots: how many compute at a time; None where a worker's limit says it.
         pull: take their outputs from DVC's remote where another machine has computed the same.
         anew: compute them, even where DVC's run cache has the outputs of the same inputs.
 
@@ -227,7 +235,8 @@ def run_stale(
     if not stale:
         print(f"{title}: all {len(stages)} stages are up to date; nothing to run")
         return
-    print(f"{title}: {stale} of {len(stages)} stages to run, {slots} at a time", flush=True)
+    at_a_time = f", {slots} at a time" if slots else ""
+    print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}", flush=True)
     with LiveView(stale) as view:
         failures = run_stages(stages, view, slots, pull=pull, anew=anew)
     print(
@@ -239,7 +248,7 @@ def run_stale(
 
 
 def run_stages(
-    stages: Sequence[Stage], view: LiveView, slots: int, *, pull: bool = False, anew: bool = False
+    stages: Sequence[Stage], view: LiveView, slots: int | None, *, pull: bool = False, anew: bool = False
 ) -> list[str]:
     """Run the stale stages, each after those it needs; -> what failed, a line each.
 

@@ -2,22 +2,31 @@
 
 from prefect import flow
 
+from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, run_stale, transfer
 from tasks import share as remote
 from tasks.stage import Pipeline
+from tasks.tracking import head
 
 
 @flow(name="stage", task_runner=TASK_RUNNER)
-def stage(name: str, share: bool = False) -> None:
+def stage(name: str, share: bool = False, commit: str | None = None) -> None:
     """Bring one stage of dvc.yaml up to date, and before it what it needs.
+
+    How many stages compute at a time is the worker's limit of flow runs.
 
     Args:
         name: the stage, as `dvc stage list` prints it: `evaluate-digits@resnet8-w8-ferd-s0`.
         share: take from DVC's remote what another machine computed, and send there what this one computes.
+        commit: refuse to run where the clone is at another one.
     """
+    if commit and commit != (own := head()):
+        raise FerdError(
+            f"the worker's clone is at commit {own[:10]}, {commit[:10]} is asked for; check it out there"
+        )
     if share:
         remote.require()
-    run_stale(name, Pipeline().plan([name]), slots=1, pull=share)
+    run_stale(name, Pipeline().plan([name]), slots=None, pull=share)
     if share:
         push(name)
 

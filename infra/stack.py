@@ -8,6 +8,7 @@ generated passwords: the folder ``.stack`` (or ``STACK_FOLDER``).
 
 import argparse
 import fcntl
+import json
 import os
 import pwd
 import re
@@ -23,6 +24,7 @@ import urllib.request
 import xmlrpc.client
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -285,7 +287,7 @@ class Stack:
         return True
 
     def deploy(self) -> None:
-        """Make the deployments of ``prefect.yaml`` known to the server, and the work pool.
+        """Make known to the server the deployments of ``prefect.yaml``, the work pool, the automations.
 
         Raises:
             FerdError: a port cannot be, or the server does not take them.
@@ -293,14 +295,15 @@ class Stack:
         self._check_settings()
         pool = self.settings["WORK_POOL"]
         if not _answers(f"{self.client_environment['PREFECT_API_URL']}/work_pools/{pool}"):
-            self._prefect("work-pool", "create", pool, "--type", "process")
-        self._prefect("--no-prompt", "deploy", "--all")
+            self._run("prefect", "work-pool", "create", pool, "--type", "process")
+        self._run("prefect", "--no-prompt", "deploy", "--all")
+        self._run("infra.automations")
 
-    def _prefect(self, *arguments: str) -> None:
+    def _run(self, module: str, *arguments: str) -> None:
         environment = {**os.environ, **self.settings, **self.client_environment}
         environment.pop("FERD_WORKSPACE", None)  # each worker's own: not to be fixed by who deploys
         done = subprocess.run(
-            [sys.executable, "-m", "prefect", *arguments],
+            [sys.executable, "-m", module, *arguments],
             cwd=self.workspace,
             env=environment,
             capture_output=True,
@@ -309,17 +312,24 @@ class Stack:
         )
         if done.returncode:
             said = " ".join((done.stderr or done.stdout).split())
-            raise FerdError(f"prefect {' '.join(arguments)}: {said}")
+            raise FerdError(f"{' '.join((module, *arguments))}: {said}")
 
     def _worker_is_online(self) -> bool:
+        """Since its start: the server takes one that has ended for online for some time."""
+        with control(self.folder) as supervisor:
+            program = supervisor.getProcessInfo("worker") if supervisor else {}
         pool = f"{self.client_environment['PREFECT_API_URL']}/work_pools/{self.settings['WORK_POOL']}"
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{pool}/workers/filter", data=b"{}", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                return b'"ONLINE"' in answer.read()
+                beats = [worker["last_heartbeat_time"] for worker in json.load(answer)]
         except OSError:
             return False
+        started = program.get("start") if program.get("statename") == "RUNNING" else None
+        return started is not None and any(
+            datetime.fromisoformat(beat).timestamp() >= started for beat in beats if beat
+        )
 
 
 @contextmanager

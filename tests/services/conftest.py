@@ -102,7 +102,18 @@ class Services:
     def worker(self, workspace: Path, name: str, **variables: str) -> Iterator[subprocess.Popen]:
         """One more worker, in another workspace, as on another machine."""
         pool = self.environment["WORK_POOL"]
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--name", name]
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            pool,
+            "--work-queue",
+            "stages",
+        ]
+        command += ["--name", name]
         own = environment() | self.environment | {"FERD_WORKSPACE": str(workspace)} | variables
         with (
             (workspace / f"{name}.log").open("w") as log,

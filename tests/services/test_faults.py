@@ -6,14 +6,16 @@ import subprocess
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
 import pytest
 
-from infra import processes, stack
+from infra import automations, processes, stack
 from tests.conftest import free_port, run_in, set_param, wait_until
 from tests.services.conftest import Services
 from tests.services.test_sharing import add_remote
@@ -78,6 +80,48 @@ def test_after_a_kill_of_everything_in_a_stage_the_next_attempt_finishes(reprodu
     second = reproduced.submit("stage/stage", folder, name=STAGE)
     assert reproduced.wait(second) == "COMPLETED", reproduced.log()
     assert outputs(folder) == undisturbed
+
+
+def a_running_run(services: Services) -> str:
+    """A run that no machine works at; -> its id."""
+    flow = services.api("/flows/", {"name": "silent"})["id"]
+    return services.api("/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"]
+
+
+def send_heartbeat(services: Services, run: str) -> None:
+    """The event that a run's process sends."""
+    event = {
+        "event": automations.HEARTBEAT,
+        "id": str(uuid.uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+    }
+    services.api("/events", [event])
+
+
+def declare_silence(services: Services, seconds: str) -> None:
+    """As ``make up`` does."""
+    services.run(sys.executable, "-m", "infra.automations", SILENT_RUN_SECONDS=seconds)
+    (kept,) = services.api("/automations/filter", {})
+    assert (kept["name"], kept["trigger"]["within"]) == (automations.NAME, float(seconds))
+
+
+def test_a_run_whose_machine_is_gone_is_marked_as_crashed(services):
+    """So that a grid does not wait for it for ever."""
+    declare_silence(services, "20")
+    try:
+        lost, alive = a_running_run(services), a_running_run(services)
+        send_heartbeat(services, lost)
+
+        def is_lost():
+            send_heartbeat(services, alive)
+            return services.state(lost) == "CRASHED"
+
+        wait_until(is_lost, 180, lambda: services.log("prefect"))
+        assert services.message(lost).startswith("no heartbeat for 20 s")
+        assert services.state(alive) == "RUNNING"
+    finally:
+        declare_silence(services, "1800")
 
 
 def test_what_outlives_supervisord_is_ended_by_down(services):

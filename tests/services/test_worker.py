@@ -1,12 +1,13 @@
 """Deployments: what their forms ask for, and that the worker runs them, when asked and on a schedule."""
 
 import json
+import shutil
 import time
 
 import pytest
 import yaml
 
-from tests.conftest import ROOT, wait_until
+from tests.conftest import ROOT, set_param, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -17,6 +18,34 @@ def test_a_deployment_is_run_by_the_worker(reproduced):
     path = reproduced.workspace / "results/digits/resnet8-w8/uniform-noise/s0.json"
     assert json.loads(path.read_text())["schema"] == "ferd-result/1"
     assert "6 of 6 stages to run" in reproduced.log()
+
+
+def test_a_workers_limit_says_how_many_stages_of_a_clone_compute_at_a_time(reproduced, tmp_path):
+    folder = tmp_path / "workspace"
+    shutil.copytree(reproduced.workspace, folder, symlinks=True)
+    set_param(folder, 60, "benchmarks", "digits", "distillation", "rounds")
+    stages = [f"distill-digits@resnet8-w8-{method}-s0" for method in ("no-fae", "no-utae")]
+    runs = [reproduced.submit("stage/stage", folder, name=stage) for stage in stages]
+
+    def computing(stage):
+        return bool(list(folder.glob(f".resume/{stage.replace('@', '-')}/*/state.pt")))
+
+    wait_until(lambda: all(map(computing, stages)), 300, reproduced.log)  # neither has finished
+    assert [reproduced.wait(run) for run in runs] == ["COMPLETED", "COMPLETED"], reproduced.log()
+
+
+def test_a_clone_at_another_commit_refuses_a_grids_stage(reproduced):
+    run = reproduced.submit("stage/stage", name="data@digits", commit="f" * 40)
+    assert reproduced.wait(run) == "FAILED"
+    assert "ffffffffff is asked for; check it out there" in reproduced.message(run)
+
+
+def test_only_stages_may_be_computed_by_a_further_machine(reproduced):
+    queues = {
+        name: reproduced.api(f"/deployments/name/{name}/{name}")["work_queue_name"]
+        for name in ("nightly", "reproduce", "sweep", "stage")
+    }
+    assert {name for name, queue in queues.items() if queue == "stages"} == {"stage"}
 
 
 @pytest.mark.parametrize("deployment", [entry["name"] for entry in DEPLOYMENTS])

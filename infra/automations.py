@@ -1,0 +1,72 @@
+"""``python -m infra.automations``: what Prefect's server does by itself, kept as this file says.
+
+One automation: a flow run whose heartbeats have stopped, since its machine lost power or its network, is
+marked as crashed. A run marks its own end otherwise, and one that cannot would be "running" for ever,
+and a grid would wait for it.
+"""
+
+import os
+import sys
+from datetime import timedelta
+
+from prefect.automations import AutomationCore, EventTrigger, Posture
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.events import ResourceSpecification
+
+HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
+ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
+NAME = "Crash silent flow runs"
+SETTING = "SILENT_RUN_SECONDS"
+SHORTEST_SECONDS = 10  # that Prefect looks at
+
+
+def silent_runs(seconds: int) -> AutomationCore:
+    """Marks a run as crashed that has sent no heartbeat for so long."""
+    return AutomationCore(
+        name=NAME,
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            after={HEARTBEAT},
+            expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDS)},
+            threshold=1,
+            within=timedelta(seconds=seconds),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed",
+                state=StateType.CRASHED,
+                force=False,
+                message=f"no heartbeat for {seconds} s: its machine is gone, or does not reach Prefect's "
+                "server; ask for it again",
+            )
+        ],
+    )
+
+
+def declare(automation: AutomationCore) -> None:
+    """Create it, or bring the one of its name up to date."""
+    with get_client(sync_client=True) as client:
+        kept = client.read_automations_by_name(automation.name)
+        if kept:
+            client.update_automation(kept[0].id, automation)
+        else:
+            client.create_automation(automation)
+
+
+def main() -> None:
+    """Declare it at PREFECT_API_URL, with SILENT_RUN_SECONDS."""
+    missing = [name for name in ("PREFECT_API_URL", SETTING) if not os.environ.get(name)]
+    if missing:
+        sys.exit(f"automations: {' and '.join(missing)} not set; `python -m infra.stack deploy` sets both")
+    seconds = os.environ[SETTING]
+    if not (seconds.isascii() and seconds.isdecimal() and int(seconds) >= SHORTEST_SECONDS):
+        sys.exit(f"automations: {SETTING}={seconds} is not {SHORTEST_SECONDS} seconds or more; correct it")
+    declare(silent_runs(int(seconds)))
+
+
+if __name__ == "__main__":
+    main()
