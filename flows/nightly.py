@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from prefect import flow
+from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
+from prefect.states import Cancelled
 
 from ferd.errors import FerdError
 from flows.alert import alert, check
@@ -38,11 +40,12 @@ def nightly(
     seeds: list[int] | None = None,
     slots: int = 2,
     alert_block: str | None = None,
-) -> None:
+) -> State[None] | None:
     """Compute benchmarks from scratch and compare every figure with the committed one.
 
     Fails, and alerts, where a worst-class figure fell or any other changed by more than is tolerated. The
-    committed results stay as they are; tonight's are kept as a Git branch `nightly/...`.
+    committed results stay as they are; tonight's are kept as a Git branch `nightly/...`. A night whose
+    machine was off when it should have begun is cancelled the day after: it would begin beside the next.
 
     Args:
         benchmarks: Benchmarks of params.yaml; by default those of its block `nightly`.
@@ -52,6 +55,9 @@ def nightly(
         alert_block: A notification block to alert by, `type/name`, such as `sendgrid-email/team` for e-mail.
             A webhook is set by FERD_ALERT_WEBHOOK in the worker's environment instead.
     """
+    scheduled = flow_run.scheduled_start_time
+    if datetime.now(UTC) - scheduled > night.LASTS:
+        return Cancelled(message=f"skipped: it was scheduled for {scheduled:%Y-%m-%d %H:%M} UTC")
     check(alert_block)
     check_slots(slots)
     what = {"benchmarks": benchmarks, "methods": methods, "seeds": seeds}
@@ -72,6 +78,7 @@ def nightly(
     if faults := verdict.faults(verdicts):
         more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
         raise FerdError("; ".join([verdict.headline(verdicts), *faults[:MOST_NAMED], *more]))
+    return None
 
 
 def make_experiments(benchmarks: Sequence[str] | None) -> None:

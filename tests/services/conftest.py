@@ -54,11 +54,21 @@ class Services:
             content = answer.read()
         return json.loads(content) if content else None
 
-    def submit(self, deployment: str, workspace: Path | None = None, **parameters: Any) -> str:
-        """Ask for a run of a deployment, ``flow/name``, in the worker's workspace or another; -> its id."""
+    def submit(
+        self,
+        deployment: str,
+        workspace: Path | None = None,
+        scheduled: str | None = None,
+        **parameters: Any,
+    ) -> str:
+        """Ask for a run of a deployment, ``flow/name``, in the worker's workspace or another; -> its id.
+
+        At once, or as if it had been scheduled for a time, in ISO format.
+        """
         found = self.api(f"/deployments/name/{deployment}")
         place = {"env": {"FERD_WORKSPACE": str(workspace or self.workspace)}}
-        body = {"parameters": parameters, "state": {"type": "SCHEDULED"}, "job_variables": place}
+        state = {"type": "SCHEDULED", "state_details": {"scheduled_time": scheduled} if scheduled else {}}
+        body = {"parameters": parameters, "state": state, "job_variables": place}
         return self.api(f"/deployments/{found['id']}/create_flow_run", body)["id"]
 
     def state(self, run: str) -> str:

@@ -1,5 +1,7 @@
 """The deployment of the nightly: one at a time, its verdict kept by Prefect."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from tests.conftest import run_in, wait_until
@@ -20,6 +22,14 @@ def test_of_two_nightlies_the_second_fails_and_the_first_finishes(services):
     assert [artifact["flow_run_id"] for artifact in artifacts] == [first]
     assert branch in artifacts[0]["data"]
     assert services.environment["MLFLOW_TRACKING_URI"] in artifacts[0]["data"]
+
+
+def test_a_night_of_days_ago_is_skipped(services):
+    """As after a weekend without power: two or three would begin at once, and all but one fail and alert."""
+    day_before = (datetime.now(UTC) - timedelta(days=2)).replace(microsecond=0)
+    run = services.submit("nightly/nightly", scheduled=day_before.isoformat(), methods=["uniform-noise"])
+    assert services.wait(run, 120) == "CANCELLED"
+    assert services.message(run) == f"skipped: it was scheduled for {day_before:%Y-%m-%d %H:%M} UTC"
 
 
 def test_its_form_describes_every_parameter(services):
