@@ -28,6 +28,7 @@ from ferd.synthesis import ferd_loss
 LEAST_COSINE = 0.9999  # of the generator's gradients
 LEAST_UPDATE_COSINE = 0.98  # of a step's changes to the weights: its attack takes signs of tiny gradients
 ROUNDING_FACTOR = 2  # how much farther from the reference than it is from itself, rounded otherwise
+LOWEST_UPDATE_COSINE = 0.94  # whatever rounding does
 MOST_POINTS = 0.5  # of accuracy under attack
 REAL_IMAGES = 500
 CONTRAST = 3.0
@@ -260,7 +261,8 @@ def _update(what: str, ours: Tensor, theirs: Tensor, again: Tensor) -> Check:
     network makes much of that.
     """
     rounding = 1 - torch.cosine_similarity(theirs.double(), again.double(), 0).item()
-    return _cosine(what, ours, theirs, min(LEAST_UPDATE_COSINE, 1 - ROUNDING_FACTOR * rounding))
+    least = min(LEAST_UPDATE_COSINE, 1 - ROUNDING_FACTOR * rounding)
+    return _cosine(what, ours, theirs, max(LOWEST_UPDATE_COSINE, least))
 
 
 def _cosine(what: str, ours: Tensor, theirs: Tensor, least: float) -> Check:

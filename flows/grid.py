@@ -62,7 +62,11 @@ def grid(
 
 
 def say_whether_a_worker_is_there() -> None:
-    """A line where nobody takes what is asked for; it waits until somebody does."""
+    """A line where nobody takes what is asked for; it waits until somebody does.
+
+    Raises:
+        FerdError: the server has no such deployment.
+    """
     with get_client(sync_client=True) as client:
         try:
             pool = client.read_deployment_by_name(DEPLOYMENT).work_pool_name

@@ -88,7 +88,9 @@ def _remote_errors() -> Iterator[None]:
     except RemoteConfigError:
         raise FerdError(NO_REMOTE) from None
     except PermissionError as error:
-        raise FerdError(f"DVC's remote: {error.strerror or error}; correct the AWS_* credentials") from None
+        raise FerdError(
+            f"DVC's remote: {error.strerror or error}; correct its permissions, or AWS_*"
+        ) from None
     except (OSError, BotoCoreError) as error:
         said = getattr(error, "strerror", None) or error
         raise Unreachable(f"DVC's remote: {said}; run it again when the remote answers") from None

@@ -21,7 +21,7 @@ LISTED = dotenv_values(INFRA / "stack.env")
 
 def test_compose_knows_only_the_listed_settings():
     text = re.sub(r"#.*", "", (INFRA / "compose.yaml").read_text())
-    names = {name.partition(":-")[0] for name in re.findall(r"\$\{([^}]+)\}", text)}
+    names = {name.partition(":")[0] for name in re.findall(r"\$\{([^}]+)\}", text)}
     assert names - set(LISTED) - set(stack.SECRETS) == {"FERD_DATA", "FERD_USER"}
 
 
