@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ferd.errors import FerdError
-from tasks import paths
+from tasks import paths, sources
 
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
@@ -116,8 +116,9 @@ class Pipeline:
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
         """The targets and all they need, in topological order; by default every stage.
 
-        A stage must run where DVC finds it changed, or where something it needs must run. Waits while
-        another process writes what these stages read.
+        A stage must run where DVC finds it changed, or where something it needs must run; behind the stage
+        ``sources`` only where that would change a list that it depends on. Waits while another process
+        writes what these stages read.
 
         Args:
             report: the report in the end, too, though not all that it draws.
@@ -127,11 +128,16 @@ class Pipeline:
         """
         names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
         changed = when_free(lambda: self._changed(names))
+        new_lists = sources.outdated() if sources.STAGE in changed else set()
         planned: dict[str, Stage] = {}
         for name in names:
             known = self._known[name]
             upstream = tuple(need for need in self._needs[name] if need in names)
-            stale = name in changed or any(planned[need].stale for need in upstream)
+            stale = (
+                name in changed
+                or any(planned[need].stale for need in upstream if need != sources.STAGE)
+                or not new_lists.isdisjoint(Path(dep.def_path) for dep in known.deps)
+            )
             uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
             planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
         return list(planned.values())

@@ -25,7 +25,7 @@ from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
 from ferd.models.registry import build
-from tasks import params, paths, tracking
+from tasks import params, paths, sources, tracking
 from tasks.mlflow_view import address, save_view
 from tasks.process import sha256
 from tasks.stage import StageFailed, run_module
@@ -327,17 +327,10 @@ def print_table(sweep: Sweep) -> None:
 
 
 def _code() -> list[Path]:
-    """The code that the stages distill and evaluate depend on: what dvc.yaml lists for any of them."""
-    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
-    blocks = [stage.get("do", stage) for stage in stages.values()]
-    listed = {
-        path
-        for block in blocks
-        if "tasks.distill " in block["cmd"] or "tasks.evaluate " in block["cmd"]
-        for path in block["deps"]
-        if path.endswith(".py")
-    }
-    return [*map(Path, sorted(listed)), *sorted(Path("ferd/models").glob("*.py"))]
+    """The code that the stages distill and evaluate depend on, and that of all networks."""
+    entries = [f"tasks/{name}.py" for name in ("distill", "evaluate")]
+    files = {file for entry in entries for file in sources.behind(entry)}
+    return sorted({*map(Path, files), *Path("ferd/models").glob("*.py")})
 
 
 def _order(value: Value) -> tuple[bool, float, str]:

@@ -106,7 +106,7 @@ def run_in(
 
 def make_workspace(folder: Path) -> Path:
     """Copy the code, write tiny settings, make it a Git and DVC repository."""
-    for name in ("ferd", "tasks", "flows"):
+    for name in ("ferd", "tasks", "flows", "sources"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)

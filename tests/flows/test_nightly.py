@@ -112,7 +112,7 @@ def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, ch
     assert f"night {clone.name} goes on" in night.stdout
     assert rounds > 0 and teacher.stat().st_mtime_ns == trained
     # distill, evaluate, the report, and the teacher's evaluation if it was not done
-    assert re.search(r"nightly: [34] of 6 stages to run", night.stdout)
+    assert re.search(r"nightly: [34] of 7 stages to run", night.stdout)
     assert re.search(rf"night {clone.name}: \d+ identical; git branch nightly/{clone.name}", night.stdout)
 
     # nothing of the folder itself has changed, and what came out is a branch and in the remote
@@ -140,7 +140,7 @@ def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, i
     ways = {"PREFECT_HOME": str(tmp_path / "prefect"), "FERD_ALERT_WEBHOOK": address}
     night = run_in(committed, *COMMAND, timeout=900, **ways)
     assert night.returncode != 0
-    assert "6 of 6 stages to run" in night.stdout
+    assert "7 of 7 stages to run" in night.stdout
     assert not stale.exists()
     (said,) = night.stderr.strip().splitlines()
     assert said.startswith("nightly: 1 fell, 1 changed, ")

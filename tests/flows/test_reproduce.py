@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "flows.reproduce", "--seeds", "0", "--methods"]
 
 def test_the_flow_runs_every_stage_once_and_shows_the_table(finished):
     log = (finished / "flow.log").read_text()
-    assert "8 of 8 stages to run, 2 at a time" in log
+    assert "9 of 9 stages to run, 2 at a time" in log
     for name in ("data@digits", "teacher@digits", "evaluate-digits@resnet8-w8-ferd-s0", "report"):
         assert log.count(f"] {name}: done") == 1
     assert re.search(r"\d+ s in all, of which orchestration \(no stage was computing\) \d+ s", log)
@@ -46,7 +46,7 @@ def test_results_have_the_promised_form(finished):
 def test_a_second_run_finds_everything_up_to_date(finished):
     again = run_in(finished, *COMMAND, "ferd", "uniform-noise")
     assert again.returncode == 0, again.stdout + again.stderr
-    assert "all 8 stages are up to date; nothing to run" in again.stdout
+    assert "all 9 stages are up to date; nothing to run" in again.stdout
 
 
 def heed_interrupts():

@@ -1,6 +1,5 @@
 """dvc.yaml says what each stage's result depends on: no more, no less."""
 
-import ast
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -14,54 +13,8 @@ from dvc.utils.serialize import modify_yaml
 from ferd.config import Benchmark
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
-from tasks import params
+from tasks import params, sources
 from tests.conftest import ROOT, run_in
-
-# Events, paths, settings, names and the record: they carry a result, and do not change it.
-PLUMBING = {
-    "ferd/__init__.py",
-    "ferd/config.py",  # checks settings; each value is a parameter of the stage
-    "ferd/errors.py",
-    "ferd/files.py",
-    "ferd/models/__init__.py",
-    "ferd/models/registry.py",  # network names; literal parameter counts are tested
-    "tasks/__init__.py",
-    "tasks/params.py",
-    "tasks/paths.py",
-    "tasks/process.py",
-    "tasks/tracking.py",
-}
-
-
-NETWORKS = {f"ferd/models/{name}.py" for name in ("resnet", "preact_resnet", "wide_resnet", "mobilenet_v2")}
-
-
-def imports_of(path: Path) -> set[str]:
-    """Files of this project that a file imports, at any level of nesting."""
-    found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        for name in names:
-            file = Path(*name.split(".")).with_suffix(".py")
-            if (ROOT / file).exists():
-                found.add(str(file))
-    return found
-
-
-def code_behind(entry: str) -> set[str]:
-    """The entry and all it imports, but for the plumbing (and what only the plumbing imports)."""
-    seen, waiting = set(), [entry]
-    while waiting:
-        path = waiting.pop()
-        if path not in seen and path not in PLUMBING:
-            seen.add(path)
-            waiting += imports_of(Path(path))
-    return seen
 
 
 @pytest.fixture(scope="module")
@@ -70,28 +23,21 @@ def stages():
         return {stage.addressing: stage for stage in repo.index.stages}
 
 
-def code_deps(stage) -> set[str]:
-    return {dep.def_path for dep in stage.deps if dep.def_path.endswith(".py")}
+def lists_of(stage) -> set[str]:
+    return {dep.def_path for dep in stage.deps if dep.def_path.startswith("sources/")}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "data@digits",
-        "teacher@digits",
-        "judge@digits",
-        "evaluate-teacher@digits",
-        "distill-digits@resnet8-w8-ferd-s0",
-        "evaluate-digits@resnet8-w8-ferd-s0",
-        "distill-on-ferd-cifar10-small@resnet8-w16-rslad-s0",
-        "evaluate-cifar10-mini@resnet8-w16-ferd-s0",
-        "analyse-cifar10-small@resnet8-w16-ferd-s0",
-        "report",
-    ],
-)
-def test_a_stage_depends_on_exactly_the_code_it_imports(stages, name):
-    module = stages[name].cmd.split()[2].replace(".", "/") + ".py"
-    assert code_deps(stages[name]) - NETWORKS == code_behind(module) - NETWORKS
+def test_the_lists_of_code_are_the_outputs_of_one_stage(stages):
+    written = {Path(out.def_path) for out in stages["sources"].outs}
+    assert written == set(sources.lists())
+    assert {dep.def_path for dep in stages["sources"].deps} == {"ferd", "tasks"}
+
+
+def test_a_stage_depends_on_the_list_of_its_command(stages):
+    for stage in stages.values():
+        name = stage.cmd.split()[2].removeprefix("tasks.")
+        if name != sources.STAGE:
+            assert f"sources/{name}.txt" in lists_of(stage), stage.addressing
 
 
 def networks_of(command: list[str], benchmark: Benchmark) -> set[str]:
@@ -106,17 +52,18 @@ def networks_of(command: list[str], benchmark: Benchmark) -> set[str]:
     return {*benchmark.students} | ({teacher, judge} if command[0] == "tasks.analyse" else set())
 
 
-def test_a_stage_depends_on_the_file_of_every_network_of_its_benchmark(stages):
+def test_a_stage_depends_on_the_list_of_every_network_of_its_benchmark(stages):
     known = params.read(ROOT / "params.yaml").benchmarks
     seen = set()
     for stage in stages.values():
         _, _, *command = stage.cmd.split()
-        if command[0] in ("tasks.data", "tasks.report"):
+        if command[0] in ("tasks.sources", "tasks.data", "tasks.report"):
             continue
         name = command[1].split("/")[1] if "/" in command[1] else command[1]
         classes = {type(network(n)) for n in networks_of(command, known[name])}
-        files = {kind.__module__.replace(".", "/") + ".py" for kind in classes}
-        assert code_deps(stage) & NETWORKS == files, stage.addressing
+        lists = {f"sources/networks/{kind.__module__.split('.')[-1]}.txt" for kind in classes}
+        own = f"sources/{command[0].removeprefix('tasks.')}.txt"
+        assert lists_of(stage) == {own, *lists}, stage.addressing
         seen.add((command[0], name))
     assert len(seen) > 4 * len(known)
 

@@ -29,20 +29,22 @@ def test_a_plan_is_in_topological_order_and_may_end_with_the_report(here):
     planned = stage.Pipeline().plan([FERD], report=True)
     names = [item.name for item in planned]
     assert names == [
+        "sources",
         "data@digits",
         "teacher@digits",
         "distill-digits@resnet8-w8-ferd-s0",
         FERD,
         "report",
     ]
-    assert set(planned[3].upstream) == {"distill-digits@resnet8-w8-ferd-s0", "data@digits"}
-    assert planned[4].upstream and set(planned[4].upstream) <= set(names)
+    assert set(planned[4].upstream) == {"sources", "distill-digits@resnet8-w8-ferd-s0", "data@digits"}
+    assert planned[5].upstream and set(planned[5].upstream) <= set(names)
 
 
 def test_what_follows_a_changed_stage_is_stale(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
     stale = {item.name: item.stale for item in stage.Pipeline().plan([FERD], report=True)}
     assert stale == {
+        "sources": False,
         "data@digits": False,
         "teacher@digits": False,
         "distill-digits@resnet8-w8-ferd-s0": True,
@@ -111,6 +113,7 @@ def test_a_failed_report_puts_back_the_folders_that_git_keeps(here):
 
 def test_a_fault_of_the_machine_is_worth_a_retry(here):
     (here / "tasks" / "report.py").write_text("raise MemoryError('gone')\n")
+    stage.run(planned("sources"), lambda event: None)
     with pytest.raises(stage.StageFailed, match="MemoryError: gone") as caught:
         stage.run(planned("report"), lambda event: None)
     assert caught.value.retryable
@@ -186,7 +189,7 @@ def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, anothe
     wait_until(lambda: capsys.readouterr().out.startswith(told))
     another.stdin.close()
     waiting.join(timeout=60)
-    assert [item.stale for item in plans[0]] == [False] * 4
+    assert [item.stale for item in plans[0]] == [False] * 5
 
 
 def test_a_stage_that_another_process_has_is_not_run_and_loses_nothing(here, change_params, request):

@@ -1,0 +1,94 @@
+"""What DVC takes where every stage of the grid is up to date: ``python -m benchmarks.nothing_to_do``.
+
+In a temporary clone of the last commit, with stand-ins for the outputs that are not in Git (a file with its
+own path in it) and a ``dvc.lock`` of all stages: no result of the real one is touched.
+"""
+
+import argparse
+import io
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networkx
+from dvc.repo import Repo
+from dvc.stage import Stage
+from dvc.stage.serialize import to_single_stage_lockfile
+from dvc.utils.serialize import dump_yaml
+from dvc.utils.serialize._yaml import _get_yaml, parse_yaml
+
+LOCK = Path("dvc.lock")
+
+
+def finish_all() -> int:
+    """Make every stage up to date, in the working directory; -> how many there are."""
+    repo = Repo(".")
+    with repo.lock:
+        graph = repo.index.graph
+        LOCK.unlink()
+        entries = {}
+        for stage in reversed(list(networkx.topological_sort(graph))):
+            _stand_in(stage)
+            stage.save()
+            stage.commit()
+            entries[stage.name] = to_single_stage_lockfile(stage)
+    dump_yaml(str(LOCK), {"schema": "2.0", "stages": entries})
+    return len(entries)
+
+
+def _stand_in(stage: Stage) -> None:
+    for out in stage.outs:
+        path = Path(out.def_path)
+        if not path.exists():
+            file = path if path.suffix not in ("", ".pool") else path / "stand-in"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(out.def_path)
+
+
+def nothing_to_do() -> float:
+    """Processor seconds of ``dvc repro`` over everything; the second time, when DVC knows the files."""
+    for _ in range(2):
+        before = os.times()
+        done = subprocess.run(
+            [sys.executable, "-m", "dvc", "repro"], capture_output=True, text=True, check=True
+        )
+        after = os.times()
+        assert "Running stage" not in done.stdout
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Processor seconds of a call, and what it returns."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def measure() -> None:
+    """Print what is up to date, what that takes, and what a stage's reading and writing of its lock takes."""
+    stages = finish_all()
+    text = LOCK.read_text()
+    print(f"{stages} stages up to date, dvc.lock of {len(text) / 1000:.0f} KB")
+    print(f"`dvc repro` with nothing to do: {nothing_to_do():.1f} s of processor time")
+    read, _ = seconds(lambda: parse_yaml(text, LOCK))
+    read_again, lock = seconds(lambda: parse_yaml(text, LOCK, typ="rt"))
+    written, _ = seconds(lambda: _get_yaml().dump(lock, io.StringIO()))
+    print(f"a stage reads the lock in {read:.1f} s; to write it, {read_again:.1f} s and {written:.1f} s")
+
+
+def main() -> None:
+    """Clone, and measure there."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
+        os.chdir(folder)
+        measure()
+
+
+if __name__ == "__main__":
+    main()
