@@ -29,6 +29,7 @@ import torch
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
+from tasks.bare_code import bare
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -162,10 +163,13 @@ def resume_folder(task: str, *settings: Any) -> Path:
     """Where a stage that was interrupted left its state, with the same settings, code and kind of device.
 
     Kept outside the stage's outputs, in a folder named by the hash of the settings, so that nothing
-    is ever resumed under other settings. Delete it when the stage has finished.
+    is ever resumed under other settings. Delete it when the stage has finished. Comments are no code.
+
+    Raises:
+        FerdError: a file of ``ferd`` is not Python.
     """
-    sources = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
-    code = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    files = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
+    code = hashlib.sha256("".join(map(bare, files)).encode()).hexdigest()
     folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, _device_type())[:16]
     for other in folder.parent.glob("*"):
         if other != folder:

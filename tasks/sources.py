@@ -8,13 +8,10 @@ a comment, a docstring or a blank line changes none, and outdates no result
 import argparse
 import ast
 import hashlib
-import io
-import tokenize
-from collections.abc import Iterator
 from pathlib import Path
 
-from ferd.errors import FerdError
 from ferd.files import atomic_write
+from tasks.bare_code import bare, parsed
 from tasks.process import running
 
 STAGE = "sources"
@@ -41,7 +38,11 @@ PLUMBING = frozenset(
 
 
 def lists() -> dict[Path, str]:
-    """Each list, by where it is, and its text; of the code in the working directory."""
+    """Each list, by where it is, and its text; of the code in the working directory.
+
+    Raises:
+        FerdError: a file is not Python.
+    """
     networks = {_network(name) for name in NETWORKS}
     files = {FOLDER / f"{name}.txt": behind(f"tasks/{name}.py") - networks for name in COMMANDS}
     files |= {FOLDER / "networks" / f"{name}.txt": behind(_network(name)) for name in NETWORKS}
@@ -70,66 +71,14 @@ def behind(entry: str) -> set[str]:
     return seen
 
 
-def code(source: str) -> str:
-    """Python source without comments, docstrings and blank lines; the same under every version of Python.
-
-    Raises:
-        SyntaxError: it is not Python.
-    """
-    tree = ast.parse(source)
-    docstrings, strings = set(_docstring_lines(tree)), set(_lines_within_strings(tree))
-    lines = io.StringIO(source).readlines()
-    for row, column in _comments(source):
-        lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
-    return "".join(
-        line
-        for row, line in enumerate(lines, start=1)
-        if row not in docstrings and (line.strip() or row in strings)
-    )
-
-
-def _comments(source: str) -> Iterator[tuple[int, int]]:
-    """Row and column where each begins."""
-    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return (token.start for token in tokens if token.type == tokenize.COMMENT)
-
-
-def _lines_within_strings(tree: ast.Module) -> Iterator[int]:
-    """Where a blank line is part of a string."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant | ast.JoinedStr):
-            yield from range(node.lineno + 1, (node.end_lineno or 0) + 1)
-
-
-def _docstring_lines(tree: ast.Module) -> Iterator[int]:
-    """Of docstrings that have their lines to themselves."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            match node.body:
-                case [ast.Expr(ast.Constant(str())) as text, *rest]:
-                    last = text.end_lineno or text.lineno
-                    follows = isinstance(node, ast.Module) or node.lineno < text.lineno
-                    if follows and (not rest or last < rest[0].lineno):
-                        yield from range(text.lineno, last + 1)
-
-
 def _line(path: str) -> str:
-    source = Path(path).read_text(encoding="utf-8")
-    return f"{hashlib.sha256(code(source).encode()).hexdigest()}  {path}\n"
+    return f"{hashlib.sha256(bare(Path(path)).encode()).hexdigest()}  {path}\n"
 
 
 def _imports(path: str) -> list[str]:
-    """Files of this project that a file imports, at any level of nesting.
-
-    Raises:
-        FerdError: the file is not Python.
-    """
-    try:
-        tree = ast.parse(Path(path).read_text(encoding="utf-8"))
-    except SyntaxError as error:
-        raise FerdError(f"{path}:{error.lineno}: {error.msg}; correct it, then run again") from None
+    """Files of this project that a file imports, at any level of nesting."""
     names: list[str] = []
-    for node in ast.walk(tree):
+    for node in ast.walk(parsed(Path(path))):
         if isinstance(node, ast.ImportFrom) and node.module:
             names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):

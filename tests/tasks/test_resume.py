@@ -55,6 +55,8 @@ def kill_after(folder: Path, name: str, arguments: list[str], units: int) -> Non
 def test_a_student_killed_after_a_round_ends_with_the_same_bytes(prepared, rounds):
     kill_after(prepared, "tasks.distill", STUDENT, rounds)
     assert not (prepared / CHECKPOINT).exists()
+    with (prepared / "ferd" / "losses.py").open("a") as code:
+        code.write("# a comment, which is no reason to begin anew\n")
     again = run_in(prepared, sys.executable, "-m", "tasks.distill", *STUDENT)
     assert again.returncode == 0, again.stderr
     events = [json.loads(line) for line in again.stdout.splitlines()]
@@ -94,10 +96,25 @@ def test_a_student_killed_when_all_but_the_clean_up_was_done_is_finished_again(p
     (prepared / CHECKPOINT).unlink()
 
 
+def rounds_done(folder: Path) -> list[int]:
+    """Those that a stage does that is run now."""
+    again = run_in(folder, sys.executable, "-m", "tasks.distill", *STUDENT)
+    assert again.returncode == 0, again.stderr
+    events = [json.loads(line) for line in again.stdout.splitlines()]
+    return [event["done"] for event in events if event["event"] == "progress"]
+
+
+def test_other_code_never_resumes(prepared):
+    kill_after(prepared, "tasks.distill", STUDENT, 2)
+    with (prepared / "ferd" / "losses.py").open("a") as code:
+        code.write("OTHER = 1\n")
+    assert rounds_done(prepared) == [1, 2, 3]
+    assert (prepared / CHECKPOINT).read_bytes() == (prepared / "undisturbed.safetensors").read_bytes()
+    (prepared / CHECKPOINT).unlink()
+
+
 def test_other_settings_never_resume(prepared, change_params):
     kill_after(prepared, "tasks.distill", STUDENT, 2)
     change_params(prepared, 0.9, "methods", "ferd", "utae", "gamma")
-    again = run_in(prepared, sys.executable, "-m", "tasks.distill", *STUDENT)
-    events = [json.loads(line) for line in again.stdout.splitlines()]
-    assert [event["done"] for event in events if event["event"] == "progress"] == [1, 2, 3]
+    assert rounds_done(prepared) == [1, 2, 3]
     assert (prepared / CHECKPOINT).read_bytes() != (prepared / "undisturbed.safetensors").read_bytes()

@@ -1,0 +1,66 @@
+"""What computes in a file: cut from its text by the tokenizer and the parser."""
+
+import pytest
+
+from tasks.bare_code import bare
+
+SOURCE = '''"""A docstring."""
+
+# a comment
+import torch  # another
+
+
+class Net:
+    """Two
+    lines."""
+
+    def forward(self, x):
+        """Of a method."""
+        text = """not a docstring,
+
+        # nor a comment"""
+        return torch.relu(x) + len("#") + len(text)
+'''
+CODE = '''import torch
+class Net:
+    def forward(self, x):
+        text = """not a docstring,
+
+        # nor a comment"""
+        return torch.relu(x) + len("#") + len(text)
+'''
+
+
+@pytest.fixture
+def code(tmp_path):
+    def of(source):
+        (tmp_path / "a.py").write_text(source, encoding="utf-8")
+        return bare(tmp_path / "a.py")
+
+    return of
+
+
+def test_code_is_without_comments_docstrings_and_blank_lines(code):
+    assert code(SOURCE) == CODE
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'def f(): """On the line of its function."""\n',
+        'def f():\n    """Before a statement."""; return 1\n',
+        'f"""{1}\n\n# text {2}"""\n',
+        'x = ("é#"\n     "#")\n',
+        'def f():\n    x = 1\n    """An expression, but no docstring."""\n',
+    ],
+)
+def test_what_only_looks_like_one_is_kept(code, source):
+    assert code(source) == source
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("relu", "gelu"), ("not a", "no"), ("docstring,\n\n", "docstring,\n")]
+)
+def test_what_computes_changes_the_code(code, old, new):
+    assert old in SOURCE
+    assert code(SOURCE.replace(old, new)) != CODE
