@@ -28,7 +28,7 @@ def bench(tmp_path: Path) -> Bench:
 @pytest.mark.parametrize("size", [TINY, COLOURED], ids=lambda size: size.benchmark)
 def test_the_real_steps_compute_what_the_references_compute(tmp_path, size):
     checks = list(checks_of_steps(Bench(size, "float32", tmp_path, CPU)))
-    assert len(checks) == 4
+    assert len(checks) == 6
     assert [check for check in checks if not check.passed] == []
 
 
@@ -53,6 +53,24 @@ def test_a_step_that_computes_something_else_is_found(bench, monkeypatch):
     gradients, masks, *_ = checks_of_steps(bench)
     assert not masks.passed
     assert not gradients.passed
+
+
+def test_an_attack_on_something_else_is_found(bench, monkeypatch):
+    monkeypatch.setattr(reference, "kl", lambda target_probs, logits: logits.logsumexp(1).sum())
+    _, _, student_attack, teacher_attack, *_ = checks_of_steps(bench)
+    assert not student_attack.passed
+    assert teacher_attack.passed
+
+
+def test_an_update_of_something_else_is_found(bench, monkeypatch):
+    def without_prior(teacher_logits, student_logits, weights):
+        return improved_kl(teacher_logits, student_logits, torch.ones_like(weights))
+
+    improved_kl = reference.improved_kl
+    monkeypatch.setattr(reference, "improved_kl", without_prior)
+    *_, student_attack, teacher_attack, student_update, teacher_update = checks_of_steps(bench)
+    assert student_attack.passed and teacher_attack.passed and teacher_update.passed
+    assert not student_update.passed
 
 
 def test_attacks_on_the_twins_are_as_strong_on_real_images(monkeypatch):
