@@ -23,7 +23,7 @@ from ferd.models.folding import Folded
 from ferd.models.generator import Generator
 from ferd.synthesis import ferd_loss, synthesise
 from tasks import params
-from tasks.process import device_with
+from tasks.device import device_with
 
 IMAGES, ATTACK_STEPS, GAMMA, SHAPE = 64, 10, 0.5, (3, 32)
 WEIGHTS = ((0.1, 1, 10, 1), (1, 1, 10, 1), (5, 1, 10, 1), (1, 5, 1, 5))  # adv, bn, oh, uni; the paper's last

@@ -21,7 +21,7 @@ from benchmarks.equality import Check, checks_of_steps, checks_on_real_images, r
 from benchmarks.measure import in_turn
 from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS, Bench, Size
 from ferd.files import write_json
-from tasks.process import device_with
+from tasks.device import device_with
 
 RESULTS = Path(__file__).with_name("results.json")
 GPU_RESULTS = Path(__file__).with_name("results-gpu.json")

@@ -59,9 +59,12 @@ class RoundRecord:
 class Distillation:
     """A student and everything that its training depends on; resumable between two rounds.
 
+    ``source``, ``sampler``, ``adversary`` and ``student_loss`` are the pieces that ``method`` names; one of
+    your own may be put in place of each before the first round.
+
     Args:
         teacher: frozen and in eval mode, always.
-        student: trained in place, on ``device``.
+        student: trained in place, on ``device``; in eval mode between two rounds.
         shape: (channels, H, W) of an image.
         pool_folder: where the images of all rounds are kept.
         given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
@@ -89,7 +92,7 @@ class Distillation:
             )
         classes = teacher.classes
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
-        self.student = fast_layout(student, device)
+        self.student = fast_layout(student, device).eval()
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
         self.shape, self.device = shape, device
         self.rng = stream(seed, "distillation", device=device)
@@ -101,8 +104,6 @@ class Distillation:
         student_threat = threat.with_steps(schedule.utae_steps)
         self.adversary = build_adversary(method, student_threat, classes, device)
         self.student_loss = build_student_loss(method, student_threat, classes, device)
-        own_weight = self.student_loss.adversarial_weight
-        self._adversarial_weight = schedule.student.adversarial_weight if own_weight is None else own_weight
         self.optimiser = torch.optim.SGD(
             student.parameters(),
             schedule.student.learning_rate,
@@ -111,6 +112,12 @@ class Distillation:
             fused=device.type == "cuda",
         )
         self.round = 0
+
+    @property
+    def adversarial_weight(self) -> float:
+        """The share of the adversarial loss: the student loss's own, or the schedule's."""
+        own = self.student_loss.adversarial_weight
+        return self.schedule.student.adversarial_weight if own is None else own
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Run the remaining rounds, one record each; the state may be saved between two."""
@@ -189,7 +196,9 @@ class Distillation:
         inputs = to_float(images)
         with torch.no_grad():
             agreement = (self._teacher_twin.network(inputs).argmax(1) == labels).float().mean()
-        self.sampler.observe(self._attacked_teacher.network, inputs, labels, self.rng)
+        self._attacked_student.refresh()
+        attacked = self._attacked_teacher.network, self._attacked_student.network
+        self.sampler.observe(*attacked, inputs, labels, self.rng)
         rate = set_cosine_rate(
             self.optimiser, self.schedule.student.learning_rate, self.round / self.schedule.rounds
         )
@@ -222,6 +231,7 @@ class Distillation:
                 f"student: the loss is not finite in round {self.round + 1} (clean {clean}, "
                 f"adversarial {adversarial}); lower student.learning_rate"
             )
+        self.student.eval()
         return {"clean_loss": clean, "adversarial_loss": adversarial}
 
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -243,7 +253,7 @@ class Distillation:
         )
         clean, adversarial = self.student_loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())
-        share = self._adversarial_weight
+        share = self.adversarial_weight
         self.optimiser.zero_grad()
         ((1 - share) * clean + share * adversarial).backward()
         self.optimiser.step()

@@ -3,7 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pixels import to_float, to_uint8
 from ferd.pool import Pool
-from ferd.synthesis import dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
+from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
 
 LOGGER = logging.getLogger(__name__)
 Drawn = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -62,18 +62,25 @@ class FittedGenerator(ImageSource):
     def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
         """Labels by p, then images for them."""
         labels = torch.multinomial(shares, self.schedule.batch_size, replacement=True, generator=rng)
-        settings = self.schedule.synthesis
-        if self.method.synthesis == "dfhl-rs":
-            context = dfhl_rs_loss(self.student, labels)
-        else:
-            student = self.student if number > self.schedule.warmup_rounds else None
-            nonrobust = nonrobust_of(self.method)
-            context = ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
         autocast = self.bf16 and self.method.synthesis != "dfhl-rs"
-        with context as loss, tf32_convolutions(autocast and rng.device.type == "cuda"):
+        with (
+            self.loss(labels, number, rng) as loss,
+            tf32_convolutions(autocast and rng.device.type == "cuda"),
+        ):
+            settings = self.schedule.synthesis
             result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
         _warn_of_a_useless_mask(result.figures, number)
         return to_uint8(result.images), labels, result.figures
+
+    def loss(
+        self, labels: Tensor, number: int, rng: torch.Generator
+    ) -> AbstractContextManager[SynthesisLoss]:
+        """The method's synthesis loss in round ``number``, for images of ``labels`` (B,)."""
+        if self.method.synthesis == "dfhl-rs":
+            return dfhl_rs_loss(self.student, labels)
+        student = self.student if number > self.schedule.warmup_rounds else None
+        settings, nonrobust = self.schedule.synthesis, nonrobust_of(self.method)
+        return ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
 
 
 @contextmanager

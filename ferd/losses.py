@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ferd.errors import FerdError
+
 
 def kl_divergence(target_probs: Tensor, logits: Tensor) -> Tensor:
     """KL(q ‖ σ(o)) a sample; q (B, C) and o (B, C) -> (B,)."""
@@ -111,10 +113,17 @@ class BatchNormStatistics:
 
     μ and v are the batch's mean and biased variance of each layer's input. A context manager: its
     hooks live as long as the ``with`` block.
+
+    Raises:
+        FerdError: the network has no BatchNorm layer.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        if not self._layers:
+            raise FerdError(
+                "the teacher has no BatchNorm layer, whose statistics L_bn needs; take one that has"
+            )
         self._terms: list[Tensor] = []
         self._recording = True
 

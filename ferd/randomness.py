@@ -1,8 +1,12 @@
 """Streams of random numbers: one for each purpose that a seed serves, unrelated to each other."""
 
 import hashlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
+
+Made = TypeVar("Made")
 
 
 def stream_seed(seed: int, *purpose: str | int) -> int:
@@ -13,6 +17,13 @@ def stream_seed(seed: int, *purpose: str | int) -> int:
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+
+
+def with_weights_of(seed: int, make: Callable[[], Made]) -> Made:
+    """What ``make`` gives where all that it draws, its initial weights, is of ``seed``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(stream_seed(seed, "weights"))
+        return make()
 
 
 def stream(seed: int, *purpose: str | int, device: torch.device) -> torch.Generator:

@@ -30,8 +30,14 @@ class Sampler(ABC):
         """p (C,), sums to 1."""
 
     @abstractmethod
-    def observe(self, attacked: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
-        """Take in a round's images (B, channels, H, W) in [0, 1] and labels (B,)."""
+    def observe(
+        self, teacher: Classifier, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
+    ) -> None:
+        """Take in a round's images (B, channels, H, W) in [0, 1] and labels (B,), before the student's steps.
+
+        Args:
+            teacher, student: twins to attack; the student as the round before left it.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """What later rounds depend on."""
@@ -49,7 +55,9 @@ class UniformSampler(Sampler):
         """1/C each."""
         return torch.full_like(self.difficulty, 1 / len(self.difficulty))
 
-    def observe(self, attacked: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
+    def observe(
+        self, teacher: Classifier, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
+    ) -> None:
         """Nothing is learned from margins."""
 
 
@@ -72,9 +80,11 @@ class MarginSampler(Sampler):
         """floor + (1 − C·floor)·σ(D)."""
         return proportions(self.difficulty, self.floor)
 
-    def observe(self, attacked: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
-        """D_c of the classes in the batch; the others keep theirs."""
-        margin = adversarial_margins(attacked, images, labels, self.threat, rng)
+    def observe(
+        self, teacher: Classifier, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
+    ) -> None:
+        """D_c of the classes in the batch, under attacks on the teacher; the others keep theirs."""
+        margin = adversarial_margins(teacher, images, labels, self.threat, rng)
         self.difficulty = update_difficulty(self.difficulty, margin, labels)
 
 
@@ -91,10 +101,12 @@ class ReleasedSampler(Sampler):
         """D mapped linearly to [0.05, 0.2], divided by its sum."""
         return released_proportions(self.difficulty)
 
-    def observe(self, attacked: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
+    def observe(
+        self, teacher: Classifier, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
+    ) -> None:
         """D of this batch; what was known before is forgotten."""
         inputs = augment(images, self.augmentation, rng)
-        margin = adversarial_margins(attacked, inputs, labels, self.threat, rng)
+        margin = adversarial_margins(teacher, inputs, labels, self.threat, rng)
         self.difficulty = update_difficulty(torch.zeros_like(self.difficulty), margin, labels)
 
 

@@ -20,6 +20,7 @@ from ferd.models.classifier import Classifier
 from ferd.pool import Pool
 from ferd.utae_outcomes import UtaeOutcomes
 from tasks import params, paths, process, tracking
+from tasks.device import device_with
 from tasks.storage import fetch_weights
 
 SCHEMA = "ferd-analysis/2"
@@ -79,7 +80,7 @@ class Analysis:
     ) -> None:
         self.benchmark, self.checkpoint, self.settings = benchmark, checkpoint, settings
         self.progress = progress
-        self.device = process.device_with(settings.analysis.threads)
+        self.device = device_with(settings.analysis.threads)
         test, teacher = paths.images(benchmark, "test"), paths.teacher(benchmark)
         self.network = self.load(checkpoint)
         self.attacked = first_images(load_images(test), settings.analysis.images_per_class)

@@ -3,22 +3,26 @@
 import ast
 import io
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ferd.errors import FerdError
 
 
-def parsed(path: Path) -> ast.Module:
-    """The syntax tree of a file.
+def parsed(path: Path) -> tuple[str, ast.Module]:
+    """The text of a file and its syntax tree.
 
     Raises:
         FerdError: the file is not Python.
     """
     try:
-        return ast.parse(path.read_text(encoding="utf-8"))
+        with tokenize.open(path) as file:
+            source = file.read()
+        return source, ast.parse(source)
     except SyntaxError as error:
         raise FerdError(f"{path}:{error.lineno}: {error.msg}; correct it, then run again") from None
+    except (OSError, ValueError) as error:
+        raise FerdError(f"{path}: cannot be read: {error}; correct it, then run again") from None
 
 
 def bare(path: Path) -> str:
@@ -27,15 +31,17 @@ def bare(path: Path) -> str:
     Raises:
         FerdError: the file is not Python.
     """
-    tree, source = parsed(path), path.read_text(encoding="utf-8")
-    docstrings, strings = set(_docstring_lines(tree)), set(_lines_within_strings(tree))
+    source, tree = parsed(path)
     lines = io.StringIO(source).readlines()
+    docstrings = set(_docstring_lines(tree, lines))
+    kept = {row + 1 for row, line in enumerate(lines, start=1) if line.endswith("\\\n")}
+    kept |= set(_lines_within_strings(tree))
     for row, column in _comments(source):
         lines[row - 1] = lines[row - 1][:column].rstrip() + "\n"
     return "".join(
         line
         for row, line in enumerate(lines, start=1)
-        if row not in docstrings and (line.strip() or row in strings)
+        if row not in docstrings and (line.strip() or row in kept)
     )
 
 
@@ -52,13 +58,13 @@ def _lines_within_strings(tree: ast.Module) -> Iterator[int]:
             yield from range(node.lineno + 1, (node.end_lineno or 0) + 1)
 
 
-def _docstring_lines(tree: ast.Module) -> Iterator[int]:
+def _docstring_lines(tree: ast.Module, lines: Sequence[str]) -> Iterator[int]:
     """Of docstrings that have their lines to themselves."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             match node.body:
                 case [ast.Expr(ast.Constant(str())) as text, *rest]:
                     last = text.end_lineno or text.lineno
-                    follows = isinstance(node, ast.Module) or node.lineno < text.lineno
-                    if follows and (not rest or last < rest[0].lineno):
+                    begins = not lines[text.lineno - 1].encode()[: text.col_offset].strip()
+                    if begins and (not rest or last < rest[0].lineno):
                         yield from range(text.lineno, last + 1)

@@ -20,6 +20,7 @@ from ferd.files import atomic_write, write_json_lines
 from ferd.models.registry import build
 from ferd.pool import Pool
 from tasks import params, paths, process, tracking
+from tasks.device import device_with
 
 GRID_COLUMNS = 12
 
@@ -42,7 +43,7 @@ def distil_student(
     """Run the paper's loop; goes on where an interrupted attempt was."""
     everything = params.read()
     settings, method = everything.benchmark(benchmark), everything.method(method_name)
-    device = process.device_with(settings.distillation.threads)
+    device = device_with(settings.distillation.threads)
     kind = dataset(settings.data.dataset)
     teacher_path = paths.teacher(benchmark)
     teacher = load_classifier(

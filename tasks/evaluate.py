@@ -13,6 +13,7 @@ from ferd.datasets import dataset, load_images
 from ferd.evaluation import Evaluation
 from ferd.files import atomic_write, write_json
 from tasks import params, paths, process, tracking
+from tasks.device import device_with
 
 SEED = 0  # of the attacks; the student's own seed is part of its name
 
@@ -30,7 +31,7 @@ def main() -> None:
 def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
     """Run every attack on the test images; goes on where an interrupted attempt was."""
     settings = params.read().benchmark(benchmark)
-    device = process.device_with(settings.evaluation.threads)
+    device = device_with(settings.evaluation.threads)
     kind = dataset(settings.data.dataset)
     network = load_classifier(
         checkpoint, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels

@@ -23,7 +23,7 @@ import yaml
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
-from tasks import paths, process, share, sources, tracking
+from tasks import lineage, paths, process, share, tracking
 from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
@@ -112,7 +112,7 @@ class Night:
 
     def keep(self) -> None:
         """Results and what they are of become the branch ``nightly/<name>`` of the folder's repository."""
-        _git(self.folder, "add", "--", "results", str(sources.FOLDER), str(LOCK))
+        _git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
         _git(self.folder, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
         _git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
 

@@ -10,7 +10,6 @@ teacher's figures before it is used) and ``error``.
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -29,7 +28,8 @@ import torch
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
-from tasks.bare_code import bare
+from tasks import lineage
+from tasks.device import device_type
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -113,10 +113,13 @@ def take_slot(slots: int) -> IO[str]:
 def running(task: str) -> Iterator[Progress]:
     """Run a stage's body, alone; a fault that the user can mend ends the process with one line.
 
-    The event of a service that does not answer says ``retryable``.
+    The event of a service that does not answer says ``retryable``. Run by DVC, only with the code by which
+    DVC records the result.
     """
     progress = Progress(task)
     try:
+        if "DVC_STAGE" in os.environ and (command := _command(task)) in lineage.COMMANDS:
+            lineage.require(command)
         with alone(task):
             yield progress
             progress.finish()
@@ -149,16 +152,6 @@ def alone(task: str) -> Iterator[None]:
         yield
 
 
-def device_with(threads: int) -> torch.device:
-    """The GPU where there is one, else the CPU with so many threads (part of what is reproduced).
-
-    float32 is float32: TensorFloat-32, which cuDNN would use for convolutions, is switched off.
-    """
-    torch.set_num_threads(threads)
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    return torch.device(_device_type())
-
-
 def resume_folder(task: str, *settings: Any) -> Path:
     """Where a stage that was interrupted left its state, with the same settings, code and kind of device.
 
@@ -166,11 +159,12 @@ def resume_folder(task: str, *settings: Any) -> Path:
     is ever resumed under other settings. Delete it when the stage has finished. Comments are no code.
 
     Raises:
-        FerdError: a file of ``ferd`` is not Python.
+        FerdError: a file of the code is not Python.
     """
-    files = sorted(Path(__file__).parents[1].glob("ferd/**/*.py"))
-    code = hashlib.sha256("".join(map(bare, files)).encode()).hexdigest()
-    folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, _device_type())[:16]
+    own = lineage.behind(f"tasks/{_command(task)}.py")
+    files = {Path(__file__), *map(Path, own), *Path("ferd").rglob("*.py")}
+    code = [lineage.code_hash(file) for file in sorted(files)]
+    folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)
@@ -250,6 +244,11 @@ def _end(progress: Progress, message: str, *, retryable: bool = False) -> None:
     sys.exit(BAD_INPUT)
 
 
+def _command(task: str) -> str:
+    """``distill`` of ``distill digits/resnet8-w8/ferd/s0``."""
+    return task.split()[0]
+
+
 def _file_name(task: str) -> str:
     return task.replace(" ", "-").replace("/", "-")
 
@@ -261,7 +260,3 @@ def _link_or_copy(source: str, target: str) -> None:
         if error.errno != errno.EXDEV:
             raise
         shutil.copy2(source, target)
-
-
-def _device_type() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

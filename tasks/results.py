@@ -54,6 +54,21 @@ class Group:
         found = [judged(result).get(attack) for result in self.results]
         return [figures[figure] for figures in found if figures] if all(found) else []
 
+    def on_the_images_of(self, stronger: str, weaker: str) -> tuple[int, list[float]]:
+        """How many images the stronger attack was run on, and the accuracy under the weaker one on those.
+
+        One value a seed; none where a result has no such comparison (``ferd.validity``).
+        """
+        found = [
+            comparison
+            for result in self.results
+            for comparison in result.get("checks", {}).get("comparisons", [])
+            if (comparison["weaker"], comparison["stronger"]) == (weaker, stronger)
+        ]
+        if len(found) != len(self.results):
+            return 0, []
+        return found[0]["images"], [comparison["weaker_accuracy"] for comparison in found]
+
     def per_class(self, attack: str) -> list[float]:
         """Each class's accuracy, the mean over seeds."""
         rows = [result["attacks"][attack]["per_class"] for result in self.results]

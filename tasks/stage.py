@@ -1,5 +1,6 @@
 """The pipeline as DVC sees it: what is out of date, and how one stage is run."""
 
+import hashlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ferd.errors import FerdError
-from tasks import paths, sources
+from tasks import lineage, paths
 
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
@@ -116,9 +117,8 @@ class Pipeline:
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
         """The targets and all they need, in topological order; by default every stage.
 
-        A stage must run where DVC finds it changed, or where something it needs must run; behind the stage
-        ``sources`` only where that would change a list that it depends on. Waits while another process
-        writes what these stages read.
+        A stage must run where DVC finds it changed, or where something it needs must run. Of the lists of
+        code those count that ``sources`` would write now. Waits while another process writes what is read.
 
         Args:
             report: the report in the end, too, though not all that it draws.
@@ -127,24 +127,21 @@ class Pipeline:
             FerdError: dvc.yaml has no such stage.
         """
         names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
-        changed = when_free(lambda: self._changed(names))
-        new_lists = sources.outdated() if sources.STAGE in changed else set()
+        lists = lineage.lists()
+        changed = when_free(lambda: self._changed(names, lists))
         planned: dict[str, Stage] = {}
         for name in names:
             known = self._known[name]
             upstream = tuple(need for need in self._needs[name] if need in names)
-            stale = (
-                name in changed
-                or any(planned[need].stale for need in upstream if need != sources.STAGE)
-                or not new_lists.isdisjoint(Path(dep.def_path) for dep in known.deps)
-            )
+            stale = name in changed or any(planned[need].stale for need in upstream if need != lineage.STAGE)
             uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
             planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
         return list(planned.values())
 
-    def _changed(self, names: Sequence[str]) -> set[str]:
+    def _changed(self, names: Sequence[str], lists: Mapping[Path, str]) -> set[str]:
         with self._repo.lock:
-            return {name for name in names if self._known[name].status(check_updates=True)}
+            found = {name for name in names if name != lineage.STAGE and _changed(self._known[name], lists)}
+        return found | ({lineage.STAGE} if lineage.outdated(lists) else set())
 
     def _ancestors(self, targets: Sequence[str]) -> list[str]:
         ordered: dict[str, None] = {}
@@ -160,6 +157,19 @@ class Pipeline:
         for target in targets:
             visit(target)
         return list(ordered)
+
+
+def _changed(stage: Any, lists: Mapping[Path, str]) -> bool:
+    """Whether DVC finds a stage changed; of the lists of code, by what they would be."""
+    for finding in stage.status(check_updates=True).get(stage.addressing, []):
+        of = finding.get("changed deps", finding) if isinstance(finding, dict) else {finding}
+        if any(Path(path) not in lists for path in of):
+            return True
+    return any(
+        dep.hash_info.value != hashlib.md5(lists[path].encode()).hexdigest()
+        for dep in stage.deps
+        if (path := Path(dep.def_path)) in lists
+    )
 
 
 def _command(cmd: str | list[str]) -> tuple[str, ...]:
@@ -214,7 +224,7 @@ def run(
     """
     kept = {path: path.read_bytes() for output in stage.uncached for path in _files(output)}
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
-    command += ["--pull"] if pull else []
+    command += ["--pull"] if pull and stage.name != lineage.STAGE else []  # it is computed in a second
     command += ["--no-run-cache"] if anew else []
     try:
         run_module(stage.name, command, on_event, environment)

@@ -25,11 +25,10 @@ from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
 from ferd.models.registry import build
-from tasks import params, paths, sources, tracking
+from tasks import lineage, params, paths, tracking
 from tasks.mlflow_view import address, save_view
-from tasks.process import sha256
 from tasks.stage import StageFailed, run_module
-from tasks.sweep_results import SCHEMA, Value, load, results_file
+from tasks.sweep_results import SCHEMA, Value, input_hash, load, results_file
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
@@ -47,7 +46,7 @@ class Point:
     """One value and one seed, with all that another process, or another machine, needs to compute it.
 
     ``method`` is the name that the changed method has in ``settings``, the text of the point's params.yaml;
-    ``inputs`` are the files that it depends on, by their SHA-256.
+    ``inputs`` are the files that it depends on, by their hash (``tasks.sweep_results``).
     """
 
     sweep_id: str
@@ -93,7 +92,7 @@ class Point:
             StageFailed: the process failed, or the workspace is not that of the sweep.
         """
         for path, expected in self.inputs.items():
-            if not (workspace / path).exists() or sha256(workspace / path) != expected:
+            if not (workspace / path).exists() or input_hash(workspace / path) != expected:
                 reason = (
                     f"{(workspace / path).resolve()} is missing, or another file than where the sweep was "
                     "asked for; bring this machine's clone to the same commit, then `dvc pull` the teacher "
@@ -200,10 +199,10 @@ class Sweep:
 
     @cached_property
     def inputs(self) -> dict[str, str]:
-        """The files that the points depend on, by their SHA-256; the teacher and the data must be there."""
+        """The files that the points depend on, by their hash; the teacher and the data must be there."""
         splits = ["test", "train"] if self._needs_training_images else ["test"]
         files = [paths.teacher(self.benchmark), *(paths.images(self.benchmark, split) for split in splits)]
-        return {str(path): sha256(path) for path in [*files, *_code()]}
+        return {str(path): input_hash(path) for path in [*files, *_code()]}
 
     @property
     def _needs_training_images(self) -> bool:
@@ -320,7 +319,7 @@ def print_table(sweep: Sweep) -> None:
         "NSD = std/mean over classes; mean ± sample standard deviation over seeds"
     )
     names = {
-        sweep.key: [plain(value) for value in groups],
+        sweep.key.replace(".", ".\n"): [plain(value) for value in groups],
         "seeds": [str(len(group.seeds)) for group in groups.values()],
     }
     print_groups(title, names, list(groups.values()), TABLE)
@@ -329,7 +328,7 @@ def print_table(sweep: Sweep) -> None:
 def _code() -> list[Path]:
     """The code that the stages distill and evaluate depend on, and that of all networks."""
     entries = [f"tasks/{name}.py" for name in ("distill", "evaluate")]
-    files = {file for entry in entries for file in sources.behind(entry)}
+    files = {file for entry in entries for file in lineage.behind(entry)}
     return sorted({*map(Path, files), *Path("ferd/models").glob("*.py")})
 
 

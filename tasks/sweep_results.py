@@ -1,8 +1,9 @@
 """What came of sweeps: ``results/sweeps/<sweep_id>.json``, schema ``ferd-sweep/2``.
 
 ``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``; ``inputs``, the SHA-256 of each file that the
-points depend on (code, teacher, images); and ``points``, a list of ``{"value": ..., "result": ...}``, a
-result as ``tasks.evaluate`` writes it, its seed included, ordered by value and seed.
+points depend on (teacher, images; of code as in ``tasks.lineage``); and ``points``, a list of
+``{"value": ..., "result": ...}``, a result as ``tasks.evaluate`` writes it, its seed included, ordered by
+value and seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ferd.files import read_json
+from tasks.lineage import code_hash
 from tasks.paths import RESULTS
 from tasks.process import sha256
 from tasks.results import Group, check_attacks
@@ -47,8 +49,13 @@ class SweepResults:
         return [
             name
             for name, expected in self.inputs.items()
-            if Path(name).exists() and sha256(Path(name)) != expected
+            if Path(name).exists() and input_hash(Path(name)) != expected
         ]
+
+
+def input_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file, or of what computes in it."""
+    return code_hash(path) if path.suffix == ".py" else sha256(path)
 
 
 def results_file(sweep_id: str) -> Path:

@@ -20,7 +20,6 @@ COLUMNS = [
     ("pgd20", "worst"),
     ("pgd20", "nsd"),
     ("autoattack", "average"),
-    ("all", "average"),
 ]
 FURTHER = [
     ("fgsm", "average"),
@@ -28,6 +27,7 @@ FURTHER = [
     ("cw30", "worst"),
     ("autoattack", "worst"),
     ("autoattack", "nsd"),
+    ("all", "average"),
     ("all", "worst"),
 ]
 AGREEMENT = "pool agreement"
@@ -46,10 +46,26 @@ def cell(group: Group, attack: str, figure: str) -> str:
     values = group.values(attack, figure)
     if not values:
         return ""
+    if figure != "nsd":
+        return percent(values)
     average, deviation = spread(values)
-    if figure == "nsd":
-        return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
+    return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
+
+
+def percent(values: Sequence[float]) -> str:
+    """The mean, with the standard deviation where there are several; empty where there are none."""
+    if not values:
+        return ""
+    average, deviation = spread(values)
     return f"{100 * average:.1f}" if deviation is None else f"{100 * average:.1f} ± {100 * deviation:.1f}"
+
+
+def beside_autoattack(groups: Sequence[Group]) -> dict[str, list[str]]:
+    """PGD-20 on the images of AutoAttack alone, a column, so that the two can be compared; empty without."""
+    found = [group.on_the_images_of("autoattack", "pgd20") for group in groups]
+    sizes = [images for images, values in found if values]
+    name = f"PGD-20 (the {sizes[0]} of AutoAttack) average" if sizes else ""
+    return {name: [percent(values) for _, values in found]} if sizes else {}
 
 
 def agreement(group: Group) -> str:
@@ -71,7 +87,7 @@ def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
 def figures(groups: Sequence[Group]) -> dict[str, list[str]]:
     """The figures of the first table, a column a heading."""
     columns = {heading(groups, *column): [cell(group, *column) for group in groups] for column in COLUMNS}
-    return columns | {AGREEMENT: [agreement(group) for group in groups]}
+    return columns | beside_autoattack(groups) | {AGREEMENT: [agreement(group) for group in groups]}
 
 
 def further(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -98,7 +114,7 @@ def print_table(
         print(f"{benchmark}: no results yet")
         return
     title = f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
-    print_groups(title, identity(groups), groups, COLUMNS)
+    print_groups(title, identity(groups), groups, COLUMNS, beside_autoattack(groups))
 
 
 def print_groups(
@@ -106,15 +122,19 @@ def print_groups(
     names: Mapping[str, Sequence[str]],
     groups: Sequence[Group],
     columns: Sequence[tuple[str, str]],
+    last: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Print a row a group, within 120 characters; ``names``: what comes first, by its heading."""
+    """Print a row a group, within 120 characters; ``names`` come first, ``last`` in the end, by heading."""
+    figures = {heading(groups, *column): [cell(group, *column) for group in groups] for column in columns}
+    figures |= {name: list(cells) for name, cells in (last or {}).items()}
     table = Table(title=title, box=SIMPLE_HEAD)
     for name in names:
         table.add_column(name, no_wrap=True)
-    for attack, figure in columns:
-        table.add_column(heading(groups, attack, figure).replace(" ", "\n"), justify="right")
-    for group, *row in zip(groups, *names.values(), strict=True):
-        table.add_row(*row, *(cell(group, attack, figure).replace(" ", "") for attack, figure in columns))
+    for name in figures:
+        table.add_column(name.replace(" ", "\n"), justify="right")
+    narrow = ([text.replace(" ", "") for text in cells] for cells in figures.values())
+    for row in zip(*names.values(), *narrow, strict=True):
+        table.add_row(*row)
     Console(width=None if Console().is_terminal else 120).print(table)
     for warning in warnings(groups):
         print(f"warning: {warning}")

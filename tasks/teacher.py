@@ -23,6 +23,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.randomness import stream_seed
 from tasks import params, paths, process, tracking
+from tasks.device import device_with
 from tasks.storage import fetch_weights
 
 SEED = 0  # of teachers and judges, and of the attacks that measure them
@@ -61,7 +62,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
         FerdError: the weights cannot be had, or the classifier is not robust and that is not accepted.
     """
     settings, images = role.settings, paths.images(name, "train")
-    device = process.device_with(settings.threads)
+    device = device_with(settings.threads)
     measured_on = measuring_images(name, settings)
     network = initial_network(settings, benchmark, role.seed)
     what = [

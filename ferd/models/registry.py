@@ -3,15 +3,13 @@
 from collections.abc import Callable
 from functools import partial
 
-import torch
-
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
 from ferd.models.mobilenet_v2 import MobileNetV2
 from ferd.models.preact_resnet import PreActResNet
 from ferd.models.resnet import ResNet
 from ferd.models.wide_resnet import WideResNet
-from ferd.randomness import stream_seed
+from ferd.randomness import with_weights_of
 
 NETWORKS: dict[str, Callable[..., Classifier]] = {
     "resnet8-w8": partial(ResNet, (8, 16, 32), 1),
@@ -37,6 +35,4 @@ def build(name: str, *, classes: int, channels: int, seed: int = 0) -> Classifie
     """
     if name not in NETWORKS:
         raise FerdError(f"network {name!r} is unknown; choose from {', '.join(sorted(NETWORKS))}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
-        return NETWORKS[name](classes=classes, channels=channels)
+    return with_weights_of(seed, partial(NETWORKS[name], classes=classes, channels=channels))

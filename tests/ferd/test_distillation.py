@@ -9,6 +9,8 @@ from ferd.distillation import Distillation as Run
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence
 from ferd.pixels import to_float
+from ferd.samplers import Sampler
+from ferd.student_losses import StudentLoss
 
 CPU = torch.device("cpu")
 UTAE = Utae(gamma=0.5, model="student")
@@ -340,3 +342,51 @@ def test_the_global_generator_is_left_alone(make_run):
     before = torch.get_rng_state()
     list(run.rounds())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Recording(Sampler):
+    """A library user's piece: even shares; keeps the students that it is shown."""
+
+    def __init__(self):
+        super().__init__(3, CPU)
+        self.weights = []
+
+    def proportions(self):
+        return torch.full((3,), 1 / 3)
+
+    def observe(self, teacher, student, images, labels, rng):
+        assert not teacher.training and not student.training
+        self.weights.append(student.linear.weight.detach().clone())
+
+
+def test_a_sampler_sees_the_student_as_the_round_before_left_it(make_run):
+    run = make_run()
+    run.sampler = Recording()
+    left = [run.student.linear.weight.detach().clone()]
+    for _ in run.rounds():
+        left.append(run.student.linear.weight.detach().clone())
+    assert len(run.sampler.weights) == 3
+    for seen, expected in zip(run.sampler.weights, left[:-1], strict=True):
+        torch.testing.assert_close(seen, expected)
+    assert not torch.equal(left[2], left[3])
+
+
+def test_the_student_can_be_used_between_rounds(make_run):
+    run = make_run()
+    assert not any(module.training for module in run.student.modules())
+    for _ in run.rounds():
+        assert not any(module.training for module in run.student.modules())
+
+
+def test_a_student_loss_that_is_put_in_brings_its_own_weight(make_run):
+    class Heavy(StudentLoss):
+        adversarial_weight = 0.9
+
+        def losses(self, batch):
+            return batch.student_logits.square().mean(), batch.student_adv_logits.square().mean()
+
+    run = make_run()
+    assert run.adversarial_weight == 0.5
+    run.student_loss = Heavy()
+    assert run.adversarial_weight == 0.9
+    assert len(list(run.rounds())) == 3

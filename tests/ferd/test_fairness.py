@@ -26,7 +26,7 @@ def test_nsd_uses_the_population_standard_deviation():
 
 def test_nsd_is_zero_where_classes_are_equal_and_where_all_are_zero():
     assert nsd(torch.full((10,), 0.3)) == pytest.approx(0, abs=1e-6)
-    assert nsd(torch.zeros(10)) == 0.0
+    assert nsd(torch.zeros(10)) == 3.0 == pytest.approx(nsd(torch.eye(10)[0]))
 
 
 @pytest.mark.parametrize(("classes", "expected"), [(2, 0.0), (10, 0.0), (19, 0.0), (20, 0.5)])

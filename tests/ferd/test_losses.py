@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from ferd.errors import FerdError
 from ferd.losses import (
     BatchNormStatistics,
     ClassPrior,
@@ -174,3 +175,8 @@ def test_paused_forward_passes_do_not_count():
         assert statistics.loss().item() == pytest.approx(2 + 1)
         layer(torch.full((1, 1, 2, 2), 4.0))
         assert statistics.loss().item() == pytest.approx(4 + 1)
+
+
+def test_a_network_without_batch_norm_is_one_line():
+    with pytest.raises(FerdError, match="no BatchNorm layer"):
+        BatchNormStatistics(torch.nn.Conv2d(1, 1, 1))

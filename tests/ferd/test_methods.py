@@ -142,9 +142,9 @@ def test_mixed_reweighting_names_the_mixed_sampler(threat):
 def test_the_released_sampler_forgets_the_batch_before(teacher, images, threat, rng):
     crops = Augmentation(padding=1, flip=False)
     sampler = build_sampler(METHODS["ferd-released"], SCHEDULE, threat, crops, 10, CPU)
-    sampler.observe(teacher, images, torch.zeros(16, dtype=torch.int64), rng)
+    sampler.observe(teacher, teacher, images, torch.zeros(16, dtype=torch.int64), rng)
     assert sampler.difficulty[0] != 0
-    sampler.observe(teacher, images, torch.ones(16, dtype=torch.int64), rng)
+    sampler.observe(teacher, teacher, images, torch.ones(16, dtype=torch.int64), rng)
     assert sampler.difficulty[0] == 0 and sampler.difficulty[1] != 0
 
 

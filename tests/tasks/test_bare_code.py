@@ -50,6 +50,8 @@ def test_code_is_without_comments_docstrings_and_blank_lines(code):
         'def f(): """On the line of its function."""\n',
         'def f():\n    """Before a statement."""; return 1\n',
         'f"""{1}\n\n# text {2}"""\n',
+        'def f(\n    a=1\n): """A docstring on the line of a default."""\n',
+        "x = 1 \\\n\n+ 2\n",
         'x = ("é#"\n     "#")\n',
         'def f():\n    x = 1\n    """An expression, but no docstring."""\n',
     ],

@@ -1,0 +1,112 @@
+"""The code behind each result: ``sources/<command>.txt``, a line a file, a hash of its code and its path.
+
+Stages of ``dvc.yaml`` depend on these lists, which the stage ``sources`` writes (``tasks.sources``). A hash
+covers what computes: a comment, a docstring or a blank line changes none, and outdates no result
+(docs/decisions/2026-11-27-sources.md).
+"""
+
+import ast
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ferd.errors import FerdError
+from tasks.bare_code import bare, parsed
+
+STAGE = "sources"
+FOLDER = Path("sources")
+COMMANDS = ("data", "teacher", "judge", "distill", "evaluate", "analyse", "report")
+# A stage depends on the lists of the networks that its benchmark has: a new network outdates nothing.
+NETWORK_FILES = {
+    name: f"ferd/models/{name}.py" for name in ("mobilenet_v2", "preact_resnet", "resnet", "wide_resnet")
+}
+# Events, paths, settings, names and the record: they carry a result, and do not change it.
+PLUMBING = frozenset(
+    {
+        "ferd/__init__.py",
+        "ferd/config.py",  # checks settings; each value is a parameter of the stage
+        "ferd/errors.py",
+        "ferd/files.py",
+        "ferd/models/__init__.py",
+        "ferd/models/registry.py",  # names of networks; literal parameter counts are tested
+        "tasks/__init__.py",
+        "tasks/bare_code.py",
+        "tasks/lineage.py",
+        "tasks/params.py",
+        "tasks/paths.py",
+        "tasks/process.py",
+        "tasks/tracking.py",
+    }
+)
+
+
+def lists(commands: Sequence[str] = COMMANDS) -> dict[Path, str]:
+    """The lists of commands and of all networks, by where they are; of the code in the working directory.
+
+    Raises:
+        FerdError: a file is not Python.
+    """
+    networks = set(NETWORK_FILES.values())
+    files = {FOLDER / f"{name}.txt": behind(f"tasks/{name}.py") - networks for name in commands}
+    files |= {FOLDER / "networks" / f"{name}.txt": behind(file) for name, file in NETWORK_FILES.items()}
+    return {path: "".join(map(_line, sorted(needed))) for path, needed in files.items()}
+
+
+def outdated(among: Mapping[Path, str]) -> list[Path]:
+    """Those of these lists that are others on disk, or not there."""
+    return [path for path, text in among.items() if not path.is_file() or path.read_text("utf-8") != text]
+
+
+def require(command: str) -> None:
+    """Refuse to compute with other code than the lists on disk say: by them DVC records a result.
+
+    Raises:
+        FerdError: they are of other code.
+    """
+    for path in outdated(lists([command])):
+        again = f"`dvc repro --single-item {STAGE}`, then run again"
+        raise FerdError(f"{path}: is of other code than what is here; {again}")
+
+
+def behind(entry: str) -> set[str]:
+    """A file and all of this project that it imports, but for the plumbing and what only that imports."""
+    seen: set[str] = set()
+    waiting = [entry]
+    while waiting:
+        path = waiting.pop()
+        if path not in seen and path not in PLUMBING:
+            seen.add(path)
+            waiting += _imports(path)
+    return seen
+
+
+def code_hash(path: Path) -> str:
+    """SHA-256 (hex) of what computes in a file.
+
+    Raises:
+        FerdError: the file is not Python.
+    """
+    return hashlib.sha256(bare(path).encode()).hexdigest()
+
+
+def _line(path: str) -> str:
+    return f"{code_hash(Path(path))}  {path}\n"
+
+
+def _imports(path: str) -> list[str]:
+    """Files of this project that a file imports, at any level of nesting, packages' own among them.
+
+    Raises:
+        FerdError: the file is not Python, or an import is relative.
+    """
+    names: list[str] = []
+    for node in ast.walk(parsed(Path(path))[1]):
+        if isinstance(node, ast.ImportFrom):
+            if not node.module or node.level:
+                raise FerdError(f"{path}:{node.lineno}: a relative import; write it in full, to be followed")
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+    modules = [Path(*name.split(".")) for name in names]
+    files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
+    return [str(file) for file in files if file.is_file()]
