@@ -89,9 +89,13 @@ class Night:
             share.push(stages)
 
     def begin(self, what: Mapping[str, Any], stages: Sequence[str]) -> None:
-        """Forget what was committed of these stages, and from now on go on where this breaks off."""
+        """Forget what was committed of these stages, and from now on go on where this breaks off.
+
+        Not the lists of code, which are the commit's.
+        """
         locked = _locked(self.folder / LOCK)
-        kept = {name: stage for name, stage in locked.items() if name not in stages}
+        forgotten = set(stages) - {lineage.STAGE}
+        kept = {name: stage for name, stage in locked.items() if name not in forgotten}
         with atomic_write(self.folder / LOCK) as part:
             part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
         self._note(what, finished=False)

@@ -18,7 +18,7 @@ STAGE = {"cmd": "python -m tasks.data", "outs": []}
 @pytest.fixture
 def here(workspace, monkeypatch):
     """A committed workspace that DVC remembers two stages of."""
-    lock = {"schema": "2.0", "stages": {"data@digits": STAGE, "data@cifar10": STAGE}}
+    lock = {"schema": "2.0", "stages": dict.fromkeys(("sources", "data@digits", "data@cifar10"), STAGE)}
     (workspace / "dvc.lock").write_text(yaml.safe_dump(lock))
     commit(workspace)
     monkeypatch.chdir(workspace)
@@ -35,15 +35,16 @@ def commit(folder):
 
 def begun(now=TWO):
     tonight = night.open_night(WHAT, now)
-    tonight.begin(WHAT, ["data@digits"])
+    tonight.begin(WHAT, ["sources", "data@digits"])
     return tonight
 
 
 def test_a_night_forgets_its_stages_in_its_clone_alone(here):
     tonight = begun()
     assert tonight.name == "2026-11-25T020000Z"
-    assert list(yaml.safe_load((tonight.folder / "dvc.lock").read_text())["stages"]) == ["data@cifar10"]
-    assert len(yaml.safe_load((here / "dvc.lock").read_text())["stages"]) == 2
+    kept = yaml.safe_load((tonight.folder / "dvc.lock").read_text())["stages"]
+    assert set(kept) == {"sources", "data@cifar10"}  # the lists of code are the commit's
+    assert len(yaml.safe_load((here / "dvc.lock").read_text())["stages"]) == 3
     assert run_in(here, "git", "status", "--porcelain", "--untracked-files=no").stdout == ""
 
 
