@@ -141,7 +141,8 @@ class Pipeline:
     def _changed(self, names: Sequence[str], lists: Mapping[Path, str]) -> set[str]:
         with self._repo.lock:
             found = {name for name in names if name != lineage.STAGE and _changed(self._known[name], lists)}
-        return found | ({lineage.STAGE} if lineage.outdated(lists) else set())
+        unknown = not all(out.hash_info for out in self._known[lineage.STAGE].outs)
+        return found | ({lineage.STAGE} if unknown or lineage.outdated(lists) else set())
 
     def _ancestors(self, targets: Sequence[str]) -> list[str]:
         ordered: dict[str, None] = {}

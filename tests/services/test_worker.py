@@ -17,7 +17,7 @@ DEPLOYMENTS = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]
 def test_a_deployment_is_run_by_the_worker(reproduced):
     path = reproduced.workspace / "results/digits/resnet8-w8/uniform-noise/s0.json"
     assert json.loads(path.read_text())["schema"] == "ferd-result/1"
-    assert "6 of 7 stages to run" in reproduced.log()
+    assert "7 of 7 stages to run" in reproduced.log()
 
 
 def test_a_workers_limit_says_how_many_stages_of_a_clone_compute_at_a_time(reproduced, tmp_path):
