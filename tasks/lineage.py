@@ -68,15 +68,15 @@ def require(command: str) -> None:
         raise FerdError(f"{path}: is of other code than what is here; {again}")
 
 
-def behind(entry: str) -> set[str]:
-    """A file and all of this project that it imports, but for the plumbing and what only that imports."""
+def behind(entry: str, root: Path = Path()) -> set[str]:
+    """A file and all below ``root`` that it imports, but for the plumbing and what only that imports."""
     seen: set[str] = set()
     waiting = [entry]
     while waiting:
         path = waiting.pop()
         if path not in seen and path not in PLUMBING:
             seen.add(path)
-            waiting += _imports(path)
+            waiting += _imports(path, root)
     return seen
 
 
@@ -93,14 +93,14 @@ def _line(path: str) -> str:
     return f"{code_hash(Path(path))}  {path}\n"
 
 
-def _imports(path: str) -> list[str]:
-    """Files of this project that a file imports, at any level of nesting, packages' own among them.
+def _imports(path: str, root: Path) -> list[str]:
+    """Files below ``root`` that one of them imports, at any level of nesting, packages' own among them.
 
     Raises:
         FerdError: the file is not Python, or an import is relative.
     """
     names: list[str] = []
-    for node in ast.walk(parsed(Path(path))[1]):
+    for node in ast.walk(parsed(root / path)[1]):
         if isinstance(node, ast.ImportFrom):
             if not node.module or node.level:
                 raise FerdError(f"{path}:{node.lineno}: a relative import; write it in full, to be followed")
@@ -109,4 +109,4 @@ def _imports(path: str) -> list[str]:
             names += [alias.name for alias in node.names]
     modules = [Path(*name.split(".")) for name in names]
     files = [file for module in modules for file in (module.with_suffix(".py"), module / "__init__.py")]
-    return [str(file) for file in files if file.is_file()]
+    return [str(file) for file in files if (root / file).is_file()]

@@ -161,8 +161,9 @@ def resume_folder(task: str, *settings: Any) -> Path:
     Raises:
         FerdError: a file of the code is not Python.
     """
-    own = lineage.behind(f"tasks/{_command(task)}.py")
-    files = {Path(__file__), *map(Path, own), *Path("ferd").rglob("*.py")}
+    root = Path(__file__).parents[1]
+    own = lineage.behind(f"tasks/{_command(task)}.py", root)
+    files = {Path(__file__), *(root / path for path in own), *root.glob("ferd/**/*.py")}
     code = [lineage.code_hash(file) for file in sorted(files)]
     folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
     for other in folder.parent.glob("*"):
