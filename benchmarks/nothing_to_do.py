@@ -10,17 +10,17 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import networkx
+import torch
 from dvc.repo import Repo
 from dvc.stage import Stage
 from dvc.stage.serialize import to_single_stage_lockfile
 from dvc.utils.serialize import dump_yaml
 from dvc.utils.serialize._yaml import _get_yaml, parse_yaml
+
+from benchmarks.measure import seconds_of
 
 LOCK = Path("dvc.lock")
 
@@ -62,22 +62,22 @@ def nothing_to_do() -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds of a call, and what it returns."""
-    started = time.process_time()
-    result = work()
-    return time.process_time() - started, result
-
-
 def measure() -> None:
     """Print what is up to date, what that takes, and what a stage's reading and writing of its lock takes."""
     stages = finish_all()
     text = LOCK.read_text()
     print(f"{stages} stages up to date, dvc.lock of {len(text) / 1000:.0f} KB")
     print(f"`dvc repro` with nothing to do: {nothing_to_do():.1f} s of processor time")
-    read, _ = seconds(lambda: parse_yaml(text, LOCK))
-    read_again, lock = seconds(lambda: parse_yaml(text, LOCK, typ="rt"))
-    written, _ = seconds(lambda: _get_yaml().dump(lock, io.StringIO()))
+    torch.set_num_threads(1)  # then `seconds_of` is of the processor
+    lock = parse_yaml(text, LOCK, typ="rt")
+    read, read_again, written = (
+        seconds_of(work, torch.device("cpu"))
+        for work in (
+            lambda: parse_yaml(text, LOCK),
+            lambda: parse_yaml(text, LOCK, typ="rt"),
+            lambda: _get_yaml().dump(lock, io.StringIO()),
+        )
+    )
     print(f"a stage reads the lock in {read:.1f} s; to write it, {read_again:.1f} s and {written:.1f} s")
 
 

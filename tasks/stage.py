@@ -140,7 +140,9 @@ class Pipeline:
 
     def _changed(self, names: Sequence[str], lists: Mapping[Path, str]) -> set[str]:
         with self._repo.lock:
-            found = {name for name in names if name != lineage.STAGE and _changed(self._known[name], lists)}
+            found = {
+                name for name in names if name != lineage.STAGE and _is_changed(self._known[name], lists)
+            }
         unknown = not all(out.hash_info for out in self._known[lineage.STAGE].outs)
         return found | ({lineage.STAGE} if unknown or lineage.outdated(lists) else set())
 
@@ -160,7 +162,7 @@ class Pipeline:
         return list(ordered)
 
 
-def _changed(stage: Any, lists: Mapping[Path, str]) -> bool:
+def _is_changed(stage: Any, lists: Mapping[Path, str]) -> bool:
     """Whether DVC finds a stage changed; of the lists of code, by what they would be."""
     for finding in stage.status(check_updates=True).get(stage.addressing, []):
         of = finding.get("changed deps", finding) if isinstance(finding, dict) else {finding}

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -52,12 +53,13 @@ def cell(group: Group, attack: str, figure: str) -> str:
     return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
 
 
-def percent(values: Sequence[float]) -> str:
+def percent(values: Sequence[float], digits: int = 1) -> str:
     """The mean, with the standard deviation where there are several; empty where there are none."""
     if not values:
         return ""
     average, deviation = spread(values)
-    return f"{100 * average:.1f}" if deviation is None else f"{100 * average:.1f} ± {100 * deviation:.1f}"
+    shown = f"{100 * average:.{digits}f}"
+    return shown if deviation is None else f"{shown} ± {100 * deviation:.{digits}f}"
 
 
 def beside_autoattack(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -70,11 +72,7 @@ def beside_autoattack(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 def agreement(group: Group) -> str:
     """Percent of the pool that the teacher gives the requested label."""
-    values = group.agreements()
-    if not values:
-        return ""
-    average, deviation = spread(values)
-    return f"{100 * average:.0f}" if deviation is None else f"{100 * average:.0f} ± {100 * deviation:.0f}"
+    return percent(group.agreements(), digits=0)
 
 
 def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
@@ -84,10 +82,18 @@ def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
     return " ".join([NAMES[name], *ball]) + f"{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
 
 
+def cells(groups: Sequence[Group], columns: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """A column an attack and figure, by its heading."""
+    return {heading(groups, *column): [cell(group, *column) for group in groups] for column in columns}
+
+
 def figures(groups: Sequence[Group]) -> dict[str, list[str]]:
     """The figures of the first table, a column a heading."""
-    columns = {heading(groups, *column): [cell(group, *column) for group in groups] for column in COLUMNS}
-    return columns | beside_autoattack(groups) | {AGREEMENT: [agreement(group) for group in groups]}
+    return (
+        cells(groups, COLUMNS)
+        | beside_autoattack(groups)
+        | {AGREEMENT: [agreement(group) for group in groups]}
+    )
 
 
 def further(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -96,7 +102,7 @@ def further(groups: Sequence[Group]) -> dict[str, list[str]]:
     elsewhere = dict.fromkeys(attack for group in groups for attack in group.in_other_balls)
     columns = [column for column in FURTHER if column[0] in ran]
     columns += [(attack, figure) for attack in elsewhere for figure in ("average", "worst")]
-    return {heading(groups, *column): [cell(group, *column) for group in groups] for column in columns}
+    return cells(groups, columns)
 
 
 def identity(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -122,17 +128,16 @@ def print_groups(
     names: Mapping[str, Sequence[str]],
     groups: Sequence[Group],
     columns: Sequence[tuple[str, str]],
-    last: Mapping[str, Sequence[str]] | None = None,
+    last: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> None:
     """Print a row a group, within 120 characters; ``names`` come first, ``last`` in the end, by heading."""
-    figures = {heading(groups, *column): [cell(group, *column) for group in groups] for column in columns}
-    figures |= {name: list(cells) for name, cells in (last or {}).items()}
+    shown = {**cells(groups, columns), **last}
     table = Table(title=title, box=SIMPLE_HEAD)
     for name in names:
         table.add_column(name, no_wrap=True)
-    for name in figures:
+    for name in shown:
         table.add_column(name.replace(" ", "\n"), justify="right")
-    narrow = ([text.replace(" ", "") for text in cells] for cells in figures.values())
+    narrow = ([text.replace(" ", "") for text in column] for column in shown.values())
     for row in zip(*names.values(), *narrow, strict=True):
         table.add_row(*row)
     Console(width=None if Console().is_terminal else 120).print(table)

@@ -16,7 +16,7 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
     key = f"sweep-{sweep.sweep_id.rpartition('-')[2]}"
     title = f"Sweep of {sweep.key}: {sweep.method}, {sweep.student}"
     if len(sweep.groups) < 2:
-        return missing(key, title, "Needs two values or more.", _command(sweep))
+        return missing(key, title, "Needs two values or more.", _command(sweep, "ANOTHER"))
     shown = curves.drawn(rows)
     return Figure(
         key,
@@ -37,10 +37,11 @@ def _age(sweep: SweepResults) -> str:
     return f" Of an earlier state: since then {', '.join(changed)} changed; the command runs it again."
 
 
-def _command(sweep: SweepResults) -> str:
+def _command(sweep: SweepResults, *further: str) -> str:
+    """What makes the sweep, of ``further`` values, too."""
     seeds = sorted({seed for group in sweep.groups.values() for seed in group.seeds})
     values = (str(value).lower() if isinstance(value, bool) else f"{value}" for value in sweep.groups)
-    listed = " ".join(values)
+    listed = " ".join([*values, *further])
     return (
         f"python -m flows.sweep --benchmark {sweep.benchmark} --student {sweep.student} "
         f"--method {sweep.method} --key {sweep.key} --values {listed} "

@@ -132,6 +132,7 @@ def test_one_value_of_a_sweep_is_a_named_gap():
     figure = sweep.over_values(swept("utae.gamma", 0.5), accuracy("ferd", 75.0, 50.0, value=0.5))
     assert not figure.panels
     assert figure.gap == "Needs two values or more."
+    assert "--values 0.5 ANOTHER --seeds" in figure.command  # the same command again would change nothing
 
 
 @pytest.mark.parametrize(("number", "panels", "layers"), [(10, 1, 3), (12, 1, 1), (21, 0, 0)])
