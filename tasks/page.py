@@ -10,7 +10,7 @@ from tasks.figures import classes, cost, failures, gamma, images, robustness, ro
 from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
 from tasks.results import Group, students
-from tasks.sweep_results import SweepResults
+from tasks.sweep_results import SweepResults, beside_own_students
 from tasks.table import NAMES, cell, figures, further, warnings
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
@@ -89,7 +89,10 @@ def chapter(
             Section(classes.gains(by_class, again)),
             Section(robustness.trade_off(accuracy, again)),
             Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} {varied}".rstrip())),
-            *(Section(sweep.over_values(found, tidy.over_values(found.groups))) for found in sweeps),
+            *(
+                Section(sweep.over_values(found, tidy.over_values(found.groups)))
+                for found in (beside_own_students(each, benchmark, methods, groups) for each in sweeps)
+            ),
             Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
             Section(
                 failures.utae_ends(tidy.utae_outcomes(analyses, kinds), kinds, f"{again} --analyse"), utae

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from ferd.config import Benchmark, Method, Settings, fingerprint
+from ferd.config import Benchmark, Method, fingerprint
 from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
@@ -28,7 +28,7 @@ from ferd.models.registry import build
 from tasks import lineage, params, paths, tracking
 from tasks.mlflow_view import address, save_view
 from tasks.stage import StageFailed, run_module
-from tasks.sweep_results import SCHEMA, Value, input_hash, load, results_file
+from tasks.sweep_results import SCHEMA, Value, in_method, input_hash, load, order, results_file, setting
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
@@ -156,7 +156,6 @@ class Sweep:
             raise FerdError(f"seed {min(seeds)}: must be 0 or more")
         self.seeds = sorted(set(seeds))
         self._content = yaml.safe_load(params.PARAMS.read_text())
-        self._in_method = key.split(".")[0] in Method.model_fields
         self._refuse_keys_out_of_reach()
         self.values: list[Value] = []
         for value in values:
@@ -166,7 +165,7 @@ class Sweep:
 
     def _refuse_keys_out_of_reach(self) -> None:
         first = self.key.split(".")[0]
-        if not self._in_method and first not in USED:
+        if not in_method(self.key) and first not in USED:
             why = (
                 "a sweep takes the benchmark's data and teacher as they are; begin with"
                 if first in Benchmark.model_fields
@@ -178,7 +177,7 @@ class Sweep:
         """params.yaml with the key changed, and the method under ``name``."""
         content = deepcopy(self._content)
         method = content["methods"][name] = deepcopy(content["methods"][self.method])
-        block = method if self._in_method else content["benchmarks"][self.benchmark]
+        block = method if in_method(self.key) else content["benchmarks"][self.benchmark]
         *parents, last = self.key.split(".")
         for parent in parents:
             block = block.get(parent) if isinstance(block, dict) else None
@@ -190,9 +189,7 @@ class Sweep:
     def _accepted(self, value: Value) -> Value:
         """The value as the settings' types take it: 0 as 0.0 where the key is a fraction."""
         known = params.validate(self._changed(value, self.method))
-        found: Any = known.method(self.method) if self._in_method else known.benchmark(self.benchmark)
-        for part in self.key.split("."):
-            found = getattr(found, part) if isinstance(found, Settings) else found[part]
+        found = setting(known.benchmark(self.benchmark), known.method(self.method), self.key)
         if not isinstance(found, float | int | str):
             raise FerdError(f"{self.key}: is a whole block; sweep one of the keys in it")
         return found
@@ -220,7 +217,7 @@ class Sweep:
         common = {name: block[name] for name in USED} | {"method": known.method(self.method).model_dump()}
         common["dataset"] = block["data"]["dataset"]
         *parents, last = self.key.split(".")
-        changed = common["method"] if self._in_method else common
+        changed = common["method"] if in_method(self.key) else common
         for parent in parents:
             changed = changed[parent]
         del changed[last]
@@ -278,7 +275,7 @@ class Sweep:
                 "method": self.method,
                 "key": self.key,
                 "inputs": self.inputs,
-                "points": sorted(found, key=lambda point: (_order(point["value"]), point["result"]["seed"])),
+                "points": sorted(found, key=lambda point: (order(point["value"]), point["result"]["seed"])),
             },
         )
         return path
@@ -330,7 +327,3 @@ def _code() -> list[Path]:
     entries = [f"tasks/{name}.py" for name in ("distill", "evaluate")]
     files = {file for entry in entries for file in lineage.behind(entry)}
     return sorted({*map(Path, files), *Path("ferd/models").glob("*.py")})
-
-
-def _order(value: Value) -> tuple[bool, float, str]:
-    return (True, 0.0, value) if isinstance(value, str) else (False, float(value), "")

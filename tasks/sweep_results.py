@@ -7,10 +7,11 @@ value and seed.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ferd.config import Benchmark, Method, Settings
 from ferd.files import read_json
 from tasks.lineage import code_hash
 from tasks.paths import RESULTS
@@ -33,7 +34,8 @@ FIELDS = {
 class SweepResults:
     """The points that are done: a group of seeds a value, in the order of the values.
 
-    ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran.
+    ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran. ``own``: the value of
+    ``params.yaml``, where the benchmark's students stand for it.
     """
 
     sweep_id: str
@@ -43,6 +45,7 @@ class SweepResults:
     key: str
     inputs: Mapping[str, str]
     groups: Mapping[Value, Group]
+    own: Value | None = None
 
     def changed(self) -> list[str]:
         """The inputs that are other files here and now; those that are missing are not known to be."""
@@ -87,3 +90,41 @@ def of_benchmark(name: str) -> list[SweepResults]:
     """All sweeps of a benchmark that have results."""
     found = [load(path) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
     return [sweep for sweep in found if sweep.benchmark == name and sweep.groups]
+
+
+def beside_own_students(
+    sweep: SweepResults, benchmark: Benchmark, methods: Mapping[str, Method], groups: Sequence[Group]
+) -> SweepResults:
+    """The sweep with the value that ``params.yaml`` has, too: ``groups``, the benchmark's, stand for it."""
+    method = methods.get(sweep.method)
+    own = next(
+        (group for group in groups if (group.student, group.method) == (sweep.student, sweep.method)), None
+    )
+    if method is None or own is None:
+        return sweep
+    value = setting(benchmark, method, sweep.key)
+    if value in sweep.groups or not isinstance(value, Value):
+        return sweep
+    together = {**sweep.groups, value: own}
+    return replace(sweep, groups={each: together[each] for each in sorted(together, key=order)}, own=value)
+
+
+def setting(benchmark: Benchmark, method: Method, key: str) -> Any:
+    """What a key of the method's block or the benchmark's is set to; None where there is none."""
+    found: Any = method if in_method(key) else benchmark
+    for part in key.split("."):
+        if isinstance(found, Settings):
+            found = getattr(found, part, None)
+        else:
+            found = found.get(part) if isinstance(found, Mapping) else None
+    return found
+
+
+def in_method(key: str) -> bool:
+    """Whether a key is of the method's block."""
+    return key.split(".")[0] in Method.model_fields
+
+
+def order(value: Value) -> tuple[bool, float, str]:
+    """Numbers before words."""
+    return (True, 0.0, value) if isinstance(value, str) else (False, float(value), "")

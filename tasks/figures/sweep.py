@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tasks.figures import curves
 from tasks.figures.figure import Figure, Row, missing
-from tasks.sweep_results import SweepResults
+from tasks.sweep_results import SweepResults, Value
 
 READING = (
     "A line an attack, over the values of {key}. Bands: ± one standard deviation over seeds (none: one seed)."
@@ -21,13 +21,19 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
     return Figure(
         key,
         title,
-        f"{READING.format(key=sweep.key)} {curves.sizes(shown)}{_age(sweep)}",
+        f"{READING.format(key=sweep.key)} {curves.sizes(shown)}{_own(sweep)}{_age(sweep)}",
         _command(sweep),
         shown,
         curves.panels(shown, "value", sweep.key),
         columns=3,
         legend=curves.legend(shown),
     )
+
+
+def _own(sweep: SweepResults) -> str:
+    if sweep.own is None:
+        return ""
+    return f" At {_plain(sweep.own)}, which params.yaml has: the students of the benchmark itself."
 
 
 def _age(sweep: SweepResults) -> str:
@@ -39,11 +45,14 @@ def _age(sweep: SweepResults) -> str:
 
 def _command(sweep: SweepResults, *further: str) -> str:
     """What makes the sweep, of ``further`` values, too."""
-    seeds = sorted({seed for group in sweep.groups.values() for seed in group.seeds})
-    values = (str(value).lower() if isinstance(value, bool) else f"{value}" for value in sweep.groups)
-    listed = " ".join([*values, *further])
+    swept = {value: group for value, group in sweep.groups.items() if value != sweep.own}
+    seeds = sorted({seed for group in swept.values() for seed in group.seeds})
     return (
         f"python -m flows.sweep --benchmark {sweep.benchmark} --student {sweep.student} "
-        f"--method {sweep.method} --key {sweep.key} --values {listed} "
+        f"--method {sweep.method} --key {sweep.key} --values {' '.join([*map(_plain, swept), *further])} "
         f"--seeds {' '.join(map(str, seeds))}"
     )
+
+
+def _plain(value: Value) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -8,6 +8,7 @@ import pytest
 from ferd.errors import FerdError
 from tasks import page, params, sweep_results, tidy
 from tasks.figures import sweep
+from tasks.results import Group
 from tests.conftest import tiny_params
 
 
@@ -73,6 +74,40 @@ def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
     rows = chapter.figure("sweep-0a1b2c3d").rows
     worst = [row["mean"] for row in rows if (row["attack"], row["figure"]) == ("PGD-20", "worst")]
     assert worst == [60.0, 50.0]
+
+
+def test_the_benchmarks_own_students_stand_for_the_value_that_they_have(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    [found] = sweep_results.of_benchmark("digits")
+    content = tiny_params()
+    content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.07
+    settings = params.validate(content)
+    own, other = (
+        Group(
+            "resnet8-w8",
+            method,
+            ({"seed": 4, "method": method, "attacks": {"pgd20": attack(worst)}},),
+            (here,),
+        )
+        for method, worst in (("ferd", 0.55), ("no-fae", 0.1))
+    )
+
+    def beside(*groups, of=settings):
+        return sweep_results.beside_own_students(found, of.benchmark("digits"), of.methods, groups)
+
+    assert {value: group.seeds for value, group in beside(other, own).groups.items()} == {
+        0.05: [0, 1],
+        0.07: [4],
+        0.1: [0, 1],
+    }
+    figure = sweep.over_values(beside(own), tidy.over_values(beside(own).groups))
+    worst = [row["mean"] for row in figure.rows if (row["attack"], row["figure"]) == ("PGD-20", "worst")]
+    assert worst == pytest.approx([60, 55, 50])
+    assert "At 0.07, which params.yaml has: the students of the benchmark itself." in figure.reading
+    assert "--values 0.05 0.1 --seeds 0 1" in figure.command  # they are no points of the sweep
+    assert beside(other) == found
+    content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.1
+    assert beside(own, of=params.validate(content)) == found  # swept itself
 
 
 def test_a_sweep_of_an_earlier_state_says_what_changed(here):
