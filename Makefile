@@ -53,6 +53,8 @@ clean: ## remove .venv; results and checkpoints stay
 	rm -rf $(VENV)
 
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + \
+	  sys.version.split()[0] + "; make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev]'
 	@touch $@

@@ -15,9 +15,9 @@ from statistics import median
 import torch
 
 from benchmarks.measure import resident_mb, seconds_of
-from ferd.config import Evaluation, ThreatModel
+from ferd.config import EvaluationSettings, ThreatModel
 from ferd.datasets import Images
-from ferd.evaluation import Evaluation as Evaluator
+from ferd.evaluation import Evaluation
 from ferd.models.registry import build
 from ferd.pool import Pool
 from tasks import tracking
@@ -54,12 +54,12 @@ def evaluation() -> None:
     """Seconds of PGD-20 on 100, 200 and 400 images."""
     network = build("resnet8-w8", classes=10, channels=1).eval()
     threat = ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=20)
-    settings = Evaluation(batch_size=50, attacks={"pgd20": "all"}, other_balls=[], threads=1)
+    settings = EvaluationSettings(batch_size=50, attacks={"pgd20": "all"}, other_balls=[], threads=1)
     for number in (100, 200, 400, 800):
         data = Images(torch.randint(256, (number, 1, 8, 8), dtype=torch.uint8), torch.arange(number) % 10)
 
         def judge(data: Images = data) -> None:
-            for _ in Evaluator(network, data, settings, threat, 0, CPU).batches():
+            for _ in Evaluation(network, data, settings, threat, 0, CPU).batches():
                 pass
 
         judge()

@@ -12,12 +12,11 @@ from torch import nn
 from benchmarks import reference
 from ferd.adversarial_training import AdversarialTraining
 from ferd.bottleneck import robust_channels
-from ferd.config import Attack, Benchmark, Evaluation, NonRobust, Precision
-from ferd.config import Distillation as Schedule
+from ferd.config import Attack, Benchmark, DistillationSettings, EvaluationSettings, NonRobust, Precision
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, dataset
 from ferd.distillation import Distillation
-from ferd.evaluation import Evaluation as Evaluator
+from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.models.registry import build
@@ -263,7 +262,7 @@ class Bench:
 
         return draw
 
-    def short_round(self) -> Schedule:
+    def short_round(self) -> DistillationSettings:
         """The paper's numbers of steps, one in ``ROUND_SHARE`` of them."""
         schedule = self.settings.distillation
         paper = params.read().benchmark(self.size.benchmark).distillation
@@ -338,13 +337,15 @@ class Bench:
         attacked = self.evaluator("autoattack").attacked
         return lambda: self._short_autoattack(attacked)
 
-    def evaluator(self, attack: Attack) -> Evaluator:
+    def evaluator(self, attack: Attack) -> Evaluation:
         """An evaluation of the student under one attack."""
-        settings = Evaluation(batch_size=self.size.batch, attacks={attack: "all"}, other_balls=[], threads=1)
+        settings = EvaluationSettings(
+            batch_size=self.size.batch, attacks={attack: "all"}, other_balls=[], threads=1
+        )
         network = self.network(self.size.student).requires_grad_(False)
         first = slice(self.size.pgd20_images)
         data = Images(self.data.images[first], self.data.labels[first])
-        return Evaluator(network, data, settings, self.settings.threat_model, SEED, self.device)
+        return Evaluation(network, data, settings, self.settings.threat_model, SEED, self.device)
 
     def _training_steps(self, step: Call) -> Call:
         """As many of them as a call makes."""
@@ -399,7 +400,7 @@ GPU_STEPS = STEPS | {  # on a CPU it takes hours
 }
 
 
-def _evaluate(evaluator: Evaluator) -> None:
+def _evaluate(evaluator: Evaluation) -> None:
     """Judge all images anew."""
     evaluator.load_state_dict({name: torch.empty(0, dtype=torch.bool) for name in evaluator.trials})
     for _ in evaluator.batches():

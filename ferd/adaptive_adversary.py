@@ -14,6 +14,7 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream
+from ferd.tf32 import tf32_convolutions
 
 MOST_TARGETS = 9  # an image; all other classes where C <= 10
 PAIRS = 10  # of the matrix, that are listed
@@ -60,11 +61,12 @@ class AdaptiveAdversary:
         while (done := len(self.outcomes)) < total:
             rows = slice(done, done + self.batch_size)
             images = to_float(self.data.images[rows].to(self.device))
-            with torch.no_grad():
-                logits: Tensor = self.network(images)
-            targets = self._likeliest_others(logits, self.data.labels[rows].to(self.device))
             rng = stream(self.seed, "adaptive-adversary", done, device=self.device)
-            outcomes = self._attack(images, targets, rng)
+            with tf32_convolutions(False):
+                with torch.no_grad():
+                    logits: Tensor = self.network(images)
+                targets = self._likeliest_others(logits, self.data.labels[rows].to(self.device))
+                outcomes = self._attack(images, targets, rng)
             self.clean = torch.cat([self.clean, logits.argmax(1).cpu()])
             self.targets = torch.cat([self.targets, targets.cpu()])
             self.outcomes = torch.cat([self.outcomes, outcomes.cpu()])

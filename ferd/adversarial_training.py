@@ -21,6 +21,7 @@ from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.schedule import set_cosine_rate
+from ferd.tf32 import tf32_convolutions
 
 WARM_UP = 0.05  # share of all steps
 
@@ -156,6 +157,7 @@ class AdversarialTraining:
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
 
+    @tf32_convolutions(False)
     def _train_epoch(self) -> EpochRecord:
         size = self.settings.batch_size
         order = torch.randperm(len(self.images), generator=self.rng, device=self.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ferd.attacks import entropy, gaussian_start, pgd, utae
 from ferd.augmentation import augment_strongly
 from ferd.config import Method, ThreatModel
+from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
 
 HIGH_ENTROPY_STEP = 0.03
@@ -68,9 +69,14 @@ class AdaptiveUtaeAdversary(Adversary):
 
     The outcomes of class y are the other classes that the student, attacked, takes its images for: a
     running count that starts even (γ_y = 0) and forgets 1 % a batch.
+
+    Raises:
+        FerdError: there are two classes: attacks on one end in the other alone.
     """
 
     def __init__(self, gamma: float, threat: ThreatModel, classes: int, device: torch.device) -> None:
+        if classes < 3:
+            raise FerdError(f"adversary adaptive-utae needs 3 classes, not {classes}; take utae")
         self.gamma, self.threat = gamma, threat
         self.outcomes = 1 - torch.eye(classes, device=device)
 
@@ -104,7 +110,7 @@ class AdaptiveUtaeAdversary(Adversary):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on counting."""
-        self.outcomes = state["outcomes"].to(self.outcomes.device)
+        self.outcomes.copy_(state["outcomes"])
 
 
 class HighEntropyAdversary(Adversary):

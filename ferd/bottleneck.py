@@ -45,6 +45,12 @@ def pooled_noise_gradient(network: Classifier, features: Tensor, labels: Tensor)
     return lambda noise: (network.classify(pooled + noise).softmax(1) - one_hot) @ weight / len(labels)
 
 
+def pools_and_is_linear(network: Classifier) -> bool:
+    """Whether the head is the one that ``Classifier`` has: of another, there is no closed form."""
+    kind = type(network)
+    return kind.head is Classifier.head and kind.classify is Classifier.classify
+
+
 def spatial_noise_gradient(
     network: Classifier, features: Tensor, labels: Tensor, layer: int
 ) -> NoiseGradient:
@@ -125,7 +131,7 @@ def robust_channels(
     """
     features = features.detach()
     variance = channel_variance(features)
-    if choice.layer == LAST_BLOCK:
+    if choice.layer == LAST_BLOCK and pools_and_is_linear(network):
         gradient = pooled_noise_gradient(network, features, labels)
     else:
         gradient = spatial_noise_gradient(network, features, labels, choice.layer)

@@ -122,7 +122,6 @@ def load_state(path: Path) -> dict[str, Any] | None:
         state = torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # torch raises many types here: pickle, zip, EOF, runtime
         raise FerdError(
-            f"{path}: unreadable resume state ({type(error).__name__}); delete {path.parent} to "
-            "start this stage anew"
+            f"{path}: unreadable resume state ({type(error).__name__}); delete it to begin anew"
         ) from None
     return dict(state)

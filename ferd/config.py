@@ -173,7 +173,7 @@ class Student(Settings):
     adversarial_weight: Fraction
 
 
-class Distillation(Settings):
+class DistillationSettings(Settings):
     """The schedule that all methods of a benchmark share."""
 
     precision: Precision  # see ferd.models.folding
@@ -251,7 +251,7 @@ class OtherBall(Settings):
     attacks: dict[Attack, Literal["all"] | Count]
 
 
-class Evaluation(Settings):
+class EvaluationSettings(Settings):
     """How many test images each attack is given; ``all`` or a stratified number."""
 
     batch_size: Count
@@ -260,7 +260,7 @@ class Evaluation(Settings):
     threads: Count
 
 
-class Analysis(Settings):
+class AnalysisSettings(Settings):
     """What is looked at beside accuracy: the adaptive adversary, where UTAEs end up, the pool's images.
 
     Attributes:
@@ -290,9 +290,9 @@ class Benchmark(Settings):
     augmentation: Augmentation
     students: Annotated[list[str], Field(min_length=1)]
     teacher: Teacher
-    distillation: Distillation
-    evaluation: Evaluation
-    analysis: Analysis
+    distillation: DistillationSettings
+    evaluation: EvaluationSettings
+    analysis: AnalysisSettings
 
 
 PYDANTIC_TAGS = ("literal[", "constrained-", "[key]")  # in its paths: which alternative it tried

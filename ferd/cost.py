@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ferd.adaptive_adversary import MOST_TARGETS
-from ferd.config import Analysis, Distillation, Evaluation, Method, Precision, Training
+from ferd.config import (
+    AnalysisSettings,
+    DistillationSettings,
+    EvaluationSettings,
+    Method,
+    Precision,
+    Training,
+)
 from ferd.evaluation import CW_STEPS, PGD_STEPS
 from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
@@ -113,7 +120,7 @@ def training_work(settings: Training, images: int, network: Passes) -> Work:
 
 
 def distillation_work(
-    schedule: Distillation,
+    schedule: DistillationSettings,
     method: Method,
     teacher: Passes,
     student: Passes,
@@ -155,7 +162,7 @@ def distillation_work(
     return Work(on_teacher, on_student, on_generator)
 
 
-def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> Work:
+def evaluation_work(settings: EvaluationSettings, test_images: int, network: Passes) -> Work:
     """All attacks; how many images AutoAttack leaves is not known before: ``ROBUST_SHARE`` is assumed."""
     left = ROBUST_SHARE * (AUTOATTACK_GRADIENTS * network.attack + AUTOATTACK_FORWARDS * network.forward)
     an_image = {
@@ -176,7 +183,7 @@ def evaluation_work(settings: Evaluation, test_images: int, network: Passes) -> 
 
 
 def analysis_work(
-    settings: Analysis, utae_steps: int, classes: int, teacher: Passes, student: Passes | None
+    settings: AnalysisSettings, utae_steps: int, classes: int, teacher: Passes, student: Passes | None
 ) -> Work:
     """The adaptive adversary, where UTAEs end up, and the images; of a teacher, the adversary alone.
 
@@ -215,7 +222,7 @@ def teacher_memory(settings: Training, images: int, network: Classifier, shape: 
 
 
 def distillation_memory(
-    schedule: Distillation, teacher: Classifier, student: Classifier, shape: Shape
+    schedule: DistillationSettings, teacher: Classifier, student: Classifier, shape: Shape
 ) -> int:
     """Bytes at the larger of a generator step and a student step, with both twins and the pool."""
     images = torch.empty(schedule.batch_size, *shape, device="meta", requires_grad=True)

@@ -14,10 +14,24 @@ from ferd.files import atomic_write
 
 @dataclass(frozen=True)
 class Images:
-    """images (N, channels, H, W) uint8 and labels (N,) int64."""
+    """images (N, channels, H, W) uint8 and labels (N,) int64.
+
+    Raises:
+        FerdError: they are something else, such as images of floats in [0, 1].
+    """
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        images, labels = self.images, self.labels
+        kinds = images.dtype, images.ndim, labels.dtype, labels.shape
+        if kinds != (torch.uint8, 4, torch.int64, images.shape[:1]):
+            found = f"{images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
+            wanted = "uint8 images (N, channels, H, W) and int64 labels (N,)"
+            raise FerdError(
+                f"wanted are {wanted}, found {found}; floats become bytes by ferd.pixels.to_uint8"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,10 +142,7 @@ def load_images(path: Path) -> Images:
         raise FerdError(f"{path}: cut off or damaged ({error}); {again}") from None
     if tensors.keys() != {"images", "labels"}:
         raise FerdError(f"{path}: holds {sorted(tensors)}, not images and labels; {again}")
-    images, labels = tensors["images"], tensors["labels"]
-    kinds = images.dtype, images.ndim, labels.dtype, labels.shape
-    if kinds != (torch.uint8, 4, torch.int64, images.shape[:1]):
-        found = f"{images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
-        wanted = "uint8 images (N, channels, H, W) and int64 labels (N,)"
-        raise FerdError(f"{path}: must hold {wanted}, found {found}; {again}")
-    return Images(images, labels)
+    try:
+        return Images(**tensors)
+    except FerdError as error:
+        raise FerdError(f"{path}: {error}; {again}") from None

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ferd.adversaries import build_adversary
 from ferd.augmentation import augment
-from ferd.config import Augmentation, Method, ThreatModel
-from ferd.config import Distillation as Schedule
+from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
 from ferd.cuda_graphs import Recorded
 from ferd.errors import FerdError
 from ferd.image_sources import (
@@ -35,6 +34,7 @@ from ferd.randomness import stream
 from ferd.samplers import build_sampler
 from ferd.schedule import set_cosine_rate
 from ferd.student_losses import Batch, build_student_loss
+from ferd.tf32 import tf32_convolutions
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,9 @@ class Distillation:
         pool_folder: where the images of all rounds are kept.
         given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
             with labels (N,), or the folder of the pool that is replayed.
+
+    Raises:
+        FerdError: images are not square, or the floor of the proportions is above an equal share.
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Distillation:
         teacher: Classifier,
         student: Classifier,
         shape: tuple[int, int, int],
-        schedule: Schedule,
+        schedule: DistillationSettings,
         augmentation: Augmentation,
         method: Method,
         threat: ThreatModel,
@@ -85,6 +88,10 @@ class Distillation:
         device: torch.device,
         given: tuple[Tensor, Tensor] | Path | None = None,
     ) -> None:
+        if shape[1] != shape[2]:
+            raise FerdError(
+                f"images of {shape[1]}×{shape[2]}: the generator makes square ones; crop or pad them"
+            )
         if schedule.proportion_floor * teacher.classes > 1:
             raise FerdError(
                 f"proportion_floor {schedule.proportion_floor} is more than 1/{teacher.classes}, an "
@@ -112,6 +119,7 @@ class Distillation:
             fused=device.type == "cuda",
         )
         self.round = 0
+        self._at_round_end = True
 
     @property
     def adversarial_weight(self) -> float:
@@ -120,11 +128,26 @@ class Distillation:
         return self.schedule.student.adversarial_weight if own is None else own
 
     def rounds(self) -> Iterator[RoundRecord]:
-        """Run the remaining rounds, one record each; the state may be saved between two."""
+        """Run the remaining rounds, one record each; the state may be saved between two.
+
+        Raises:
+            FerdError: the pool's folder has rounds of another run, or a round was left half-way.
+        """
+        if not self._at_round_end:
+            raise FerdError(
+                f"round {self.round + 1} was interrupted; load the state that was saved before it"
+            )
+        if self.pool.rounds and not self.round:
+            raise FerdError(
+                f"{self.pool.folder}: holds {self.pool.rounds} rounds of an earlier run; delete it, choose "
+                "another pool_folder, or load that run's state"
+            )
         self.pool.keep_rounds(self.round)
         while self.round < self.schedule.rounds:
+            self._at_round_end = False
             record = self._run_round()
             self.round += 1
+            self._at_round_end = True
             yield record
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,6 +159,7 @@ class Distillation:
             "sampler": self.sampler.state_dict(),
             "adversary": self.adversary.state_dict(),
             "student_loss": self.student_loss.state_dict(),
+            "source": self.source.state_dict(),
             "rng": self.rng.get_state(),
         }
 
@@ -147,7 +171,9 @@ class Distillation:
         self.sampler.load_state_dict(state["sampler"])
         self.adversary.load_state_dict(state["adversary"])
         self.student_loss.load_state_dict(state["student_loss"])
+        self.source.load_state_dict(state["source"])
         self.rng.set_state(state["rng"])
+        self._at_round_end = True
 
     def _fold(self, dtype: torch.dtype) -> None:
         """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked.
@@ -188,6 +214,7 @@ class Distillation:
             self.teacher, student, self.shape, schedule, self.augmentation, method, self.device, self._bf16
         )
 
+    @tf32_convolutions(False)
     def _run_round(self) -> RoundRecord:
         self._student_twin.refresh()
         shares = self.sampler.proportions()

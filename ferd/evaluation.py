@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
-from ferd.config import Evaluation as Settings
-from ferd.config import OtherBall, ThreatModel
+from ferd.config import EvaluationSettings, OtherBall, ThreatModel
 from ferd.datasets import Images, first_per_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
@@ -17,8 +16,11 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
+from ferd.tf32 import tf32_convolutions
 from ferd.validity import ORDER, Checks, compare, inspect
 
+AUTOATTACK_CLASSES = 4  # its targeted loss ranks four logits
+AUTOATTACK_TARGETS = 9  # of the standard version, where there are so many other classes
 PGD_STEPS = 20
 CW_STEPS = 30
 
@@ -45,14 +47,15 @@ class Evaluation:
 
     Raises:
         FerdError: there are no images, a trial's cannot be split over the classes, two balls have one name,
-            or the network's outputs are unfit (``ferd.validity.inspect``).
+            there are too few classes for AutoAttack, or the network's outputs are unfit
+            (``ferd.validity.inspect``).
     """
 
     def __init__(
         self,
         network: Classifier,
         data: Images,
-        settings: Settings,
+        settings: EvaluationSettings,
         threat: ThreatModel,
         seed: int,
         device: torch.device,
@@ -137,6 +140,10 @@ class Evaluation:
                 if name in trials:
                     raise FerdError(f"evaluation.other_balls: {name} stands there twice; remove one of them")
                 trials[name] = Trial(attack, self._ball(ball), _rows(labels, number, classes))
+        if classes < AUTOATTACK_CLASSES and any(trial.attack == "autoattack" for trial in trials.values()):
+            raise FerdError(
+                f"evaluation.attacks: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; drop it"
+            )
         return trials
 
     def _ball(self, ball: OtherBall) -> ThreatModel:
@@ -160,6 +167,7 @@ class Evaluation:
             "per_class": per_class.tolist(),
         }
 
+    @tf32_convolutions(False)
     def _judge(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         adv_images = self._attack(trial, images, labels, batch_seed)
         with torch.no_grad():
@@ -198,10 +206,13 @@ def _rows(labels: Tensor, number: int | str, classes: int) -> Tensor:
 
 
 def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:
-    """AutoAttack, standard version (Croce and Hein 2020), by the authors' own package."""
+    """AutoAttack, standard version (Croce and Hein 2020), by the authors' own package.
+
+    Of fewer than 10 classes its targeted parts take all others as targets, where the package asks for 9.
+    """
     from pyautoattack import AutoAttack
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         attack = AutoAttack(
             network,
             norm="Linf",
@@ -210,5 +221,7 @@ def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: fl
             version="standard",
             device=images.device,
         )
+        for part in (attack.apgd_targeted, attack.fab):
+            part.n_target_classes = min(AUTOATTACK_TARGETS, network.classes - 1)
         adv_images, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
     return torch.as_tensor(adv_images)

@@ -2,20 +2,19 @@
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
 
-from ferd.config import Augmentation, Method
-from ferd.config import Distillation as Schedule
+from ferd.config import Augmentation, DistillationSettings, Method
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pixels import to_float, to_uint8
 from ferd.pool import Pool
 from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
+from ferd.tf32 import tf32_convolutions
 
 LOGGER = logging.getLogger(__name__)
 Drawn = tuple[Tensor, Tensor, dict[str, Tensor]]
@@ -33,6 +32,13 @@ class ImageSource(ABC):
             number: of the round, from 0.
         """
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """What later rounds depend on."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Go on where ``state_dict`` was taken."""
+
 
 class FittedGenerator(ImageSource):
     """The data-free methods: a generator is fitted each round to the method's synthesis loss.
@@ -48,7 +54,7 @@ class FittedGenerator(ImageSource):
         teacher: Classifier,
         student: Classifier,
         shape: tuple[int, int, int],
-        schedule: Schedule,
+        schedule: DistillationSettings,
         augmentation: Augmentation,
         method: Method,
         device: torch.device,
@@ -63,10 +69,8 @@ class FittedGenerator(ImageSource):
         """Labels by p, then images for them."""
         labels = torch.multinomial(shares, self.schedule.batch_size, replacement=True, generator=rng)
         autocast = self.bf16 and self.method.synthesis != "dfhl-rs"
-        with (
-            self.loss(labels, number, rng) as loss,
-            tf32_convolutions(autocast and rng.device.type == "cuda"),
-        ):
+        # the generator stays float32 beside bfloat16 networks
+        with self.loss(labels, number, rng) as loss, tf32_convolutions(autocast):
             settings = self.schedule.synthesis
             result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
         _warn_of_a_useless_mask(result.figures, number)
@@ -81,20 +85,6 @@ class FittedGenerator(ImageSource):
         student = self.student if number > self.schedule.warmup_rounds else None
         settings, nonrobust = self.schedule.synthesis, nonrobust_of(self.method)
         return ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
-
-
-@contextmanager
-def tf32_convolutions(enabled: bool) -> Iterator[None]:
-    """What stays float32 beside bfloat16 networks, the generator, is convolved in TensorFloat-32 on a GPU."""
-    if not enabled:
-        yield
-        return
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32 = before
 
 
 class UniformNoise(ImageSource):
@@ -113,7 +103,11 @@ class UntrainedGenerator(ImageSource):
     """The control of a generator that is drawn anew each round and never fitted, labelled by the teacher."""
 
     def __init__(
-        self, teacher: Classifier, shape: tuple[int, int, int], schedule: Schedule, device: torch.device
+        self,
+        teacher: Classifier,
+        shape: tuple[int, int, int],
+        schedule: DistillationSettings,
+        device: torch.device,
     ) -> None:
         self.teacher = teacher
         self.size = (schedule.batch_size, schedule.synthesis.latent_dim)

@@ -53,7 +53,12 @@ class Pool:
         return self._images[: self.size]
 
     def append(self, images: Tensor, labels: Tensor) -> None:
-        """Add a round: images (B, channels, H, W) uint8, labels (B,)."""
+        """Add a round: images (B, channels, H, W) uint8, labels (B,).
+
+        Raises:
+            FerdError: they are of another kind or size, or more than there is room for; nothing is written.
+        """
+        self._refuse_unfit(images)
         shard = self._shard(self.rounds)
         with atomic_write(shard) as part:
             save_file({"images": images.cpu().contiguous(), "labels": labels.cpu()}, part)
@@ -63,8 +68,8 @@ class Pool:
         """Forget the rounds that a resumed run is about to make again."""
         if self.rounds < rounds:
             raise FerdError(
-                f"{self.folder}: holds {self.rounds} rounds where {rounds} were finished; delete "
-                f"{self.folder.parent} to start this stage anew"
+                f"{self.folder}: holds {self.rounds} rounds where {rounds} were finished; delete it and the "
+                "state that was saved beside it, to begin anew"
             )
         for number in range(rounds, self.rounds):
             self._shard(number).unlink()
@@ -80,13 +85,26 @@ class Pool:
     def _shard(self, number: int) -> Path:
         return self.folder / f"round-{number + 1:04d}.safetensors"
 
-    def _take(self, images: Tensor, labels: Tensor) -> None:
-        end = self.size + len(images)
-        if end > len(self._images):
+    def _refuse_unfit(self, images: Tensor) -> None:
+        shape = self._images.shape[1:]
+        if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise FerdError(
-                f"{self.folder}: holds more than the {len(self._images)} images of this schedule; run the "
-                "method that makes it with the same schedule"
+                f"{self.folder}: takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} "
+                f"{tuple(images.shape)}; floats become bytes by ferd.pixels.to_uint8"
             )
+        if self.size + len(images) > len(self._images):
+            advice = (
+                "delete it to begin anew, or go on with the schedule that it was made with"
+                if self.grows
+                else "run the method that makes it with the same schedule"
+            )
+            raise FerdError(
+                f"{self.folder}: holds more than the {len(self._images)} images of this schedule; {advice}"
+            )
+
+    def _take(self, images: Tensor, labels: Tensor) -> None:
+        self._refuse_unfit(images)
+        end = self.size + len(images)
         self._images[self.size : end] = images
         self._labels[self.size : end] = labels
         self.size = end
@@ -104,7 +122,6 @@ class Pool:
                     ) from None
                 if number + 1 < len(shards):
                     raise FerdError(
-                        f"{shard}: cut off, with later shards behind it; delete {self.folder.parent} "
-                        "to start this stage anew"
+                        f"{shard}: cut off, with later shards behind it; delete {self.folder} to begin anew"
                     ) from None
                 shard.unlink()

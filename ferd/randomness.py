@@ -22,7 +22,7 @@ def stream_seed(seed: int, *purpose: str | int) -> int:
 def with_weights_of(seed: int, make: Callable[[], Made]) -> Made:
     """What ``make`` gives where all that it draws, its initial weights, is of ``seed``."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "weights"))
+        torch.default_generator.manual_seed(stream_seed(seed, "weights"))
         return make()
 
 

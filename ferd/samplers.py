@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ferd.augmentation import augment
-from ferd.config import Augmentation, Distillation, Method, ThreatModel
+from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
 from ferd.models.classifier import Classifier
 from ferd.reweighting import adversarial_margins, proportions, released_proportions, update_difficulty
 
@@ -45,7 +45,7 @@ class Sampler(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on where ``state_dict`` was taken."""
-        self.difficulty = state["difficulty"].to(self.difficulty.device)
+        self.difficulty.copy_(state["difficulty"])
 
 
 class UniformSampler(Sampler):
@@ -112,7 +112,7 @@ class ReleasedSampler(Sampler):
 
 def build_sampler(
     method: Method,
-    schedule: Distillation,
+    schedule: DistillationSettings,
     threat: ThreatModel,
     augmentation: Augmentation,
     classes: int,

@@ -16,6 +16,7 @@ from ferd.attacks import least_steps, random_start
 from ferd.config import Method, ThreatModel
 from ferd.losses import ClassPrior, ikl, kl_divergence, soft_cross_entropy
 from ferd.models.classifier import Classifier
+from ferd.reweighting import class_means
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,8 @@ class Ikl(StudentLoss):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on averaging."""
-        self.prior.sums = state["sums"].to(self.prior.sums.device)
-        self.prior.counts = state["counts"].to(self.prior.counts.device)
+        self.prior.sums.copy_(state["sums"])
+        self.prior.counts.copy_(state["counts"])
 
 
 class SoftCrossEntropy(StudentLoss):
@@ -142,7 +143,7 @@ class FairRslad(StudentLoss):
         """Measure κ on the round's images; a class that is not among them keeps its own."""
         start = random_start(images, self.threat.epsilon, rng)
         steps = 1 + least_steps(student, images, labels, self.threat, start)
-        self.kappa = _class_means(steps, labels, self.kappa)
+        self.kappa = class_means(steps.to(self.kappa.dtype), labels, self.kappa)
 
     def state_dict(self) -> dict[str, Tensor]:
         """κ of each class."""
@@ -150,7 +151,7 @@ class FairRslad(StudentLoss):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with these weights."""
-        self.kappa = state["kappa"].to(self.kappa.device)
+        self.kappa.copy_(state["kappa"])
 
 
 class Absld(StudentLoss):
@@ -198,7 +199,7 @@ class Absld(StudentLoss):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with these temperatures."""
-        self.temperatures = state["temperatures"].to(self.temperatures.device)
+        self.temperatures.copy_(state["temperatures"])
 
 
 class HardLabel(StudentLoss):
@@ -232,10 +233,3 @@ def build_student_loss(
         case "hard-label":
             return HardLabel()
     assert_never(method.student_loss)
-
-
-def _class_means(values: Tensor, labels: Tensor, before: Tensor) -> Tensor:
-    """Mean of values (B,) by class (C,); a class without a value keeps ``before``."""
-    counts = torch.bincount(labels, minlength=len(before))
-    sums = torch.zeros_like(before).index_add_(0, labels, values.to(before.dtype))
-    return torch.where(counts > 0, sums / counts.clamp(min=1), before)

@@ -15,6 +15,7 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream
+from ferd.tf32 import tf32_convolutions
 
 
 class UtaeOutcomes:
@@ -91,10 +92,12 @@ class UtaeOutcomes:
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
 
     @torch.no_grad()
+    @tf32_convolutions(False)
     def _predict_clean(self) -> Tensor:
         batches = self.data.images.split(self.batch_size)
         return torch.cat([self.student(to_float(batch.to(self.device))).argmax(1).cpu() for batch in batches])
 
+    @tf32_convolutions(False)
     def _attack(self, images: Tensor, gamma: float, rng: torch.Generator) -> Tensor:
         """Logits of the student (B, C) on the UTAEs."""
         with torch.no_grad():

@@ -29,7 +29,7 @@ ORDER = (  # weaker, stronger
 
 @dataclass(frozen=True)
 class ZeroGradients:
-    """Shares of some images whose input gradient is exactly 0 in every pixel, a loss each."""
+    """Shares of some images whose input gradient is exactly 0, or no number, in every pixel; a loss each."""
 
     images: int
     cross_entropy: float
@@ -38,8 +38,8 @@ class ZeroGradients:
     def warnings(self) -> list[str]:
         """A sentence for each loss that some images have no gradient of."""
         return [
-            f"gradient masking: the gradient of the {loss} is exactly 0 on {_percent(share)} of "
-            f"{self.images} images: attacks that follow it find nothing there"
+            f"gradient masking: the gradient of the {loss} is exactly 0, or no number, on "
+            f"{_percent(share)} of {self.images} images: attacks that follow it find nothing there"
             for loss, share in (("cross-entropy", self.cross_entropy), ("margin loss", self.margin))
             if share
         ]
@@ -143,11 +143,15 @@ def _refuse_unfit_outputs(network: Classifier, images: Tensor) -> None:
 
 
 def _zero_share(network: Classifier, images: Tensor, objective: Objective) -> float:
-    """The share of images (B, channels, H, W) on which ∇ objective is exactly 0."""
+    """The share of images (B, channels, H, W) on which no pixel has a ∇ objective to follow.
+
+    Where it is NaN, its sign is 0, and an attack stands still.
+    """
     inputs = images.detach().clone().requires_grad_()
     with torch.enable_grad():
         (gradient,) = torch.autograd.grad(objective(network(inputs)).sum(), inputs)
-    return (gradient == 0).flatten(1).all(1).double().mean().item()
+    still = (gradient == 0) | gradient.isnan()
+    return still.flatten(1).all(1).double().mean().item()
 
 
 def _percent(share: float) -> str:

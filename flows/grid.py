@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -23,10 +24,11 @@ from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, in_ord
 from tasks import share
 from tasks.stage import Pipeline, stoppable, stopped
 from tasks.table import print_table
-from tasks.tracking import head
+from tasks.tracking import head, refuse_uncommitted
 
 DEPLOYMENT = "stage/stage"
 POLL_SECONDS = 2
+SERVER_FAULT = 500
 
 
 @flow(name="grid", task_runner=TASK_RUNNER)
@@ -47,6 +49,7 @@ def grid(
         FerdError: there is no remote, or stages failed: says which, and why.
     """
     share.require()
+    refuse_uncommitted()
     say_whether_a_worker_is_there()
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
@@ -110,17 +113,23 @@ def on_a_worker(name: str, commit: str) -> None:
 def _end_of(run: UUID) -> State[Any]:
     """The state that a flow run ends in, or in which it was cancelled since the grid is stopped."""
     with get_client(sync_client=True) as client:
-        while not (state := _state(client, run)).is_final():
+        while not (state := _state(client, run)) or not state.is_final():
             if stopped.wait(POLL_SECONDS):
                 client.set_flow_run_state(run, Cancelling())
                 return Cancelling(message="the grid was stopped")
     return state
 
 
-def _state(client: SyncPrefectClient, run: UUID) -> State[Any]:
-    state = client.read_flow_run(run).state
-    assert state is not None  # of a run that was asked for
-    return state
+def _state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
+    """The state of a flow run; None while the server does not answer: the worker goes on meanwhile."""
+    try:
+        return client.read_flow_run(run).state
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code < SERVER_FAULT:
+            raise
+    except httpx.HTTPError:
+        pass
+    return None
 
 
 def main() -> None:

@@ -70,12 +70,10 @@ def nightly(
             planned = reproduce(tonight, what, benchmarks or settings.benchmarks, slots)
             verdicts = verdict.judge(night.pairs(tonight, planned), settings.tolerances)
             tonight.keep()
-            page = write_page(tonight, benchmarks or settings.benchmarks, verdicts)
-            create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
-            push(tonight, [stage.name for stage in planned])
+            undelivered = deliver(tonight, benchmarks or settings.benchmarks, verdicts, planned)
         tonight.finish(what)
     print(f"night {tonight.name}: {verdict.headline(verdicts)}; git branch {tonight.branch}")
-    if faults := verdict.faults(verdicts):
+    if faults := [*verdict.faults(verdicts), *undelivered]:
         more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
         raise FerdError("; ".join([verdict.headline(verdicts), *faults[:MOST_NAMED], *more]))
     return None
@@ -106,11 +104,31 @@ def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str]
     ]
     planned = pipeline.plan(targets, report=True)
     if not tonight.goes_on:
-        pull(tonight, [stage.name for stage in pipeline.plan(targets)])
+        try:
+            pull(tonight, [stage.name for stage in pipeline.plan(targets)])
+        except FerdError as error:  # what was committed is in Git; all else is computed anyway
+            print(f"without the remote: {error}", flush=True)
         tonight.begin(what, [stage.name for stage in planned])
         planned = Pipeline().plan(targets, report=True)  # which reads dvc.lock again
     run_stale("nightly", planned, slots, anew=True)
     return planned
+
+
+def deliver(
+    tonight: Night, benchmarks: Sequence[str], verdicts: Sequence[Verdict], planned: Sequence[Stage]
+) -> list[str]:
+    """The verdicts to Prefect, the files to the remote; -> what did not arrive: the verdict stands anyway."""
+    undelivered = []
+    try:
+        page = write_page(tonight, benchmarks, verdicts)
+        create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
+    except FerdError as error:
+        undelivered.append(f"no page of the verdicts: {error}")
+    try:
+        push(tonight, [stage.name for stage in planned])
+    except FerdError as error:
+        undelivered.append(f"files are not on the remote: {error}")
+    return undelivered
 
 
 @transfer

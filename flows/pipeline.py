@@ -35,8 +35,9 @@ from tasks.stage import (
 )
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
-RETRIES = 2
-RETRY_DELAY_SECONDS = 5
+RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back
+RETRIES = len(RETRY_DELAYS_SECONDS)
+MOST_POLL_SECONDS = 30
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -83,7 +84,7 @@ def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
 
 transfer: Any = task(
     retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
     retry_condition_fn=worth_a_retry,
     cache_policy=NO_CACHE,
     persist_result=False,
@@ -93,7 +94,7 @@ transfer: Any = task(
 @task(
     task_run_name="{stage.name}",
     retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
     retry_condition_fn=worth_a_retry,
     cache_policy=NO_CACHE,  # DVC alone decides what is out of date
     persist_result=False,
@@ -130,12 +131,16 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
 
 
 def work_when_free(name: str, session: Session, work: Callable[[OnEvent], None]) -> None:
-    """Do the work; while another flow of this folder has its files, wait and try again."""
+    """Do the work; while another flow of this folder has its files, say so, wait and try again."""
+    pause = 0.0
     while not stopped.is_set():
         try:
             return work(partial(session.view.on_event, name))
-        except StageBusy:
-            stopped.wait(BUSY_POLL_SECONDS)
+        except StageBusy as error:
+            if not pause:
+                session.view.say(f"{name}: waiting for another process of this folder ({error.reason})")
+            pause = min(2 * pause or BUSY_POLL_SECONDS, MOST_POLL_SECONDS)  # each attempt loads DVC anew
+            stopped.wait(pause)
     raise not_run(name)
 
 
@@ -188,7 +193,7 @@ def bring_up_to_date(
     """Run what is out of date among a benchmark's teacher, students and results, and the report.
 
     Args:
-        analyse: also what ``tasks.analyse`` looks at, for the students that dvc.yaml has it for.
+        analyse: also what ``tasks.analyse`` looks at, for those of the students that dvc.yaml has it for.
 
     Raises:
         FerdError: the settings are at fault, or stages failed: says which, and why.
@@ -198,10 +203,7 @@ def bring_up_to_date(
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     if analyse:
-        targets += [
-            f"analyse-teacher@{benchmark}",
-            *pipeline.student_stages(benchmark, None, None, "tasks.analyse"),
-        ]
+        targets += [f"analyse-teacher@{benchmark}", *pipeline.analyses_of(targets[1:])]
     run_stale(benchmark, pipeline.plan(targets, report=True), slots)
 
 

@@ -6,7 +6,7 @@ from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, run_stale, transfer
 from tasks import share as remote
 from tasks.stage import Pipeline
-from tasks.tracking import head
+from tasks.tracking import head, refuse_uncommitted
 
 
 @flow(name="stage", task_runner=TASK_RUNNER)
@@ -18,12 +18,14 @@ def stage(name: str, share: bool = False, commit: str | None = None) -> None:
     Args:
         name: the stage, as `dvc stage list` prints it: `evaluate-digits@resnet8-w8-ferd-s0`.
         share: take from DVC's remote what another machine computed, and send there what this one computes.
-        commit: refuse to run where the clone is at another one.
+        commit: refuse to run where the clone is at another one, or has changes.
     """
-    if commit and commit != (own := head()):
-        raise FerdError(
-            f"the worker's clone is at commit {own[:10]}, {commit[:10]} is asked for; check it out there"
-        )
+    if commit:
+        if commit != (own := head()):
+            raise FerdError(
+                f"the worker's clone is at commit {own[:10]}, {commit[:10]} is asked for; check it out there"
+            )
+        refuse_uncommitted()
     if share:
         remote.require()
     run_stale(name, Pipeline().plan([name]), slots=None, pull=share)

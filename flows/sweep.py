@@ -19,7 +19,7 @@ from prefect.futures import as_completed
 from ferd.errors import FerdError
 from flows.pipeline import (
     RETRIES,
-    RETRY_DELAY_SECONDS,
+    RETRY_DELAYS_SECONDS,
     TASK_RUNNER,
     Session,
     as_command,
@@ -73,10 +73,8 @@ def sweep(
     print(f"sweep {asked.id}: {len(missing)} of {len(points)} points to run", flush=True)
     failures = []
     if missing:
-        if runner:
-            failures = on_ray.with_options(task_runner=runner)(missing, asked.threads, gpus)
-        else:
-            failures = on_this_machine(missing, slots)
+        there = partial(on_ray, threads=asked.threads, gpus=gpus, runner=runner)
+        failures = there(missing) if runner else on_this_machine(missing, slots)
     if file := asked.write_results():
         print_table(asked)
         print(f"results: {file}", flush=True)
@@ -92,7 +90,6 @@ def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
         run_stale(benchmark, inputs, slots)
 
 
-@flow(name="points", task_runner=TASK_RUNNER, validate_parameters=False)
 def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
     """Compute the points, ``slots`` at a time; -> what failed, a line each."""
     with LiveView(len(points)) as view:
@@ -109,7 +106,7 @@ point_task: Any = partial(
     task,
     task_run_name="{point.name}",
     retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAY_SECONDS,
+    retry_delay_seconds=RETRY_DELAYS_SECONDS,
     retry_condition_fn=worth_a_retry,
     cache_policy=NO_CACHE,  # the folder of the sweep says what is there
     persist_result=False,
@@ -128,27 +125,30 @@ def run_point(point: Point, session: Session) -> None:
         )
 
 
-@flow(name="points-on-ray", validate_parameters=False)
-def on_ray(points: Sequence[Point], threads: int, gpus: float) -> list[str]:
+def on_ray(points: Sequence[Point], threads: int, gpus: float, runner: Any) -> list[str]:
     """Compute the points on the cluster that the task runner is connected to; -> what failed, a line each."""
-    import ray
-    from prefect_ray.context import remote_options
 
-    gpus = gpus if ray.cluster_resources().get("GPU") else 0
-    submit: Any = run_point_elsewhere.submit
-    with remote_options(num_cpus=threads, num_gpus=gpus):
-        futures = {
-            point.name: submit(point, os.environ["MLFLOW_TRACKING_URI"], prefect_run()) for point in points
-        }
-    of_future = {future: point for point, future in zip(points, futures.values(), strict=True)}
-    done: Iterator[Any] = as_completed(list(of_future))
-    for number, future in enumerate(done, 1):
-        future.wait()
-        point, files = of_future[future], future.result(raise_on_failure=False)
-        if isinstance(files, dict):
-            point.keep(files)
-        print(f"[{number}/{len(points)}] {point.name}: {future.state.name.lower()}", flush=True)
-    return failures_of({name: future.state for name, future in futures.items()})
+    # of its own, for its runner; without parameters, which Prefect's server takes up to 512 KiB of
+    @flow(name="points-on-ray", task_runner=runner)
+    def points_on_ray() -> list[str]:
+        import ray
+        from prefect_ray.context import remote_options
+
+        submit: Any = run_point_elsewhere.submit
+        record = os.environ["MLFLOW_TRACKING_URI"]
+        with remote_options(num_cpus=threads, num_gpus=gpus if ray.cluster_resources().get("GPU") else 0):
+            futures = {point.name: submit(point, record, prefect_run()) for point in points}
+        of_future = {future: point for point, future in zip(points, futures.values(), strict=True)}
+        done: Iterator[Any] = as_completed(list(of_future))
+        for number, future in enumerate(done, 1):
+            future.wait()
+            point, files = of_future[future], future.result(raise_on_failure=False)
+            if isinstance(files, dict):
+                point.keep(files)
+            print(f"[{number}/{len(points)}] {point.name}: {future.state.name.lower()}", flush=True)
+        return failures_of({name: future.state for name, future in futures.items()})
+
+    return points_on_ray()
 
 
 @point_task

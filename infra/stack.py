@@ -353,7 +353,7 @@ class Postgres:
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self.data = stack.folder / "postgresql"
-        self.binaries = postgres_binaries()
+        self.binaries = postgres_binaries(self.data)
         self.os_user = _unprivileged_user()
 
     def initialise(self) -> None:
@@ -445,19 +445,39 @@ class Postgres:
         )
 
 
-def postgres_binaries() -> Path:
-    """Where ``postgres`` is: on PATH, or in Debian's place for it."""
+def postgres_binaries(cluster: Path) -> Path:
+    """Where ``postgres`` is: on PATH, or in Debian's place for it; of the version that made ``cluster``.
+
+    Raises:
+        FerdError: there is none, or none of that version.
+    """
     found = shutil.which("postgres")
     places = [Path(found).parent] if found else []
     places += sorted(
         Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True
     )
-    for place in places:
-        if (place / "initdb").exists():
+    installed = [place for place in places if (place / "initdb").exists()]
+    if not installed:
+        raise FerdError(
+            "PostgreSQL's server is not installed; `apt-get install postgresql` or `brew install postgresql`"
+        )
+    version = cluster / "PG_VERSION"
+    if not version.exists():
+        return installed[0]
+    made_by = version.read_text().strip()
+    for place in installed:
+        if _major(place) == made_by:
             return place
     raise FerdError(
-        "PostgreSQL's server is not installed; `apt-get install postgresql` or `brew install postgresql`"
+        f"{cluster}: of PostgreSQL {made_by}, and installed is {', '.join(map(_major, installed))}; "
+        f"`apt-get install postgresql-{made_by}`, or pg_upgrade it"
     )
+
+
+def _major(binaries: Path) -> str:
+    """``16`` of ``postgres (PostgreSQL) 16.4``."""
+    said = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return said.stdout.split()[2].partition(".")[0]
 
 
 def _unprivileged_user() -> str:

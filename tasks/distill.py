@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ def distil_student(
     settings_hash = fingerprint(*what, process.sha256(teacher_path))
     real = process.sha256(paths.images(benchmark, "train")) if isinstance(given, tuple) else None
     resume = process.resume_folder(progress.task, settings_hash, real)
+    state = load_state(resume / "state.pt")
+    if not state and (resume / "pool").exists():
+        shutil.rmtree(resume / "pool")  # of a run that ended in its first round
     distillation = Distillation(
         teacher,
         student,
@@ -78,7 +82,6 @@ def distil_student(
         device,
         given,
     )
-    state = load_state(resume / "state.pt")
     records: list[dict[str, Any]] = []
     if state:
         distillation.load_state_dict(state["distillation"])

@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -28,7 +28,6 @@ from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
 NIGHTS = Path(".nightly")
-NOTE = NIGHTS / "night.json"
 LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
 LOCK = Path("dvc.lock")
 AS_NIGHTLY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost", "-c", "commit.gpgsign=false")
@@ -135,7 +134,7 @@ class Night:
 
     def _note(self, what: Mapping[str, Any], *, finished: bool) -> None:
         note = {"name": self.name, "commit": self.commit, "what": what, "finished": finished}
-        write_json(self.home / NOTE, note)
+        write_json(self.home / NIGHTS / f"{self.name}.json", note)
 
 
 @contextmanager
@@ -165,14 +164,12 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
     if commit is None:
         raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
     commit = commit.strip()
-    note = _noted()
-    if (
-        (note.get("commit"), note.get("what"), note.get("finished")) == (commit, what, False)
-        and now - datetime.fromisoformat(note["name"]) < LASTS
-        and (NIGHTS / note["name"]).exists()
-    ):
-        return Night(note["name"], commit, home, goes_on=True)
+    broken_off = _broken_off(now)
+    for name, note in broken_off.items():
+        if (note.get("commit"), note.get("what")) == (commit, what):
+            return Night(name, commit, home, goes_on=True)
     night = Night(now.astimezone(UTC).strftime("%Y-%m-%dT%H%M%SZ"), commit, home, goes_on=False)
+    _remove_all_but(broken_off)
     _clone(night)
     return night
 
@@ -221,10 +218,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 
 def _clone(night: Night) -> None:
-    """A fresh clone with the DVC cache, the remote and the downloads of the folder; older clones go."""
-    for path in (night.home / NIGHTS).iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
+    """A fresh clone with the DVC cache, the remote and the downloads of the folder."""
     _git(night.home, "clone", "--quiet", str(night.home), str(night.folder))
     _git(night.folder, "checkout", "--quiet", "--detach", night.commit)
     (night.home / "downloads").mkdir(exist_ok=True)
@@ -253,13 +247,28 @@ def _repository(folder: Path) -> Iterator[Any]:
         yield repo
 
 
-def _noted() -> dict[str, Any]:
-    """What the last night wrote of itself; nothing where there was none, or its file is damaged."""
-    try:
-        return read_json(NOTE, {"name": str}) if NOTE.exists() else {}
-    except FerdError as error:
-        print(f"{error}; a new night begins", flush=True)
-        return {}
+def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:
+    """What the nights that may go on wrote of themselves, by name, the last first."""
+    found = {}
+    for path in sorted(NIGHTS.glob("*.json"), reverse=True):
+        try:
+            note = read_json(path, {"name": str, "finished": bool})
+        except FerdError as error:
+            print(f"{error}; that night is over", flush=True)
+            continue
+        recent = now - datetime.fromisoformat(path.stem) < LASTS
+        if recent and not note["finished"] and (NIGHTS / path.stem).exists():
+            found[path.stem] = note
+    return found
+
+
+def _remove_all_but(names: Collection[str]) -> None:
+    """Clones and notes of other nights."""
+    for path in NIGHTS.iterdir():
+        if path.is_dir() and path.name not in names:
+            shutil.rmtree(path)
+        elif path.suffix == ".json" and path.stem not in names:
+            path.unlink()
 
 
 def _absolute_store(home: Path) -> str:

@@ -155,8 +155,8 @@ def alone(task: str) -> Iterator[None]:
 def resume_folder(task: str, *settings: Any) -> Path:
     """Where a stage that was interrupted left its state, with the same settings, code and kind of device.
 
-    Kept outside the stage's outputs, in a folder named by the hash of the settings, so that nothing
-    is ever resumed under other settings. Delete it when the stage has finished. Comments are no code.
+    Kept outside the stage's outputs, in a folder named by the hash of all that, so that nothing is ever
+    resumed under other settings; the states of others stay until ``discard``. Comments are no code.
 
     Raises:
         FerdError: a file of the code is not Python.
@@ -165,26 +165,20 @@ def resume_folder(task: str, *settings: Any) -> Path:
     own = lineage.behind(f"tasks/{_command(task)}.py", root)
     files = {Path(__file__), *(root / path for path in own), *root.glob("ferd/**/*.py")}
     code = [lineage.code_hash(file) for file in sorted(files)]
-    folder = RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
-    for other in folder.parent.glob("*"):
-        if other != folder:
-            shutil.rmtree(other)
-    return folder
+    return RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
 
 
 def discard(folder: Path) -> None:
-    """Remove a resume folder, and its parent when that is left empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    with suppress(OSError):
-        folder.parent.rmdir()
+    """The stage has finished: remove its resume folder, and those of its attempts with other settings."""
+    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def move_folder(source: Path, target: Path) -> None:
     """Put a finished folder of files in place of ``target``.
 
-    By hard links, or copies on another disk: the source stays until its resume folder is discarded, so that a
-    stage that is killed between the two still finds what it needs to finish. Without hidden files: what a
-    writer that was killed left.
+    By hard links, or copies where the disk has none: the source stays until its resume folder is discarded,
+    so that a stage that is killed between the two still finds what it needs to finish. Without hidden files:
+    what a writer that was killed left.
     """
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
@@ -192,6 +186,8 @@ def move_folder(source: Path, target: Path) -> None:
         shutil.copytree(source, part, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(".*"))
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target)
+    except shutil.Error as error:  # a (source, target, reason) a file
+        raise FerdError(f"{target}: cannot be written: {error.args[0][0][2]}") from None
     except OSError as error:
         raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
@@ -257,7 +253,5 @@ def _file_name(task: str) -> str:
 def _link_or_copy(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError as error:
-        if error.errno != errno.EXDEV:
-            raise
+    except OSError:
         shutil.copy2(source, target)

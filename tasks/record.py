@@ -128,12 +128,17 @@ def description(benchmark: Benchmark) -> str:
 
 
 def latest_runs(client: Any, experiment: str) -> dict[str, Any]:
-    """The newest run of each student, by its ``run_key``."""
+    """The newest run of each student, by its ``run_key``; not those of sweeps and nights."""
     runs: dict[str, Any] = {}
     token = None
     while True:
         page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        runs |= {run.data.tags["run_key"]: run for run in page if "run_key" in run.data.tags}
+        own = [run.data.tags for run in page]
+        runs |= {
+            tags["run_key"]: run
+            for tags, run in zip(own, page, strict=True)
+            if "run_key" in tags and "sweep_id" not in tags
+        }
         token = page.token
         if not token:
             return runs
@@ -150,9 +155,8 @@ def _complete_run(
     checkpoint = paths.checkpoint_of(path)
     key = paths.run_key(checkpoint)
     run = known.get(key)
-    done = (
-        f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}{' and model' if checkpoint.exists() else ''}"
-    )
+    has_model = bool(result["student"]) and checkpoint.exists()  # teachers are large, and the same for all
+    done = f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}{' and model' if has_model else ''}"
     if run and run.data.tags.get(COMPLETED, "").startswith(done):
         return
     run_id = run.info.run_id if run and _holds(run, result) else None
@@ -166,7 +170,7 @@ def _complete_run(
     if images.exists():
         client.log_artifact(run_id, str(images))
     _log_dataset(client, run_id, benchmark, result)
-    if checkpoint.exists():
+    if has_model:
         _log_model(client, run_id, load_classifier(checkpoint), dataset(benchmark.data.dataset).size)
     if result["method"] in tidy.gammas(settings.methods):
         client.set_tag(run_id, ABLATION, GAMMA)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ferd.errors import FerdError
+from ferd.files import atomic_write
 from tasks import lineage, paths
 
 REPORT = "report"
@@ -112,6 +113,16 @@ class Pipeline:
             name
             for name, (method, seed) in students.items()
             if (methods is None or method in methods) and (seeds is None or seed in seeds)
+        ]
+
+    def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
+        """Names of the stages that analyse the students which these stages evaluate."""
+        students = {_command(self._known[name].cmd)[1] for name in evaluations}
+        return [
+            name
+            for name, stage in self._known.items()
+            for module, *arguments in [_command(stage.cmd)]
+            if module == "tasks.analyse" and arguments[0] in students
         ]
 
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
@@ -344,9 +355,10 @@ def _files(output: Path) -> list[Path]:
 
 
 def _put_back(stage: str, uncached: Mapping[Path, bytes]) -> None:
-    checkout = [sys.executable, "-m", "dvc", "--wait-for-lock", "checkout", "--quiet", stage]
-    subprocess.run(checkout, check=False, capture_output=True)
+    """What the stage had before it failed: from DVC's cache, and of what is in Git the bytes."""
+    checkout = [sys.executable, "-m", "dvc", "--wait-for-lock", "checkout", "--quiet", "--force", stage]
+    subprocess.run(checkout, check=False, capture_output=True)  # a stage that never ran has nothing there
     for path, content in uncached.items():
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        if not path.exists() or path.read_bytes() != content:
+            with atomic_write(path) as part:
+                part.write_bytes(content)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_state, save_classifier, save_state
-from ferd.config import Attack, Benchmark, Evaluation, Teacher, fingerprint
+from ferd.config import Attack, Benchmark, EvaluationSettings, Teacher, fingerprint
 from ferd.datasets import Images, dataset, load_images
 from ferd.errors import FerdError
-from ferd.evaluation import Evaluation as Evaluator
+from ferd.evaluation import Evaluation
 from ferd.files import write_json, write_json_lines
 from ferd.foreign_checkpoint import load_foreign
 from ferd.models.classifier import Classifier
@@ -178,13 +178,13 @@ def _measure(
     network: Classifier, images: Images, benchmark: Benchmark, settings: Teacher, device: torch.device
 ) -> dict[str, Any]:
     """Clean and PGD-20 accuracy, with what the weights were made from."""
-    evaluation = Evaluation(
+    evaluation = EvaluationSettings(
         batch_size=benchmark.evaluation.batch_size,
         attacks=dict.fromkeys(MEASURED, "all"),
         other_balls=[],
         threads=settings.threads,
     )
-    evaluator = Evaluator(network, images, evaluation, benchmark.threat_model, SEED, device)
+    evaluator = Evaluation(network, images, evaluation, benchmark.threat_model, SEED, device)
     for _ in evaluator.batches():
         pass
     return {

@@ -26,6 +26,7 @@ SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
+BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 
 
@@ -115,15 +116,16 @@ def start_run(
 
 
 def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
-    """The latest run of these settings."""
+    """The latest run of these settings, and of the same sweep or night where this is a part of one."""
     with connected() as client:
         found = client.search_runs(
             [experiment(client, benchmark)],
             f"tags.run_key = '{run_key}' and tags.settings = '{settings}'",
             order_by=["attributes.start_time DESC"],
-            max_results=1,
         )
-        return Run(client, found[0].info.run_id) if found else None
+        part_of = os.environ.get("FERD_SWEEP_ID", "")
+        own = (run for run in found if run.data.tags.get("sweep_id", "") == part_of)
+        return next((Run(client, run.info.run_id) for run in own), None)
 
 
 def reopen_run(run_id: str) -> Run | None:
@@ -258,8 +260,26 @@ def head() -> str:
     return _git("rev-parse", "HEAD")
 
 
+def refuse_uncommitted() -> None:
+    """Refuse to share work where what results depend on is not that of the commit.
+
+    Raises:
+        FerdError: which files differ from it.
+    """
+    found = _git("status", "--porcelain", "--untracked-files=no", "--", *BEHIND_RESULTS)
+    if files := [line.split(maxsplit=1)[1] for line in found.splitlines()]:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise FerdError(
+            f"{Path.cwd()}: {files[0]}{more} changed since the commit, by which machines agree on what they "
+            "compute; commit or stash it"
+        )
+
+
 def _git(*arguments: str) -> str:
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # a record can do without
+        return ""
     return answer.stdout.strip()
 
 

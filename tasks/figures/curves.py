@@ -51,7 +51,7 @@ def _across(rows: Sequence[Row], field: str, title: str) -> alt.X:
     values = list(dict.fromkeys(row[field] for row in rows))
     if any(isinstance(value, bool | str) for value in values):
         return alt.X(f"{field}:N", title=title, sort=values, axis=alt.Axis(labelAngle=0))
-    axis = alt.Axis(values=sorted(values), format="~g")
+    axis = alt.Axis(values=sorted(values), format=".6~g")
     return alt.X(f"{field}:Q", title=title, scale=alt.Scale(padding=12, zero=False), axis=axis)
 
 

@@ -29,6 +29,7 @@ def headline(rows: Sequence[Row], command: str) -> Figure:
     title = "Worst class and average, every method"
     if not shown:
         return missing("headline", title, "No student or teacher has been evaluated.", command)
+    most = max(1.0, *(row["high"] for row in shown))  # one scale for both
     return Figure(
         "headline",
         title,
@@ -36,8 +37,8 @@ def headline(rows: Sequence[Row], command: str) -> Figure:
         command,
         shown,
         {
-            "Worst class": _bars([row for row in shown if row["figure"] == "worst"]),
-            "Average of the classes": _bars([row for row in shown if row["figure"] == "average"]),
+            "Worst class": _bars([row for row in shown if row["figure"] == "worst"], most),
+            "Average of the classes": _bars([row for row in shown if row["figure"] == "average"], most),
         },
         columns=2,
         legend=explained(kind_colours([row["kind"] for row in shown])),
@@ -56,15 +57,14 @@ def _text(row: Row) -> str:
     return f"{row['mean']:.1f}" if row["std"] is None else f"{row['mean']:.1f} ± {row['std']:.1f}"
 
 
-def _bars(rows: Sequence[Row]) -> alt.TopLevelMixin:
+def _bars(rows: Sequence[Row], most: float) -> alt.TopLevelMixin:
     teacher = [row for row in rows if row["method"] == "teacher"]
     y = alt.Y("label:N", title=None, sort=[row["label"] for row in rows], scale=alt.Scale(paddingInner=0.25))
-    most = max(1.0, *(row["high"] for row in rows))
     step = next(step for step in (1, 2, 5, 10, 20) if step == 20 or most / step <= 5)
     last = step * math.ceil(most / step)
     axis = alt.Axis(values=list(range(0, last + 1, step)), format="d", titleAnchor="start")
     scale = alt.Scale(domain=[0, 1.45 * last])  # numbers stand beyond the bars
-    x = alt.X("mean:Q", title="under PGD-20, %", scale=scale, axis=axis)
+    x = alt.X("mean:Q", title=f"under PGD-20, % of {rows[0]['images']} test images", scale=scale, axis=axis)
     tips = ["label:N", "text:N", "seeds:Q", "images:Q"]
     base = panel(rows)
     colour = by_colour("kind", kind_colours([row["kind"] for row in rows]))

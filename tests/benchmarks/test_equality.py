@@ -32,6 +32,28 @@ def test_the_real_steps_compute_what_the_references_compute(tmp_path, size):
     assert [check for check in checks if not check.passed] == []
 
 
+def flat(network):
+    return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+
+def test_whole_steps_of_the_student_go_where_those_of_the_reference_go(bench):
+    """Attacked, with the teacher's targets; momentum and decay large enough to be seen in three steps."""
+    schedule = bench.settings.distillation
+    chosen = schedule.student.model_copy(update={"weight_decay": 2.0, "learning_rate": 0.01})
+    schedule = schedule.model_copy(update={"student": chosen, "utae_steps": 2})
+    bench.settings = bench.settings.model_copy(update={"distillation": schedule})
+    distillation, plain = bench.distillation(), bench.reference_student()
+    before = flat(plain.student)
+    rng = torch.Generator()
+    rng.set_state(distillation.rng.get_state())
+    for _ in range(3):
+        distillation._train_batch(bench.inputs, bench.labels)
+        plain.step(bench.inputs, bench.labels, rng)
+    found, expected = (flat(student) - before for student in (distillation.student, plain.student))
+    assert torch.cosine_similarity(found, expected, 0) > LEAST_COSINE
+    assert found.norm().item() == pytest.approx(expected.norm().item(), rel=2e-3)
+
+
 @pytest.mark.parametrize("term", ["adv", "bn", "oh", "uni"])
 def test_every_term_of_the_generator_has_the_gradient_of_the_reference(bench, term):
     weights = bench.settings.distillation.synthesis.weights

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -63,6 +64,27 @@ def test_pooling_first_gives_the_same_mask(double_teacher, double_features, labe
     limit = variance.max(1).values if threshold == "max" else variance.mean(1)
     assert torch.equal(mask, scales**2 > limit[:, None])
     assert 0 < mask.double().mean() < 1
+
+
+def test_a_head_of_its_own_is_differentiated_as_it_is(make_network, images, labels):
+    """One that scales its logits by 3 is the usual one with three times the weights."""
+    usual = make_network().requires_grad_(False).double()
+    usual.linear.bias.zero_()
+    own = copy.deepcopy(usual)
+    features = 20 * usual.features(images.double())
+    usual.linear.weight.mul_(3)
+
+    class Scaled(type(own)):
+        def classify(self, pooled):
+            return 3 * super().classify(pooled)
+
+    own.__class__ = Scaled
+    masks = [
+        robust_channels(net, features, labels, LAST, SETTINGS, torch.Generator().manual_seed(0))
+        for net in (own, usual)
+    ]
+    assert 0 < masks[0].float().mean() < 1
+    assert torch.equal(*masks)
 
 
 def test_a_mask_at_an_earlier_layer_has_its_channels(teacher, images, labels, rng):

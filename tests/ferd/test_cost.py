@@ -5,13 +5,15 @@ import torch
 from torch import nn
 
 from ferd import cost
-from ferd.config import Analysis, Distillation, Evaluation, Method, Training
+from ferd.config import AnalysisSettings, DistillationSettings, EvaluationSettings, Method, Training
 from ferd.models.registry import build
 from tests.conftest import tiny_params
 
 UNIT = cost.Passes(forward=1.0, attack=2.0, training=3.0)
 DIGITS = tiny_params()["benchmarks"]["digits"]
-SCHEDULE = Distillation(**DIGITS["distillation"])  # 3 rounds, 1 of them warm-up; 16 images; 2 + 2 steps
+SCHEDULE = DistillationSettings(
+    **DIGITS["distillation"]
+)  # 3 rounds, 1 of them warm-up; 16 images; 2 + 2 steps
 METHODS = {name: Method(**block) for name, block in tiny_params()["methods"].items()}
 
 
@@ -116,16 +118,16 @@ def test_a_bottleneck_step_passes_only_what_comes_after_its_layer():
 
 def test_evaluation_work_counts_every_ball():
     block = DIGITS["evaluation"] | {"attacks": {"clean": "all", "pgd20": 10}}
-    plain = cost.evaluation_work(Evaluation(**block), 100, UNIT).total
+    plain = cost.evaluation_work(EvaluationSettings(**block), 100, UNIT).total
     assert plain == 100 * 1 + 10 * (20 * 2 + 1)
     ball = {"epsilon": 0.2, "step_size": 0.05, "attacks": {"fgsm": "all"}}
-    more = cost.evaluation_work(Evaluation(**block | {"other_balls": [ball]}), 100, UNIT).total
+    more = cost.evaluation_work(EvaluationSettings(**block | {"other_balls": [ball]}), 100, UNIT).total
     assert more == plain + 100 * (2 + 1)
 
 
 def test_analysis_work_literal():
     block = DIGITS["analysis"] | {"images_per_class": 2, "targeted_steps": 3, "gammas": [0.0, 0.5]}
-    settings = Analysis(**block | {"pool_images": 7})
+    settings = AnalysisSettings(**block | {"pool_images": 7})
     adversary = 1 + 9 * (3 * 2 + 1)  # clean, then nine targets
     assert cost.analysis_work(settings, 4, 10, UNIT, None) == cost.Work(teacher=20 * adversary)
     work = cost.analysis_work(settings, 4, 10, UNIT, UNIT)

@@ -89,6 +89,21 @@ def some_images() -> Images:
     return Images(torch.randint(0, 256, (6, 3, 4, 4), generator=rng, dtype=torch.uint8), torch.arange(6) % 3)
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "found"),
+    [
+        (torch.rand(6, 3, 4, 4), torch.arange(6), r"torch\.float32 \(6, 3, 4, 4\) and torch\.int64 \(6,\)"),
+        (torch.zeros(6, 4, 4, dtype=torch.uint8), torch.arange(6), r"torch\.uint8 \(6, 4, 4\)"),
+        (torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.arange(5), r"and torch\.int64 \(5,\)"),
+        (torch.zeros(6, 3, 4, 4, dtype=torch.uint8), torch.zeros(6), r"and torch\.float32 \(6,\)"),
+    ],
+)
+def test_images_of_floats_and_labels_of_other_numbers_are_refused_in_one_line(images, labels, found):
+    with pytest.raises(FerdError, match=rf"wanted are uint8 images .*, found .*{found}") as raised:
+        Images(images, labels)
+    assert "\n" not in str(raised.value)
+
+
 def test_images_are_read_as_they_were_written(tmp_path):
     part = some_images()
     save_images(tmp_path / "data/set/train.safetensors", part)

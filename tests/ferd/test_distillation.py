@@ -1,11 +1,12 @@
+import copy
 import logging
 
 import pytest
 import torch
 
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, Distillation, Method, NonRobust, ThreatModel, Utae
-from ferd.distillation import Distillation as Run
+from ferd.config import Augmentation, DistillationSettings, Method, NonRobust, ThreatModel, Utae
+from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence
 from ferd.pixels import to_float
@@ -23,7 +24,7 @@ FERD = Method(
     utae=UTAE,
     student_loss="ikl",
 )
-SCHEDULE = Distillation.model_validate(
+SCHEDULE = DistillationSettings.model_validate(
     {
         "precision": "float32",
         "rounds": 3,
@@ -68,7 +69,7 @@ def make_run(make_network, threat, tmp_path):
     def make(folder="pool", channels=1, method=FERD, seed=0, given=None, **changes):
         student = changes.pop("student", {})
         settings = SCHEDULE.student.model_copy(update=student)
-        return Run(
+        return Distillation(
             make_network(channels),
             make_network(channels, seed=1),
             (channels, 8, 8),
@@ -153,7 +154,7 @@ def test_the_teacher_is_untouched_by_a_whole_run(make_run, untouched, attacked):
 
 def test_a_teacher_given_in_train_mode_is_put_in_eval_mode(make_run, make_network):
     run = make_run()
-    other = Run(
+    other = Distillation(
         make_network().train(),
         make_network(seed=1),
         run.shape,
@@ -306,6 +307,67 @@ def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
 def test_real_images_belong_to_their_control_and_to_no_other_method(make_run, source, given):
     with pytest.raises(ValueError, match="given"):
         make_run(method=method(images=source), given=real_images() if given else None)
+
+
+def test_the_student_is_trained_on_cropped_images(make_run):
+    run, seen = make_run(method=method(images="uniform-noise"), rounds=2), []
+    train_batch = run._train_batch
+    run._train_batch = lambda inputs, labels: seen.append(inputs) or train_batch(inputs, labels)
+    list(run.rounds())
+    pool = to_float(run.pool.images)
+    whole = [any(torch.equal(image, other) for other in pool) for batch in seen for image in batch]
+    assert len(whole) == 3 * 16
+    assert 0 < sum(whole) < 24  # one crop in nine is the image itself
+    for image, row in zip(seen[0], (not known for known in whole[:16]), strict=True):
+        if row:  # a shift by one pixel leaves a black edge
+            assert any(
+                edge.eq(0).all() for edge in (image[0, 0], image[0, -1], image[0, :, 0], image[0, :, -1])
+            )
+
+
+def test_the_pool_of_an_earlier_run_is_not_deleted(make_run):
+    list(make_run(method=method(images="uniform-noise")).rounds())
+    again = make_run(method=method(images="uniform-noise"))
+    before = shards(again)
+    with pytest.raises(
+        FerdError, match=r"pool: holds 3 rounds of an earlier run; delete it, choose another"
+    ) as raised:
+        next(again.rounds())
+    assert "\n" not in str(raised.value)
+    assert shards(again) == before
+
+
+def test_a_round_that_was_interrupted_is_not_gone_on_with(make_run):
+    run = make_run(method=method(images="uniform-noise"))
+    next(run.rounds())
+    state = copy.deepcopy(run.state_dict())
+    expected = weights(run.student)
+    run._train_batch = lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        next(run.rounds())
+    del run._train_batch
+    with pytest.raises(FerdError, match="round 2 was interrupted; load the state"):
+        next(run.rounds())
+    run.load_state_dict(state)
+    assert equal(weights(run.student), expected)
+    assert [record.round for record in run.rounds()] == [2, 3]
+
+
+def test_a_source_that_learns_goes_on_where_it_was(make_run):
+    run = make_run(method=method(images="uniform-noise"))
+    run.source.state_dict = lambda: {"memory": torch.tensor(7)}
+    loaded = []
+    run.source.load_state_dict = loaded.append
+    run.load_state_dict(run.state_dict())
+    assert loaded == [{"memory": torch.tensor(7)}]
+
+
+def test_images_that_are_not_square_are_refused(make_network, threat, tmp_path):
+    crops = Augmentation(padding=1, flip=False)
+    with pytest.raises(FerdError, match="images of 8×6: the generator makes square ones"):
+        Distillation(
+            make_network(), make_network(), (1, 8, 6), SCHEDULE, crops, FERD, threat, 0, tmp_path, CPU
+        )
 
 
 def test_a_floor_above_an_equal_share_is_refused(make_run):

@@ -1,12 +1,12 @@
 import numpy as np
+import pyautoattack
 import pytest
 import torch
 from torch import nn
 
 import ferd.evaluation
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Evaluation as Settings
-from ferd.config import OtherBall
+from ferd.config import EvaluationSettings, OtherBall, ThreatModel
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
@@ -33,7 +33,9 @@ class Linear(Classifier):
 @pytest.fixture
 def evaluation(teacher, digits, threat):
     def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0, other_balls=()):
-        settings = Settings(batch_size=batch_size, attacks=attacks, other_balls=list(other_balls), threads=1)
+        settings = EvaluationSettings(
+            batch_size=batch_size, attacks=attacks, other_balls=list(other_balls), threads=1
+        )
         return Evaluation(network, data, settings, threat, seed, CPU)
 
     return make
@@ -328,6 +330,72 @@ def test_checks_compare_every_white_box_attack_with_a_stronger_one(evaluation, l
     pairs = {(found.weaker, found.stronger) for found in run.checks().comparisons}
     assert {weaker for weaker, _ in pairs} == {"clean", "fgsm", "pgd20", "cw30"}
     assert {("pgd20", "autoattack"), ("cw30", "autoattack")} < pairs
+
+
+def test_attacks_have_the_strength_that_their_names_promise(evaluation, monkeypatch):
+    """A linear network falls to any of them: what they are is looked at, not what they find."""
+    steps, made = [], []
+
+    class Seen(pyautoattack.AutoAttack):
+        def __init__(self, *arguments, **settings):
+            super().__init__(*arguments, **settings)
+            made.append((settings, self))
+
+        def run_standard_evaluation(self, images, labels, **_):
+            return images, labels
+
+    def pgd(network, images, objective, threat, start):
+        steps.append(threat.steps)
+        return start
+
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Seen)
+    monkeypatch.setattr(ferd.evaluation, "pgd", pgd)
+    run = evaluation({"pgd20": 10, "cw30": 10, "autoattack": 10}, batch_size=10)
+    list(run.batches())
+    assert steps == [20, 30]
+    [(settings, attack)] = made
+    assert {key: settings[key] for key in ("norm", "eps", "version")} == {
+        "norm": "Linf",
+        "eps": 0.1,
+        "version": "standard",
+    }
+    assert attack.attacks_to_run == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert (attack.apgd.n_iter, attack.apgd_targeted.n_iter, attack.fab.n_iter) == (100, 100, 100)
+    assert (attack.apgd_targeted.n_target_classes, attack.fab.n_target_classes) == (9, 9)
+    assert attack.square.n_queries == 5000
+
+
+def test_autoattack_takes_as_many_targets_as_there_are(make_network):
+    network = make_network(classes=4).requires_grad_(False)
+    source = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (4, 1, 8, 8), generator=source).to(torch.uint8)
+    threat = ThreatModel(norm="linf", epsilon=1e-4, step_size=1e-4, steps=1)
+    settings = EvaluationSettings(batch_size=4, attacks={"autoattack": "all"}, other_balls=[], threads=1)
+    with torch.no_grad():
+        labels = network(images / 255).argmax(1)
+    run = Evaluation(network, Images(images, labels), settings, threat, 0, CPU)
+    list(run.batches())
+    assert len(run.verdicts["autoattack"]) == 4
+
+
+def test_too_few_classes_for_autoattack_are_refused_in_one_line(make_network):
+    with pytest.raises(FerdError, match="autoattack needs 4 classes, not 3; drop it"):
+        settings = EvaluationSettings(batch_size=4, attacks={"autoattack": "all"}, other_balls=[], threads=1)
+        images = torch.zeros(3, 1, 8, 8, dtype=torch.uint8)
+        threat = ThreatModel(norm="linf", epsilon=0.1, step_size=0.1, steps=1)
+        Evaluation(make_network(classes=3), Images(images, torch.arange(3)), settings, threat, 0, CPU)
+
+
+def test_on_a_gpu_float32_is_float32_whatever_the_caller_has_set(evaluation, monkeypatch, teacher):
+    """The switch is looked at: only a GPU follows it."""
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    run = evaluation({"clean": 10, "fgsm": 10})
+    for network in (run.network, run.attacked):
+        network.register_forward_pre_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    list(run.batches())
+    assert len(seen) >= 3 and not any(seen)
+    assert cudnn.allow_tf32
 
 
 def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evaluation):

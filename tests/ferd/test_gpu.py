@@ -8,11 +8,11 @@ import torch
 from benchmarks.equality import checks_of_steps, checks_on_real_images, digits_teacher, real_images
 from benchmarks.steps import Bench, Size
 from ferd.adversarial_training import AdversarialTraining
-from ferd.config import Augmentation, Data, Evaluation, Training
+from ferd.config import Augmentation, Data, EvaluationSettings, Training
 from ferd.cuda_graphs import Recorded
 from ferd.dataset_readers import load_splits
 from ferd.distillation import Distillation
-from ferd.evaluation import Evaluation as Evaluator
+from ferd.evaluation import Evaluation
 from ferd.losses import channel_moments
 from tests.ferd.test_distillation import FERD, SCHEDULE
 
@@ -207,10 +207,12 @@ def test_verdicts_are_those_of_the_processor(threat):
         Data(dataset="digits", train_per_class=100, validation_per_class=0, test_per_class=20), None
     )
     network = digits_teacher(data["train"], torch.device("cpu")).requires_grad_(False)
-    settings = Evaluation(batch_size=50, attacks={"clean": "all", "fgsm": "all"}, other_balls=[], threads=1)
+    settings = EvaluationSettings(
+        batch_size=50, attacks={"clean": "all", "fgsm": "all"}, other_balls=[], threads=1
+    )
     verdicts = {}
     for device in ("cpu", "cuda"):
-        evaluator = Evaluator(network, data["test"], settings, threat, 0, torch.device(device))
+        evaluator = Evaluation(network, data["test"], settings, threat, 0, torch.device(device))
         list(evaluator.batches())
         verdicts[device] = evaluator.verdicts
     for attack, found in verdicts["cuda"].items():

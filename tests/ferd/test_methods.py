@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from ferd.adversaries import AdaptiveUtaeAdversary, HighEntropyAdversary
 from ferd.attacks import entropy, least_steps, utae
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, Distillation
-from ferd.distillation import Distillation as Run
+from ferd.config import Augmentation, DistillationSettings
+from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.image_sources import ReplayedPool
 from ferd.losses import ikl
 from ferd.pool import Pool
-from ferd.reweighting import released_proportions
+from ferd.reweighting import adversarial_margins, released_proportions
 from ferd.samplers import MarginSampler, build_sampler
-from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Rslad, SoftCrossEntropy
+from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Ikl, Rslad, SoftCrossEntropy
 from ferd.synthesis import dfhl_rs_loss, diversity_loss
 from tasks import params
 from tests.ferd.test_distillation import SCHEDULE, equal, real_images, weights
@@ -35,7 +35,7 @@ def quiet(caplog):
 
 @pytest.fixture
 def make_run(make_network, threat, tmp_path):
-    def make(name, folder, schedule: Distillation = SCHEDULE):
+    def make(name, folder, schedule: DistillationSettings = SCHEDULE):
         method = METHODS[name]
         given = real_images() if method.images == "real-data" else None
         if method.pool_of:
@@ -49,7 +49,7 @@ def make_run(make_network, threat, tmp_path):
         crops = Augmentation(padding=1, flip=False)
         networks = make_network(), make_network(seed=1)
         target = tmp_path / folder
-        return Run(*networks, (1, 8, 8), schedule, crops, method, threat, 0, target, CPU, given)
+        return Distillation(*networks, (1, 8, 8), schedule, crops, method, threat, 0, target, CPU, given)
 
     return make
 
@@ -122,6 +122,17 @@ def test_a_replayed_pool_gives_each_round_its_images_and_refuses_another_schedul
         ReplayedPool(pool, 3, 20)
     with pytest.raises(FerdError, match="holds more than the 20 images of this schedule"):
         Pool(tmp_path, 20, (1, 8, 8), CPU)
+
+
+def test_margins_are_of_attacks_on_the_teacher(make_network, images, labels, threat):
+    teacher, student = make_network().requires_grad_(False), make_network(seed=1)
+    sampler = MarginSampler(10, CPU, threat, 0.0)
+    sampler.observe(teacher, student, images, labels, torch.Generator().manual_seed(4))
+    margin = adversarial_margins(teacher, images, labels, threat, torch.Generator().manual_seed(4))
+    of_class = [-margin[labels == label].mean().item() for label in range(10)]
+    assert sampler.difficulty.tolist() == pytest.approx(of_class, rel=1e-5)
+    of_student = adversarial_margins(student, images, labels, threat, torch.Generator().manual_seed(4))
+    assert not torch.allclose(margin, of_student, atol=0.1)
 
 
 def test_a_mixed_sampler_is_half_softmax_and_half_even(threat):
@@ -241,6 +252,39 @@ def test_rslad_is_the_mean_kl_from_the_teacher():
     clean, adversarial = Rslad().losses(two_class_batch())
     assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
     assert adversarial.item() == pytest.approx(FROM_EVEN / 2)
+
+
+def test_ikl_pulls_both_answers_to_the_teachers_on_clean_images():
+    """By hand: a sample of class 0, prior (3/4, 1/4), 1 from the clean answer and 3 from the other."""
+    teacher, clean, adversarial = ([[math.log(3), 0.0]], [[math.log(3), 1.0]], [[math.log(3), 3.0]])
+    elsewhere = torch.tensor([[-9.0, 9.0]])  # the teacher under attack plays no part
+    batch = Batch(torch.tensor([0]), *map(torch.tensor, (teacher, clean, adversarial)), elsewhere)
+    found = Ikl(2, CPU).losses(batch)
+    for loss, gap in zip(found, (1, 3), strict=True):
+        log_sum = math.log(3 + math.exp(gap))
+        cross_entropy = 0.75 * (log_sum - math.log(3)) + 0.25 * (log_sum - gap)
+        assert loss.item() == pytest.approx(0.5 * 0.75 * 0.25 * gap**2 + cross_entropy, rel=1e-5)
+
+
+def test_what_a_loaded_state_becomes_leaves_the_state_alone(threat):
+    """Two runs may go on from one state in memory."""
+    labels, logits = torch.tensor([0, 1]), torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
+    batch = Batch(labels, logits, logits, logits.flip(1))
+    for piece, use in (
+        (Ikl(3, CPU), lambda piece: piece.losses(batch)),
+        (AdaptiveUtaeAdversary(0.5, threat, 3, CPU), lambda piece: piece.observe(labels, logits.flip(1))),
+    ):
+        state = {key: value.clone() for key, value in piece.state_dict().items()}
+        before = {key: value.clone() for key, value in state.items()}
+        piece.load_state_dict(state)
+        use(piece)
+        assert equal(state, before)
+        assert not equal(piece.state_dict(), before)
+
+
+def test_the_adaptive_attack_needs_more_than_one_class_to_end_in(threat):
+    with pytest.raises(FerdError, match="adaptive-utae needs 3 classes, not 2; take utae"):
+        AdaptiveUtaeAdversary(0.5, threat, 2, CPU)
 
 
 def test_the_released_loss_is_ikl_with_a_one_hot_prior():

@@ -137,3 +137,37 @@ def test_a_finished_pool_is_only_read(folder):
         open_pool(folder, grows=False)
     assert "\n" not in str(raised.value)
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("images", "what"),
+    [
+        (
+            torch.rand(4, 1, 4, 4),
+            r"not torch\.float32 \(4, 1, 4, 4\); floats become bytes by ferd\.pixels\.to_uint8",
+        ),
+        (
+            torch.zeros(4, 3, 4, 4, dtype=torch.uint8),
+            r"takes uint8 images \(B, 1, 4, 4\), not torch\.uint8 \(4, 3, 4, 4\)",
+        ),
+        (torch.zeros(4, 4, 4, dtype=torch.uint8), r"not torch\.uint8 \(4, 4, 4\)"),
+        (
+            torch.zeros(9, 1, 4, 4, dtype=torch.uint8),
+            "holds more than the 20 images of this schedule",
+        ),
+    ],
+)
+def test_images_of_another_kind_or_too_many_are_refused_and_nothing_is_written(folder, images, what):
+    pool, before = open_pool(folder), contents(folder)
+    with pytest.raises(FerdError, match=what) as raised:
+        pool.append(images, torch.zeros(len(images), dtype=torch.int64))
+    assert "\n" not in str(raised.value)
+    assert contents(folder) == before
+    assert_rounds(pool, 3)
+
+
+def test_a_pool_of_grey_images_is_not_opened_as_one_of_colours(folder):
+    with pytest.raises(
+        FerdError, match=r"takes uint8 images \(B, 3, 4, 4\), not torch\.uint8 \(4, 1, 4, 4\)"
+    ):
+        open_pool(folder, (3, 4, 4))

@@ -82,11 +82,22 @@ def test_a_rounded_network_has_no_gradient_anywhere(images, labels):
     found = inspect(Altered(torch.round), images, labels)
     assert found == ZeroGradients(16, cross_entropy=1.0, margin=1.0)
     assert found.warnings() == [
-        "gradient masking: the gradient of the cross-entropy is exactly 0 on 100.0 % of 16 images: attacks "
-        "that follow it find nothing there",
-        "gradient masking: the gradient of the margin loss is exactly 0 on 100.0 % of 16 images: attacks "
-        "that follow it find nothing there",
+        "gradient masking: the gradient of the cross-entropy is exactly 0, or no number, on 100.0 % "
+        "of 16 images: attacks that follow it find nothing there",
+        "gradient masking: the gradient of the margin loss is exactly 0, or no number, on 100.0 % "
+        "of 16 images: attacks that follow it find nothing there",
     ]
+
+
+def test_a_gradient_that_is_no_number_is_none(images, labels):
+    """Its sign is 0: PGD would stay where it is, and every image would count as robust."""
+
+    def finite_with_a_slope_that_is_not(logits):
+        return logits + 0 * (logits - logits.detach()).sqrt()
+
+    network = Altered(finite_with_a_slope_that_is_not)
+    assert network(images).isfinite().all()
+    assert inspect(network, images, labels) == ZeroGradients(16, cross_entropy=1.0, margin=1.0)
 
 
 def test_a_gradient_in_one_pixel_is_a_gradient(images, labels):

@@ -16,7 +16,6 @@ import psutil
 import pytest
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
-from prefect.testing.utilities import prefect_test_harness
 
 from ferd.errors import FerdError
 from flows.alert import alert, check
@@ -62,13 +61,6 @@ def inbox():
     server.shutdown()
     thread.join()
     server.server_close()
-
-
-@pytest.fixture(scope="module")
-def prefect_server():
-    """An empty Prefect in this process."""
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
 
 
 def clones(folder: Path) -> list[Path]:

@@ -4,10 +4,12 @@ import json
 import sys
 
 import pytest
+from prefect import flow as prefect_flow
 
 from ferd.errors import FerdError
 from flows import sweep as flow
-from tests.conftest import free_port, run_in
+from tasks.sweep import Point
+from tests.conftest import ROOT, free_port, run_in
 
 COMMAND = [sys.executable, "-m", "flows.sweep"]
 
@@ -73,3 +75,21 @@ def test_each_point_runs_once_and_one_that_fails_does_not_lose_the_others(finish
     again = run_in(finished_copy, *sweep[:-2], "1", "0.7", "--seeds", "0")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "1 of 4 points to run" in again.stdout
+
+
+def test_a_sweep_may_have_many_points(monkeypatch, prefect_server):
+    """Each carries all settings; what a flow is given, Prefect's server takes up to 512 KiB of."""
+    settings = (ROOT / "params.yaml").read_text()
+    points = [
+        Point("id", "digits", "resnet8-w8", "ferd", "utae.gamma", 0.5, seed, settings, {})
+        for seed in range(40)
+    ]
+    computed = []
+    monkeypatch.setattr(Point, "compute", lambda self, *_: computed.append(self.seed))
+
+    @prefect_flow
+    def parent():
+        return flow.on_this_machine(points, 4)
+
+    assert parent() == []
+    assert sorted(computed) == list(range(40))

@@ -117,8 +117,29 @@ def postgres(tmp_path, monkeypatch):
     for name in stack.SECRETS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    monkeypatch.setattr(stack, "postgres_binaries", lambda: Path("/usr/bin"))
+    monkeypatch.setattr(stack, "postgres_binaries", lambda _: Path("/usr/bin"))
     return stack.Postgres(stack.Stack())
+
+
+def test_a_cluster_is_opened_by_the_version_that_made_it(tmp_path, monkeypatch):
+    """Scripts that only say a version stand for two installed ones: 17 on PATH, 16 in Debian's place."""
+    places = {}
+    for major in ("16", "17"):
+        places[major] = tmp_path / major / "bin"
+        places[major].mkdir(parents=True)
+        for name in ("postgres", "initdb"):
+            (places[major] / name).write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {major}.4 (Debian)'\n")
+            (places[major] / name).chmod(0o755)
+    cluster = tmp_path / "cluster"
+    monkeypatch.setattr(stack.Path, "glob", lambda self, _: iter([places["16"]]))
+    monkeypatch.setattr(stack.shutil, "which", lambda _: str(places["17"] / "postgres"))
+    assert stack.postgres_binaries(cluster) == places["17"]
+    cluster.mkdir()
+    (cluster / "PG_VERSION").write_text("16\n")
+    assert stack.postgres_binaries(cluster) == places["16"]
+    (cluster / "PG_VERSION").write_text("15\n")
+    with pytest.raises(FerdError, match=r"of PostgreSQL 15, and installed is 17, 16; `apt-get"):
+        stack.postgres_binaries(cluster)
 
 
 def initdb(command: list, **_: object) -> subprocess.CompletedProcess:

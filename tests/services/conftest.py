@@ -170,7 +170,7 @@ def processes_below(folder: Path) -> list[psutil.Process]:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """PostgreSQL, an S3 endpoint, MLflow, Prefect and a worker; ports and folders of their own."""
     try:
-        stack.postgres_binaries()
+        stack.postgres_binaries(tmp_path_factory.mktemp("no-cluster"))
     except FerdError as error:
         pytest.skip(str(error))
     workspace = make_clone(tmp_path_factory.mktemp("services") / "workspace")

@@ -50,10 +50,11 @@ def test_a_night_forgets_its_stages_in_its_clone_alone(here):
 
 def test_a_damaged_note_is_told_and_a_new_night_begins(here, capsys):
     begun()
-    night.NOTE.write_text(night.NOTE.read_text()[:-3])
+    note = night.NIGHTS / "2026-11-25T020000Z.json"
+    note.write_text(note.read_text()[:-3])
     tomorrow = night.open_night(WHAT, TWO + timedelta(hours=1))
     assert (tomorrow.name, tomorrow.goes_on) == ("2026-11-25T030000Z", False)
-    assert capsys.readouterr().out.startswith(".nightly/night.json")
+    assert capsys.readouterr().out.startswith(".nightly/2026-11-25T020000Z.json")
 
 
 def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
@@ -88,6 +89,17 @@ def test_one_that_is_another_or_over_does_not_go_on(here, reason):
         commit(here)
     what = WHAT | ({"seeds": [1]} if reason == "other seeds" else {})
     assert not night.open_night(what, TWO + timedelta(minutes=1)).goes_on
+
+
+def test_a_smaller_night_meanwhile_does_not_cost_one_that_broke_off(here):
+    tonight = begun()
+    by_hand = night.open_night(WHAT | {"seeds": [1]}, TWO + timedelta(hours=4))
+    by_hand.begin(WHAT | {"seeds": [1]}, ["sources"])
+    by_hand.finish(WHAT | {"seeds": [1]})
+    again = night.open_night(WHAT, TWO + timedelta(hours=5))
+    assert (again.name, again.goes_on) == (tonight.name, True)
+    assert night.open_night(WHAT, TWO + timedelta(hours=20)).name == "2026-11-25T220000Z"
+    assert [path.name for path in night.NIGHTS.iterdir()] == ["2026-11-25T220000Z"]
 
 
 def test_what_is_kept_is_a_branch_of_the_folder(here):

@@ -9,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from ferd.errors import FerdError
 from tasks import process
 from tests.conftest import ROOT, environment
 
@@ -119,9 +120,12 @@ def test_a_task_is_done_by_one_process_at_a_time(folder, capfd):
     assert "distill a/b/s0: waiting for another process that does the same" in capfd.readouterr().err
 
 
-def test_a_folder_on_another_disk_is_copied_without_what_killed_writers_left(folder, monkeypatch):
+@pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.ENOTSUP])  # another disk; exFAT; CIFS
+def test_a_folder_that_cannot_be_linked_is_copied_without_what_killed_writers_left(
+    folder, monkeypatch, reason
+):
     def refuse(source, target):
-        raise OSError(errno.EXDEV, "Invalid cross-device link")
+        raise OSError(reason, os.strerror(reason))
 
     source = folder / "pool"
     source.mkdir()
@@ -135,6 +139,32 @@ def test_a_folder_on_another_disk_is_copied_without_what_killed_writers_left(fol
     assert (
         folder / "checkpoints" / "s0.pool" / "round-0001.safetensors"
     ).read_text() == "round-0001.safetensors"
+
+
+def test_a_folder_that_cannot_be_copied_is_one_line_with_the_reason(folder, monkeypatch):
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (folder / "pool").mkdir()
+    (folder / "pool/round-0001.safetensors").touch()
+    monkeypatch.setattr(process, "_link_or_copy", full)
+    with pytest.raises(
+        FerdError, match=r"s0\.pool: cannot be written: \[Errno 28\] No space left on device$"
+    ):
+        process.move_folder(folder / "pool", folder / "s0.pool")
+    assert [path.name for path in folder.iterdir()] == ["pool"]
+
+
+def test_states_of_other_settings_stay_until_the_stage_has_finished(folder):
+    """A start without the GPU, or an edit that is taken back, costs no rounds."""
+    states = [process.resume_folder("distill a/b/s0", setting) for setting in (1, 2)]
+    another = process.resume_folder("distill a/b/s1", 1)
+    for state in (*states, another):
+        state.mkdir(parents=True)
+    assert process.resume_folder("distill a/b/s0", 1) == states[0] != states[1]
+    assert all(state.exists() for state in states)
+    process.discard(states[0])
+    assert not any(state.exists() for state in states) and another.exists()
 
 
 def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capfd):

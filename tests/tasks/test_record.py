@@ -85,6 +85,23 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     assert number == 5
 
 
+def test_the_runs_of_a_night_on_another_machine_are_not_taken_for_these(finished_copy, result, monkeypatch):
+    _, _, runs, number = complete(finished_copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_copy}/mlflow.db")
+    monkeypatch.setenv("FERD_SWEEP_ID", "nightly-1")
+    night = tracking.start_run("digits", FERD, runs[FERD].data.tags["settings"], "distill", {})
+    night.log({"robust/pgd20/worst": 0.125})
+    night.finish()
+    for _ in range(2):
+        assert complete(finished_copy)[3] == number + 1
+
+
+def test_a_teacher_is_not_sent_as_a_model(finished_copy):
+    client, experiment, runs, _ = complete(finished_copy)
+    models = client.search_logged_models([experiment.experiment_id])
+    assert runs["teacher"].info.run_id not in {model.source_run_id for model in models}
+
+
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """A folder with a result that was computed elsewhere."""

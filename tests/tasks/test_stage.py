@@ -76,6 +76,14 @@ def planned(name):
     return next(item for item in stage.Pipeline().plan([name]) if item.name == name)
 
 
+def test_only_the_students_that_were_chosen_are_analysed(here):
+    pipeline = stage.Pipeline()
+    for method, expected in (("ferd", ["analyse-digits@resnet8-w8-ferd-s0"]), ("gamma-0_1", [])):
+        chosen = pipeline.student_stages("digits", [method], [0])
+        assert pipeline.analyses_of(chosen) == expected
+    assert len(pipeline.analyses_of(pipeline.student_stages("digits", None, None))) > 3
+
+
 def test_a_stage_knows_the_outputs_that_dvc_does_not_cache(here):
     assert [str(path) for path in planned("distill-digits@resnet8-w8-ferd-s0").uncached] == [
         "results/digits/resnet8-w8/ferd/s0.rounds.jsonl",
@@ -99,6 +107,20 @@ def test_a_failed_stage_says_why_and_puts_its_outputs_back(here, change_params):
         stage.run(planned("distill-digits@resnet8-w8-ferd-s0"), lambda event: None)
     assert not caught.value.retryable
     assert [path.read_bytes() for path in outputs] == before
+
+
+def test_a_stage_that_fails_when_it_has_written_puts_back_what_was_there(here):
+    (here / "tasks/evaluate.py").write_text(
+        "from pathlib import Path\n"
+        "Path('results/digits/resnet8-w8/ferd/s0.json').write_text('{}')\n"
+        "raise SystemExit('no record')\n"
+    )
+    result = here / "results/digits/resnet8-w8/ferd/s0.json"
+    before = result.read_bytes()
+    stage.run(planned("sources"), lambda event: None)
+    with pytest.raises(stage.StageFailed, match="no record"):
+        stage.run(planned("evaluate-digits@resnet8-w8-ferd-s0"), lambda event: None)
+    assert result.read_bytes() == before != b"{}"
 
 
 def test_a_failed_report_puts_back_the_folders_that_git_keeps(here):

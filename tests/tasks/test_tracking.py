@@ -5,9 +5,10 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from ferd.errors import Unreachable
+from ferd.errors import FerdError, Unreachable
 from tasks import tracking
 from tasks.distill import metrics_of
+from tests.conftest import run_in
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +38,44 @@ def test_a_student_has_a_point_a_round_and_its_settings(client):
     assert run.data.params["synthesis.weights.uni"] == "1.0"
     assert run.data.tags["dvc_stage"] == "distill-digits@resnet8-w8-ferd-s0"
     assert len(run.data.tags["prefect_run"]) == 36
+
+
+def test_an_evaluation_goes_on_in_a_run_of_its_own_sweep_or_night_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    started = {}
+    for sweep in ("", "nightly-1"):
+        monkeypatch.setenv("FERD_SWEEP_ID", sweep)
+        assert tracking.find_run("digits", "a/b/s0", "settings") is None
+        started[sweep] = tracking.start_run("digits", "a/b/s0", "settings", "distill", {}).run_id
+    for sweep, run_id in started.items():
+        monkeypatch.setenv("FERD_SWEEP_ID", sweep)
+        assert tracking.find_run("digits", "a/b/s0", "settings").run_id == run_id
+
+
+def test_a_machine_without_git_has_a_record_too(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert tracking.head() == ""
+    assert tracking.start_run("digits", "a/b/s0", "settings", "distill", {}).run_id
+
+
+def test_work_is_shared_of_what_is_committed_alone(workspace, monkeypatch, change_params):
+    monkeypatch.chdir(workspace)
+    for command in (("add", "--all"), ("commit", "--quiet", "--message", "tiny")):
+        done = run_in(workspace, "git", "-c", "user.name=t", "-c", "user.email=t@t", *command)
+        assert done.returncode == 0, done.stderr
+    (workspace / "notes.txt").write_text("not in Git")
+    (workspace / "README.md").write_text("behind no result")
+    tracking.refuse_uncommitted()
+    change_params(workspace, 0.9, "methods", "ferd", "utae", "gamma")
+    with pytest.raises(FerdError, match=r": params\.yaml changed since the commit, .*; commit or stash it$"):
+        tracking.refuse_uncommitted()
+    with (workspace / "ferd/losses.py").open("a") as code:
+        code.write("OTHER = 1\n")
+    with pytest.raises(FerdError, match=r": ferd/losses\.py and 1 more changed"):
+        tracking.refuse_uncommitted()
 
 
 def test_metrics_of_an_outage_are_sent_when_it_may_be_over(monkeypatch):
