@@ -30,6 +30,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.randomness import stream_seed
 from tasks import paths
+from tasks.device import device_with
 from tasks.distill import given_images
 from tasks.params import PARAMS, Params, read_content, validate
 from tasks.teacher import initial_network
@@ -81,7 +82,7 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
     benchmark = params.benchmark(args.benchmark)
     if benchmark.teacher.training is None:
         raise FerdError(f"benchmarks.{args.benchmark}.teacher.training is null: its teacher is not trained")
-    torch.set_num_threads(benchmark.teacher.threads)
+    device = device_with(benchmark.teacher.threads)
     own_seed = stream_seed(seed, "teacher")  # of seed 0 as the stage's
     training = AdversarialTraining(
         initial_network(benchmark.teacher, benchmark, own_seed),
@@ -90,22 +91,26 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
         benchmark.threat_model,
         benchmark.augmentation,
         own_seed,
-        torch.device("cpu"),
+        device,
         warm_up=benchmark.teacher.weights is not None,
     )
     for record in training.epochs():
         print(record, file=sys.stderr, flush=True)
     if args.save_teacher:
         save_classifier(args.save_teacher, training.network, benchmark.teacher.network)
-    return judge(training.network, args.benchmark, benchmark)
+    return judge(training.network, args.benchmark, benchmark, device)
 
 
 def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Distil a student and judge it on the validation images."""
     benchmark, method = params.benchmark(args.benchmark), params.method(args.method)
     kind = dataset(benchmark.data.dataset)
-    teacher = load_classifier(args.teacher or paths.teacher(args.benchmark))
-    torch.set_num_threads(benchmark.distillation.threads)
+    device = device_with(benchmark.distillation.threads)
+    teacher = load_classifier(
+        args.teacher or paths.teacher(args.benchmark),
+        classes=len(kind.class_names),
+        channels=kind.channels,
+    )
     student = build(benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         distillation = Distillation(
@@ -118,13 +123,13 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
             benchmark.threat_model,
             seed,
             Path(folder) / "pool",
-            torch.device("cpu"),
+            device,
             given_images(args.benchmark, benchmark.students[0], method, seed),
         )
         records = list(distillation.rounds())
     last = records[-1]
     return {
-        **judge(student, args.benchmark, benchmark),
+        **judge(student, args.benchmark, benchmark, device),
         "agreement": sum(record.agreement for record in records) / len(records),
         "generator": last.generator,
         "student": last.student,
@@ -132,13 +137,11 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     }
 
 
-def judge(network: Classifier, name: str, benchmark: Benchmark) -> dict[str, Any]:
+def judge(network: Classifier, name: str, benchmark: Benchmark, device: torch.device) -> dict[str, Any]:
     """Average and worst-class accuracy, clean and under PGD-20."""
     settings = benchmark.evaluation.model_copy(update={"attacks": ATTACKS, "other_balls": []})
     images = load_images(paths.images(name, "validation"))
-    evaluation = Evaluation(
-        network, images, settings, benchmark.threat_model, seed=0, device=torch.device("cpu")
-    )
+    evaluation = Evaluation(network, images, settings, benchmark.threat_model, seed=0, device=device)
     for _ in evaluation.batches():
         pass
     return {
