@@ -113,7 +113,7 @@ def test_a_stage_that_fails_when_it_has_written_puts_back_what_was_there(here):
     (here / "tasks/evaluate.py").write_text(
         "from pathlib import Path\n"
         "Path('results/digits/resnet8-w8/ferd/s0.json').write_text('{}')\n"
-        "raise SystemExit('no record')\n"
+        "raise RuntimeError('no record')\n"
     )
     result = here / "results/digits/resnet8-w8/ferd/s0.json"
     before = result.read_bytes()
