@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from ferd.config import Benchmark, Method
 from ferd.datasets import dataset
@@ -89,10 +90,7 @@ def chapter(
             Section(classes.gains(by_class, again)),
             Section(robustness.trade_off(accuracy, again)),
             Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} {varied}".rstrip())),
-            *(
-                Section(sweep.over_values(found, tidy.over_values(found.groups)))
-                for found in (beside_own_students(each, benchmark, methods, groups) for each in sweeps)
-            ),
+            *_of_sweeps([beside_own_students(each, benchmark, methods, groups) for each in sweeps]),
             Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
             Section(
                 failures.utae_ends(tidy.utae_outcomes(analyses, kinds), kinds, f"{again} --analyse"), utae
@@ -104,6 +102,17 @@ def chapter(
         ],
         warnings(groups),
     )
+
+
+def _of_sweeps(sweeps: Sequence[SweepResults]) -> list[Section]:
+    """A figure a sweep; before those that several methods share, one of these beside each other."""
+    sections = []
+    for _, group in groupby(sweeps, key=lambda each: (each.key, each.student)):
+        alike = list(group)
+        compared = sweep.methods_compared(alike)
+        sections += [Section(compared)] if compared else []
+        sections += [Section(sweep.over_values(each, tidy.over_values(each.groups))) for each in alike]
+    return sections
 
 
 def _about(benchmark: Benchmark) -> str:

@@ -6,7 +6,7 @@ points depend on (teacher, images; of code as in ``tasks.lineage``); and ``point
 value and seed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ FIELDS = {
 class SweepResults:
     """The points that are done: a group of seeds a value, in the order of the values.
 
-    ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran. ``own``: the value of
-    ``params.yaml``, where the benchmark's students stand for it.
+    ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran, each time that it did.
+    ``own``: the value of ``params.yaml``, where the benchmark's students stand for it.
     """
 
     sweep_id: str
@@ -43,7 +43,7 @@ class SweepResults:
     student: str
     method: str
     key: str
-    inputs: Mapping[str, str]
+    inputs: Mapping[str, Collection[str]]
     groups: Mapping[Value, Group]
     own: Value | None = None
 
@@ -52,7 +52,7 @@ class SweepResults:
         return [
             name
             for name, expected in self.inputs.items()
-            if Path(name).exists() and input_hash(Path(name)) != expected
+            if Path(name).exists() and any(input_hash(Path(name)) != each for each in expected)
         ]
 
 
@@ -83,13 +83,45 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
         value: Group(content["student"], results[0]["method"], tuple(results), (path,) * len(results))
         for value, results in grouped.items()
     }
-    return SweepResults(**{name: content[name] for name in (*NAMES, "inputs")}, groups=groups)
+    inputs = {name: [expected] for name, expected in content["inputs"].items()}
+    return SweepResults(**{name: content[name] for name in NAMES}, inputs=inputs, groups=groups)
 
 
 def of_benchmark(name: str) -> list[SweepResults]:
-    """All sweeps of a benchmark that have results."""
+    """What sweeps of a benchmark have results of, one a student, method and key.
+
+    One that ran again since code or teacher changed has another file: of a seed that is in both, the file
+    counts of which less has changed since.
+    """
     found = [load(path) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
-    return [sweep for sweep in found if sweep.benchmark == name and sweep.groups]
+    together: dict[tuple[str, str, str], SweepResults] = {}
+    for sweep in sorted(found, key=lambda sweep: len(sweep.changed()), reverse=True):
+        if sweep.benchmark == name and sweep.groups:
+            what = sweep.student, sweep.method, sweep.key
+            together[what] = _beside(together[what], sweep) if what in together else sweep
+    return sorted(together.values(), key=lambda sweep: (sweep.key, sweep.student, sweep.method))
+
+
+def _beside(older: SweepResults, newer: SweepResults) -> SweepResults:
+    """Both together."""
+    groups = {
+        value: _united([part.groups[value] for part in (older, newer) if value in part.groups])
+        for value in sorted({**older.groups, **newer.groups}, key=order)
+    }
+    names = {**older.inputs, **newer.inputs}
+    inputs = {name: [*older.inputs.get(name, ()), *newer.inputs.get(name, ())] for name in names}
+    return replace(newer, groups=groups, inputs=inputs)
+
+
+def _united(groups: Sequence[Group]) -> Group:
+    """Their results, a seed each: the last group's where several have it."""
+    by_seed = {
+        result["seed"]: (result, path)
+        for group in groups
+        for result, path in zip(group.results, group.paths, strict=True)
+    }
+    results, paths = zip(*(by_seed[seed] for seed in sorted(by_seed)), strict=True)
+    return replace(groups[-1], results=results, paths=paths)
 
 
 def beside_own_students(

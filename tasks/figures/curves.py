@@ -1,6 +1,6 @@
 """Average, worst and NSD under each attack, over a setting: what γ and sweeps are drawn as."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import altair as alt
 
@@ -22,17 +22,34 @@ def drawn(rows: Sequence[Row]) -> list[Row]:
     return [row | {"attack": NAMES[row["attack"]]} for row in rows if NAMES[row["attack"]] in COLOURS]
 
 
-def panels(rows: Sequence[Row], field: str, title: str, prefix: str = "") -> dict[str, alt.TopLevelMixin]:
-    """A panel a figure; ``rows``: ``drawn``, with the setting's value in ``field``."""
+def panels(
+    rows: Sequence[Row],
+    field: str,
+    title: str,
+    prefix: str = "",
+    *,
+    by: str = "attack",
+    colours: Mapping[str, str] = COLOURS,
+) -> dict[str, alt.TopLevelMixin]:
+    """A panel a figure, in it a line for each of ``by``; ``rows``: with the setting's value in ``field``."""
     return {
-        f"{prefix}{text}": _lines([row for row in rows if row["figure"] == figure], figure, field, title)
+        f"{prefix}{text}": _lines(
+            [row for row in rows if row["figure"] == figure],
+            figure,
+            field,
+            title,
+            by,
+            _occurring(rows, by, colours),
+        )
         for figure, text in TITLES.items()
     }
 
 
-def legend(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """What stands for which attack."""
-    return explained({name: COLOURS[name] for name in _attacks_of(rows)}, shapes=True)
+def legend(
+    rows: Sequence[Row], by: str = "attack", colours: Mapping[str, str] = COLOURS
+) -> dict[str, tuple[str, str]]:
+    """What stands for which line."""
+    return explained(_occurring(rows, by, colours), shapes=True)
 
 
 def sizes(rows: Sequence[Row]) -> str:
@@ -41,9 +58,10 @@ def sizes(rows: Sequence[Row]) -> str:
     return f"Test images: {', '.join(f'{name} {size}' for name, size in images.items())}."
 
 
-def _attacks_of(rows: Sequence[Row]) -> list[str]:
-    """The attacks that occur, weak to strong."""
-    return [name for name in COLOURS if any(row["attack"] == name for row in rows)]
+def _occurring(rows: Sequence[Row], by: str, colours: Mapping[str, str]) -> dict[str, str]:
+    """The colours of those that occur, in their order: of attacks, weak to strong."""
+    found = {row[by] for row in rows}
+    return {name: colour for name, colour in colours.items() if name in found}
 
 
 def _across(rows: Sequence[Row], field: str, title: str) -> alt.X:
@@ -55,20 +73,21 @@ def _across(rows: Sequence[Row], field: str, title: str) -> alt.X:
     return alt.X(f"{field}:Q", title=title, scale=alt.Scale(padding=12, zero=False), axis=axis)
 
 
-def _lines(rows: Sequence[Row], figure: str, field: str, title: str) -> alt.TopLevelMixin:
-    attacks = _attacks_of(rows)
-    colour = by_colour("attack", {name: COLOURS[name] for name in attacks})
+def _lines(
+    rows: Sequence[Row], figure: str, field: str, title: str, by: str, colours: Mapping[str, str]
+) -> alt.TopLevelMixin:
+    colour = by_colour(by, colours)
     x = _across(rows, field, title)
     y = alt.Y("mean:Q", title=None, scale=alt.Scale(zero=figure != "average"))
     base = panel(rows)
-    tips = ["attack:N", f"{field}:{x.shorthand[-1]}", *mean_and_std(".3f"), "seeds:Q"]
+    tips = [f"{by}:N", f"{field}:{x.shorthand[-1]}", *mean_and_std(".3f"), "seeds:Q"]
     band = base.mark_area(opacity=0.18).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour)
     line = base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour)
     points = base.mark_point(filled=True, size=55, opacity=1).encode(
         x=x,
         y=y,
         color=colour,
-        shape=by_shape("attack", attacks),
+        shape=by_shape(by, list(colours)),
         tooltip=tips,
     )
     return alt.layer(band, line, points).properties(height=230)

@@ -2,12 +2,20 @@
 
 from collections.abc import Sequence
 
+from tasks import tidy
 from tasks.figures import curves
 from tasks.figures.figure import Figure, Row, missing
+from tasks.figures.style import label_colours
 from tasks.sweep_results import SweepResults, Value
 
 READING = (
     "A line an attack, over the values of {key}. Bands: ± one standard deviation over seeds (none: one seed)."
+)
+
+COMPARED = (
+    "PGD-20, {images} test images: a line a method, over the values of {key}. Bands: ± one standard "
+    "deviation over seeds (none: one seed), which leaves out what other test images would change. Point at a "
+    "mark for its seeds; of which state of the code they are is told under each method's own sweep."
 )
 
 
@@ -30,6 +38,32 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
     )
 
 
+def methods_compared(sweeps: Sequence[SweepResults]) -> Figure | None:
+    """Panels of average, worst and NSD under PGD-20, a line a method; None where only one was swept so."""
+    shown = [
+        row | {"label": row["method"], "method": sweep.method}
+        for sweep in sweeps
+        if len(sweep.groups) > 1
+        for row in tidy.over_values(sweep.groups)
+        if row["attack"] == "pgd20"
+    ]
+    methods = list(dict.fromkeys(row["method"] for row in shown))
+    if len(methods) < 2:
+        return None
+    colours = label_colours({method: method for method in methods})
+    key, student = sweeps[0].key, sweeps[0].student
+    return Figure(
+        f"sweeps-{key}-{student}",
+        f"Sweeps of {key}, methods beside each other: {student}",
+        COMPARED.format(key=key, images=shown[0]["images"]),
+        _command(sweeps[0]),
+        shown,
+        curves.panels(shown, "value", key, by="method", colours=colours),
+        columns=3,
+        legend=curves.legend(shown, "method", colours),
+    )
+
+
 def _own(sweep: SweepResults) -> str:
     if sweep.own is None:
         return ""
@@ -40,7 +74,8 @@ def _age(sweep: SweepResults) -> str:
     changed = sweep.changed()
     if not changed:
         return ""
-    return f" Of an earlier state: since then {', '.join(changed)} changed; the command runs it again."
+    files = ", ".join(changed)
+    return f" Some or all of an earlier state: since then {files} changed; the command runs it again."
 
 
 def _command(sweep: SweepResults, *further: str) -> str:

@@ -39,6 +39,14 @@ def test_nothing_is_published_off_the_loopback():
     assert "0.0.0.0" not in (INFRA / "supervisord.conf").read_text()
 
 
+def test_the_file_for_gpus_adds_to_a_service_that_is_there():
+    services, with_gpus = (
+        yaml.safe_load((INFRA / name).read_text())["services"]
+        for name in ("compose.yaml", "compose.gpu.yaml")
+    )
+    assert set(with_gpus) == {"worker"} <= set(services)
+
+
 def test_the_list_has_no_passwords():
     assert not [name for name in LISTED if re.search("PASSWORD|SECRET|KEY|TOKEN", name)]
 

@@ -16,13 +16,13 @@ def attack(worst):
     return {"n": 10, "average": 0.7, "worst": worst, "nsd": 0.1, "per_class": [0.7] * 10}
 
 
-def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA):
+def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA, method="ferd"):
     points = [
         {
             "value": value,
             "result": {
                 "seed": seed,
-                "method": "ferd",
+                "method": method,
                 "attacks": {"clean": attack(0.8), "pgd20": attack(worst)},
             },
         }
@@ -30,7 +30,7 @@ def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA):
         for seed in (0, 1)
     ]
     content = {"schema": schema, "sweep_id": sweep_id, "benchmark": benchmark, "points": points}
-    content |= {"student": "resnet8-w8", "method": "ferd", "key": "threat_model.epsilon"}
+    content |= {"student": "resnet8-w8", "method": method, "key": "threat_model.epsilon"}
     (folder / "attacks.py").write_text("1")
     content["inputs"] = {
         name: hashlib.sha256(b"1").hexdigest() for name in ("attacks.py", "teacher-elsewhere")
@@ -108,6 +108,48 @@ def test_the_benchmarks_own_students_stand_for_the_value_that_they_have(here):
     assert beside(other) == found
     content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.1
     assert beside(own, of=params.validate(content)) == found  # swept itself
+
+
+def test_one_that_ran_again_with_other_seeds_is_one_with_what_was_there(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    old = here / "results/sweeps/digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d.json"
+    content = json.loads(old.read_text())
+    (here / "attacks.py").write_text("2")  # since the first
+    content["inputs"]["attacks.py"] = hashlib.sha256(b"2").hexdigest()
+    for point in content["points"]:
+        point["result"]["seed"] += 1  # 1 and 2
+        point["result"]["attacks"]["pgd20"]["worst"] = 0.2
+    again = old.with_name("digits-resnet8-w8-ferd-threat_model.epsilon-00000000.json")
+    again.write_text(json.dumps(content | {"sweep_id": again.stem}))
+    [found] = sweep_results.of_benchmark("digits")
+    assert found.sweep_id == again.stem
+    assert found.groups[0.05].seeds == found.groups[0.1].seeds == [0, 1, 2]
+    assert found.groups[0.1].values("pgd20", "worst") == [
+        0.5,
+        0.2,
+        0.2,
+    ]  # of seed 1, that of the present code
+    assert found.changed() == ["attacks.py"]  # since seed 0
+
+
+def test_methods_that_were_swept_alike_stand_beside_each_other(here):
+    name = "digits-resnet8-w8-{}-threat_model.epsilon-0a1b2c3d"
+    for method in ("ferd", "no-fae"):
+        write(here, name.format(method), method=method)
+    settings = params.validate(tiny_params())
+    sweeps = sweep_results.of_benchmark("digits")
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    titles = [section.figure.title for section in chapter.sections if "Sweep" in section.figure.title]
+    assert titles == [
+        "Sweeps of threat_model.epsilon, methods beside each other: resnet8-w8",
+        "Sweep of threat_model.epsilon: ferd, resnet8-w8",
+        "Sweep of threat_model.epsilon: no-fae, resnet8-w8",
+    ]
+    figure = chapter.figure("sweeps-threat_model.epsilon-resnet8-w8")
+    assert {row["method"] for row in figure.rows} == {"ferd", "no-fae"} == set(figure.legend)
+    assert {row["attack"] for row in figure.rows} == {"pgd20"}
+    lines = figure.panels["Worst class, %"].to_dict()["layer"][1]
+    assert lines["encoding"]["color"]["field"] == "method"
 
 
 def test_a_sweep_of_an_earlier_state_says_what_changed(here):
