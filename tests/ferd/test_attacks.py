@@ -9,6 +9,7 @@ from ferd.attacks import (
     cross_entropy,
     fgsm,
     gaussian_start,
+    least_steps,
     margins,
     negative_margin,
     pgd,
@@ -176,3 +177,20 @@ def test_an_attack_works_where_gradients_are_switched_off(teacher, images, label
         adv = fgsm(teacher, images, labels, 0.1)
     assert not torch.equal(adv, images)
     assert not images.requires_grad
+
+
+def test_one_gamma_a_sample_is_the_attack_with_that_gamma(teacher, images, threat):
+    probs = teacher(images).softmax(1)
+    one = utae(teacher, images, probs, 0.5, threat, torch.Generator().manual_seed(0))
+    each = utae(teacher, images, probs, torch.full((16,), 0.5), threat, torch.Generator().manual_seed(0))
+    assert torch.equal(one, each)
+
+
+def test_least_steps_counts_the_points_that_were_still_right(teacher, images, threat):
+    predicted = teacher(images).argmax(1)
+    wrong = least_steps(teacher, images, (predicted + 1) % 10, threat, images)
+    assert wrong.tolist() == [0] * 16
+    survived = least_steps(teacher, images, predicted, threat, images)
+    assert (survived >= 1).all() and (survived <= threat.steps).all()
+    still = threat.model_copy(update={"epsilon": 1e-9})
+    assert least_steps(teacher, images, predicted, still, images).tolist() == [threat.steps] * 16

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ferd.attacks import cross_entropy, margins, pgd, random_start
-from ferd.reweighting import adversarial_margins, proportions, update_difficulty
+from ferd.reweighting import adversarial_margins, proportions, released_proportions, update_difficulty
 
 NAN = math.nan
 
@@ -67,3 +67,9 @@ def test_adversarial_margins_are_the_margins_after_pgd(teacher, images, labels, 
     assert torch.allclose(got, margins(teacher(adv), labels))
     assert got.mean() < margins(teacher(images), labels).mean() - 0.1
     assert not got.requires_grad
+
+
+def test_released_proportions_are_rescaled_and_even_before_any_margin():
+    found = released_proportions(torch.tensor([-1.0, 0.0, 1.0]))
+    assert found.tolist() == pytest.approx([0.05 / 0.375, 0.125 / 0.375, 0.2 / 0.375])
+    assert released_proportions(torch.full((4,), torch.nan)).tolist() == pytest.approx([0.25] * 4)

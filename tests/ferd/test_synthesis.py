@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from benchmarks import reference
 from ferd.bottleneck import robust_channels
@@ -7,7 +8,14 @@ from ferd.config import Augmentation, Bottleneck, NonRobust, Synthesis, Synthesi
 from ferd.errors import FerdError
 from ferd.losses import kl_from_uniform
 from ferd.models.generator import Generator
-from ferd.synthesis import adversarial_loss, ferd_loss, synthesise, uniformity_loss
+from ferd.synthesis import (
+    adversarial_loss,
+    dfhl_rs_loss,
+    diversity_loss,
+    ferd_loss,
+    synthesise,
+    uniformity_loss,
+)
 
 CROPS = Augmentation(padding=1, flip=False)
 SETTINGS = Synthesis(
@@ -179,3 +187,18 @@ def test_whole_steps_of_synthesis_are_those_of_the_plain_reference(make_network,
     plain = reference.plain(teacher), reference.plain(student)
     expected = reference.synthesise(*plain, generators[1], labels, settings, CROPS, streams[1])
     assert (found - expected).abs().mean() < 0.02  # another choice of the four is 0.07 or more away
+
+
+def test_dfhl_rs_smooths_labels_to_four_fifths_for_the_true_one_of_ten(make_network, images):
+    student = make_network().eval()
+    labels = student(images).argmax(1)
+    targets = torch.full((16, 10), 0.2 / 9).scatter_(1, labels.unsqueeze(1), 0.8)
+    with dfhl_rs_loss(student, labels) as loss:
+        found = loss(images)
+    assert found["loss"].item() == pytest.approx((found["oh"] + 3 * found["diversity"]).item())
+    assert found["oh"].item() == pytest.approx(F.cross_entropy(student(images), targets).item(), rel=1e-5)
+
+
+def test_diversity_is_least_where_classes_are_even():
+    assert diversity_loss(torch.zeros(4, 10)).item() == pytest.approx(-1.0)
+    assert diversity_loss(100 * torch.eye(10)[[3, 3]]).item() == pytest.approx(0.0, abs=1e-6)

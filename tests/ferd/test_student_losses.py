@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ferd.losses import ikl
+from ferd.student_losses import Absld, Batch, FairRslad, HardLabel, Ikl, Rslad, SoftCrossEntropy
+
+CPU = torch.device("cpu")
+THREE_TO_ONE, EVEN = [math.log(3), 0.0], [0.0, 0.0]
+FROM_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # KL((3/4, 1/4) ‖ (1/2, 1/2))
+FROM_EVEN = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)  # KL((1/2, 1/2) ‖ (3/4, 1/4))
+
+
+def batch(labels=(0, 1), classes=3):
+    source = torch.Generator().manual_seed(0)
+    logits = [torch.randn(len(labels), classes, generator=source) for _ in range(4)]
+    return Batch(torch.tensor(labels), *logits)
+
+
+def two_class_batch():
+    """An image of each class: clean, the student is off on the first alone; attacked, on the second alone."""
+    teacher = torch.tensor([THREE_TO_ONE, EVEN])
+    clean, attacked = torch.tensor([EVEN, EVEN]), torch.tensor([THREE_TO_ONE, THREE_TO_ONE])
+    return Batch(torch.tensor([0, 1]), teacher, clean, attacked)
+
+
+def test_ikl_pulls_both_answers_to_the_teachers_on_clean_images():
+    """By hand: a sample of class 0, prior (3/4, 1/4), 1 from the clean answer and 3 from the other."""
+    teacher, clean, adversarial = ([[math.log(3), 0.0]], [[math.log(3), 1.0]], [[math.log(3), 3.0]])
+    elsewhere = torch.tensor([[-9.0, 9.0]])  # the teacher under attack plays no part
+    batch = Batch(torch.tensor([0]), *map(torch.tensor, (teacher, clean, adversarial)), elsewhere)
+    found = Ikl(2, CPU).losses(batch)
+    for loss, gap in zip(found, (1, 3), strict=True):
+        log_sum = math.log(3 + math.exp(gap))
+        cross_entropy = 0.75 * (log_sum - math.log(3)) + 0.25 * (log_sum - gap)
+        assert loss.item() == pytest.approx(0.5 * 0.75 * 0.25 * gap**2 + cross_entropy, rel=1e-5)
+
+
+def test_the_released_loss_is_ikl_with_a_one_hot_prior():
+    given = batch()
+    clean, _ = SoftCrossEntropy().losses(given)
+    one_hot = F.one_hot(given.labels, 3).float()
+    assert clean.item() == pytest.approx(
+        ikl(given.teacher_logits, given.student_logits, one_hot).mean().item()
+    )
+
+
+def test_rslad_is_the_mean_kl_from_the_teacher():
+    clean, adversarial = Rslad().losses(two_class_batch())
+    assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
+    assert adversarial.item() == pytest.approx(FROM_EVEN / 2)
+
+
+def test_fair_rslad_weighs_by_the_inverse_square_of_kappa_between_its_bounds(threat):
+    loss = FairRslad(3, threat, CPU)
+    assert loss.weights().tolist() == [1.0, 1.0, 1.0]
+    loss.kappa = torch.tensor([1.0, 2.0, torch.nan])  # the unseen class counts as 1.5
+    raw = [1.0, 0.25, 1 / 2.25]
+    mean = sum(raw) / 3
+    assert loss.weights().tolist() == pytest.approx([raw[0] / mean, 5 / 6, 5 / 6])
+    loss.kappa = torch.tensor([1.0, 10.0, 10.0])
+    assert loss.weights()[0].item() == pytest.approx(5 / 2)
+
+
+def test_fair_rslad_weighs_the_adversarial_part_alone(threat):
+    loss = FairRslad(2, threat, CPU)
+    loss.kappa = torch.tensor([2.0, 1.0])  # weights 2/5 and 8/5, the first clamped to 5/6
+    clean, adversarial = loss.losses(two_class_batch())
+    assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
+    assert adversarial.item() == pytest.approx(8 / 5 * FROM_EVEN / 2)
+
+
+def test_fair_rslad_measures_kappa_of_the_classes_it_sees(teacher, images, threat, rng):
+    loss = FairRslad(10, threat, CPU)
+    loss.kappa[:] = 7.0
+    predicted = teacher(images).argmax(1)
+    labels = (predicted + 1) % 10
+    near = threat.model_copy(update={"epsilon": 1e-9})
+    loss.threat = near  # the random start and the attack change nothing
+    loss.end_round(teacher, images, labels, rng)
+    seen = torch.zeros(10, dtype=torch.bool).index_fill_(0, labels, True)
+    assert seen.any() and not seen.all()
+    assert torch.equal(loss.kappa, torch.where(seen, 1.0, 7.0))  # wrong before any step
+    loss.end_round(teacher, images, predicted, rng)
+    assert loss.kappa[predicted].tolist() == [1.0 + threat.steps] * 16  # right after all of them
+
+
+def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels, rng):
+    loss = Absld(3, CPU)
+    confident, wrong = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
+    logits = torch.cat([confident, confident.roll(1, 1)])
+    attacked = torch.cat([wrong, confident.roll(1, 1)])
+    loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+    loss.end_round(teacher, images, labels, rng)
+    assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
+    sharper, softer = (torch.tensor(row).log_softmax(0) for row in ([10.0, 0.0, 0.0], [0.0, 9 / 1.1, 0.0]))
+    targets = torch.stack([sharper, softer]).exp()
+    _, adversarial = loss.losses(Batch(torch.tensor([0, 1]), logits, logits, torch.zeros(2, 3)))
+    entropies = -(targets * targets.log()).sum(1)
+    assert adversarial.item() == pytest.approx((math.log(3) - entropies).mean().item(), rel=1e-4)
+    loss.end_round(teacher, images, labels, rng)
+    other = Absld(3, CPU)
+    other.load_state_dict(loss.state_dict())
+    assert torch.equal(other.temperatures, loss.temperatures)
+    for _ in range(60):
+        loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+        loss.end_round(teacher, images, labels, rng)
+    assert loss.temperatures[1].tolist() == pytest.approx([0.5, 5.0, 1.0])
+
+
+def test_the_hard_label_loss_follows_the_teacher_on_the_attacked_images():
+    given = batch()
+    clean, adversarial = HardLabel().losses(given)
+    assert clean is adversarial
+    predicted = given.teacher_adv_logits.argmax(1)
+    assert torch.equal(clean, F.cross_entropy(given.student_adv_logits, predicted))
