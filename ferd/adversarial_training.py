@@ -116,6 +116,7 @@ class AdversarialTraining:
         self._bf16 = settled(settings.precision, device) == "bf16"
         self._attack = Recorded(self._attacked, device)
         self.epoch = 0
+        self._at_epoch_end = True
 
     @property
     def network(self) -> Classifier:
@@ -123,8 +124,17 @@ class AdversarialTraining:
         return self._average.network if self._average else self._trained
 
     def epochs(self) -> Iterator[EpochRecord]:
-        """Train to the end, one record an epoch; the state may be saved between two."""
+        """Train to the end, one record an epoch; the state may be saved between two.
+
+        Raises:
+            FerdError: the training diverges, or an epoch was left half-way.
+        """
+        if not self._at_epoch_end:
+            raise FerdError(
+                f"epoch {self.epoch + 1} was interrupted; load the state that was saved before it"
+            )
         while self.epoch < self.settings.epochs:
+            self._at_epoch_end = False
             record = self._train_epoch()
             some = to_float(self.images[:2])
             if not math.isfinite(record.loss) or diverged(self._trained, some):
@@ -133,6 +143,7 @@ class AdversarialTraining:
                     "lower training.learning_rate"
                 )
             self.epoch += 1
+            self._at_epoch_end = True
             yield record
 
     def state_dict(self) -> dict[str, Any]:
@@ -156,6 +167,7 @@ class AdversarialTraining:
             self._average.steps = state["averaged_steps"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
+        self._at_epoch_end = True
 
     @tf32_convolutions(False)
     def _train_epoch(self) -> EpochRecord:

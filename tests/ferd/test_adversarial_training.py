@@ -1,3 +1,4 @@
+import copy
 import math
 from itertools import islice
 
@@ -135,6 +136,24 @@ def test_a_training_that_diverges_is_refused_in_one_line(training):
     with pytest.raises(FerdError, match=r"epoch \d.*learning_rate") as raised:
         list(training(learning_rate=1e30).epochs())
     assert "\n" not in str(raised.value)
+
+
+def test_an_epoch_that_was_interrupted_is_not_gone_on_with(training, monkeypatch):
+    run = training(epochs=2)
+    next(run.epochs())
+    state = copy.deepcopy(run.state_dict())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as within:
+        within.setattr(run, "_train_batch", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(run.epochs())
+    with pytest.raises(FerdError, match="epoch 2 was interrupted; load the state"):
+        next(run.epochs())
+    run.load_state_dict(state)
+    assert [record.epoch for record in run.epochs()] == [2]
 
 
 @pytest.mark.parametrize(
