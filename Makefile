@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+FITS := -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-services up down status remote plan lint ui bench clean
@@ -53,8 +54,7 @@ clean: ## remove .venv; results and checkpoints stay
 	rm -rf $(VENV)
 
 $(READY): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + \
-	  sys.version.split()[0] + "; make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) $(FITS) || { echo "make PYTHON=python3.12 ..."; exit 1; }
+	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[pipeline,dev]'
 	@touch $@
