@@ -37,7 +37,7 @@ def counted(*parts):
 def test_digits_are_shared_out_between_training_and_test_without_loss():
     train, test = (everything(part) for part in read("digits", None))
     source = load_digits()
-    pixels = (torch.from_numpy(source.images) * 255 / 16).round().to(torch.uint8)
+    pixels = (torch.from_numpy(source.images) * 255 / 16).round().to(torch.uint8).unsqueeze(1)
     assert counted(train, test) == counted(Images(pixels, torch.from_numpy(source.target)))
 
 
