@@ -73,8 +73,7 @@ def sweep(
     print(f"sweep {asked.id}: {len(missing)} of {len(points)} points to run", flush=True)
     failures = []
     if missing:
-        there = partial(on_ray, threads=asked.threads, gpus=gpus, runner=runner)
-        failures = there(missing) if runner else on_this_machine(missing, slots)
+        failures = on_ray(missing, asked.threads, gpus, runner) if runner else on_this_machine(missing, slots)
     if file := asked.write_results():
         print_table(asked)
         print(f"results: {file}", flush=True)
@@ -126,7 +125,7 @@ def run_point(point: Point, session: Session) -> None:
 
 
 def on_ray(points: Sequence[Point], threads: int, gpus: float, runner: Any) -> list[str]:
-    """Compute the points on the cluster that the task runner is connected to; -> what failed, a line each."""
+    """Compute the points on the cluster that ``runner`` is connected to; -> what failed, a line each."""
 
     # of its own, for its runner; without parameters, which Prefect's server takes up to 512 KiB of
     @flow(name="points-on-ray", task_runner=runner)

@@ -256,9 +256,10 @@ def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:
         except FerdError as error:
             print(f"{error}; that night is over", flush=True)
             continue
-        recent = now - datetime.fromisoformat(path.stem) < LASTS
-        if recent and not note["finished"] and (NIGHTS / path.stem).exists():
-            found[path.stem] = note
+        name = note["name"]
+        recent = now - datetime.fromisoformat(name) < LASTS
+        if recent and not note["finished"] and (NIGHTS / name).exists():
+            found[name] = note
     return found
 
 

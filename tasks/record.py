@@ -133,11 +133,10 @@ def latest_runs(client: Any, experiment: str) -> dict[str, Any]:
     token = None
     while True:
         page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        own = [run.data.tags for run in page]
         runs |= {
-            tags["run_key"]: run
-            for tags, run in zip(own, page, strict=True)
-            if "run_key" in tags and "sweep_id" not in tags
+            run.data.tags["run_key"]: run
+            for run in page
+            if "run_key" in run.data.tags and "sweep_id" not in run.data.tags
         }
         token = page.token
         if not token:

@@ -52,7 +52,7 @@ class SweepResults:
         return [
             name
             for name, expected in self.inputs.items()
-            if Path(name).exists() and any(input_hash(Path(name)) != each for each in expected)
+            if Path(name).exists() and {input_hash(Path(name))} != set(expected)
         ]
 
 

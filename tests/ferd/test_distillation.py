@@ -5,25 +5,16 @@ import pytest
 import torch
 
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, DistillationSettings, Method, NonRobust, ThreatModel, Utae
+from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence
+from ferd.paper import FERD
 from ferd.pixels import to_float
 from ferd.samplers import Sampler
 from ferd.student_losses import StudentLoss
 
 CPU = torch.device("cpu")
-UTAE = Utae(gamma=0.5, model="student")
-FERD = Method(
-    images="generator",
-    sampler="margin",
-    synthesis="fae",
-    nonrobust=NonRobust(layer=-1, threshold_over="sample"),
-    adversary="utae",
-    utae=UTAE,
-    student_loss="ikl",
-)
 SCHEDULE = DistillationSettings.model_validate(
     {
         "precision": "float32",

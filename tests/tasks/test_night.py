@@ -91,6 +91,13 @@ def test_one_that_is_another_or_over_does_not_go_on(here, reason):
     assert not night.open_night(what, TWO + timedelta(minutes=1)).goes_on
 
 
+def test_the_note_of_an_earlier_version_is_read_too(here):
+    tonight = begun()
+    (night.NIGHTS / f"{tonight.name}.json").rename(night.NIGHTS / "night.json")
+    again = night.open_night(WHAT, TWO + timedelta(hours=1))
+    assert (again.name, again.goes_on) == (tonight.name, True)
+
+
 def test_a_smaller_night_meanwhile_does_not_cost_one_that_broke_off(here):
     tonight = begun()
     by_hand = night.open_night(WHAT | {"seeds": [1]}, TWO + timedelta(hours=4))
