@@ -22,7 +22,12 @@ class Adversary(ABC):
 
     A GPU records both methods with the training step (``ferd.cuda_graphs``): what they learn they change in
     place, on the device; an attribute that is set anew there stays as it was for the rest of the round.
+
+    Attributes:
+        recordable: False for one that branches on a tensor's value or copies it to the host.
     """
+
+    recordable = True
 
     @abstractmethod
     def attack(

@@ -246,7 +246,8 @@ class Distillation:
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
-        train_batch = Recorded(self._train_batch, self.device)
+        recordable = self.adversary.recordable and self.student_loss.recordable
+        train_batch = Recorded(self._train_batch, self.device) if recordable else self._train_batch
         sums = torch.zeros(2, device=self.device)
         for _ in range(steps):
             images, labels = self.pool.sample(self.schedule.batch_size, self.rng)
@@ -276,7 +277,13 @@ class Distillation:
             with torch.no_grad():
                 teacher_adv_logits = self._target_teacher.network(adv_inputs)
         batch = Batch(
-            labels, teacher_logits, student_logits.float(), student_adv_logits.float(), teacher_adv_logits
+            inputs,
+            adv_inputs,
+            labels,
+            teacher_logits,
+            student_logits.float(),
+            student_adv_logits.float(),
+            teacher_adv_logits,
         )
         clean, adversarial = self.student_loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())

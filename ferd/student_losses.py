@@ -21,12 +21,14 @@ from ferd.reweighting import class_means
 
 @dataclass(frozen=True)
 class Batch:
-    """Logits (B, C) on clean and on adversarial images, and labels (B,).
+    """Images (B, channels, H, W) in [0, 1], clean and adversarial, logits (B, C) on them, and labels (B,).
 
     For a loss that needs no student on clean images ``student_logits`` are ``student_adv_logits``; for one
     that needs no teacher on adversarial images ``teacher_adv_logits`` are None.
     """
 
+    inputs: Tensor
+    adv_inputs: Tensor
     labels: Tensor
     teacher_logits: Tensor
     student_logits: Tensor
@@ -41,9 +43,11 @@ class StudentLoss(ABC):
     place, on the device; an attribute that is set anew there stays as it was for the rest of the round.
 
     Attributes:
+        recordable: False for one that branches on a tensor's value or copies it to the host.
         adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
     """
 
+    recordable = True
     adversarial_weight: float | None = None
     needs_student_on_clean = True
     needs_teacher_on_adversarial = False

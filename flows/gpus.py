@@ -4,10 +4,13 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
 from tasks.process import SLOT_SHARE
+
+DRIVER = Path("/proc/driver/nvidia")  # where Linux has one loaded
 
 
 class Gpus:
@@ -34,3 +37,13 @@ class Gpus:
         finally:
             with self._lock:
                 self._processes[gpu] -= 1
+
+
+def machine() -> str:
+    """What stages compute on here, in words; a GPU that is here in vain is told of."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        return f"{count} GPU{'s' * (count > 1)}"
+    if DRIVER.exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        return "the CPU: torch cannot use the GPU here, see `python -c 'import torch; torch.cuda.init()'`"
+    return "the CPU"

@@ -103,17 +103,22 @@ def on_a_worker(name: str, commit: str) -> None:
             timeout=0,  # it is waited for below
             idempotency_key=f"{asked_by}/{name}/{attempt}",
         )
-        state = _end_of(run.id)
+        state = _end_of(run.id, name)
         if not state.is_crashed():
             break
     if not state.is_completed():
         raise FerdError(f"{state.type.value.lower()} on a worker: {state.message or 'see its log'}")
 
 
-def _end_of(run: UUID) -> State[Any]:
+def _end_of(run: UUID, name: str) -> State[Any]:
     """The state that a flow run ends in, or in which it was cancelled since the grid is stopped."""
+    answered = True
     with get_client(sync_client=True) as client:
         while not (state := _state(client, run)) or not state.is_final():
+            if answered != bool(state):
+                answered = bool(state)
+                said = "answers again" if answered else "does not answer; the worker and the asking go on"
+                print(f"{name}: the server {said}", flush=True)
             if stopped.wait(POLL_SECONDS):
                 client.set_flow_run_state(run, Cancelling())
                 return Cancelling(message="the grid was stopped")

@@ -18,7 +18,7 @@ from prefect.runtime import task_run
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from ferd.errors import FerdError, Unreachable
-from flows.gpus import Gpus
+from flows.gpus import Gpus, machine
 from flows.progress import LiveView
 from tasks import params, tracking
 from tasks.process import NOT_WRITABLE, SLOTS
@@ -238,7 +238,7 @@ def run_stale(
         print(f"{title}: all {len(stages)} stages are up to date; nothing to run")
         return
     at_a_time = f", {slots} at a time" if slots else ""
-    print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}", flush=True)
+    print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}, on {machine()}", flush=True)
     with LiveView(stale) as view:
         failures = run_stages(stages, view, slots, pull=pull, anew=anew)
     print(

@@ -86,6 +86,21 @@ def read_content(path: Path) -> Any:
         raise FerdError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from None
 
 
+def put(content: Any, key: str, value: Any) -> None:
+    """Set ``a.b.c`` in settings as they are written.
+
+    Raises:
+        FerdError: there is no block ``a.b``.
+    """
+    *parents, last = key.split(".")
+    block = content
+    for parent in parents:
+        block = block.get(parent) if isinstance(block, dict) else None
+    if not isinstance(block, dict):
+        raise FerdError(f"{key}: unknown key; {'.'.join(parents)} is no block of keys")
+    block[last] = value
+
+
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
     blocks = _section(content, "the whole file")

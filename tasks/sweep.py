@@ -177,13 +177,7 @@ class Sweep:
         """params.yaml with the key changed, and the method under ``name``."""
         content = deepcopy(self._content)
         method = content["methods"][name] = deepcopy(content["methods"][self.method])
-        block = method if in_method(self.key) else content["benchmarks"][self.benchmark]
-        *parents, last = self.key.split(".")
-        for parent in parents:
-            block = block.get(parent) if isinstance(block, dict) else None
-        if not isinstance(block, dict):
-            raise FerdError(f"{self.key}: unknown key; {'.'.join(parents)} is no block of keys")
-        block[last] = value
+        params.put(method if in_method(self.key) else content["benchmarks"][self.benchmark], self.key, value)
         return content
 
     def _accepted(self, value: Value) -> Value:

@@ -32,7 +32,7 @@ from ferd.randomness import stream_seed
 from tasks import paths
 from tasks.device import device_with
 from tasks.distill import given_images
-from tasks.params import PARAMS, Params, read_content, validate
+from tasks.params import PARAMS, Params, put, read_content, validate
 from tasks.teacher import initial_network
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
@@ -63,17 +63,11 @@ def override(path: Path, overrides: list[str]) -> Params:
     """``params.yaml`` with some values replaced by ``a.b.c=value``, validated."""
     content = read_content(path)
     for item in overrides:
-        key, _, value = item.partition("=")
-        *parents, last = key.split(".")
-        block = content
-        for parent in parents:
-            block = block.get(parent) if isinstance(block, dict) else None
-        if not isinstance(block, dict):
-            raise FerdError(f"--set {item}: {path} has no block {'.'.join(parents)!r}")
+        key, _, text = item.partition("=")
         try:
-            block[last] = yaml.safe_load(value)
+            put(content, key, yaml.safe_load(text))
         except yaml.YAMLError:
-            raise FerdError(f"--set {item}: {value!r} is not valid YAML; put it in quotes") from None
+            raise FerdError(f"--set {item}: {text!r} is not valid YAML; put it in quotes") from None
     return validate(content)
 
 

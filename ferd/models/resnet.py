@@ -8,14 +8,19 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ferd.models.classifier import Classifier
+from ferd.models.classifier import Classifier, in_order_of
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convolutions and a shortcut; ReLU after the sum."""
+    """Two 3×3 convolutions and a shortcut; ReLU after the sum.
 
-    def __init__(self, in_width: int, width: int, stride: int) -> None:
+    Args:
+        small_maps: whether its maps have so few pixels that ``fast_layout`` treats it apart.
+    """
+
+    def __init__(self, in_width: int, width: int, stride: int, small_maps: bool = False) -> None:
         super().__init__()
+        self.small_maps = small_maps
         self.conv1 = nn.Conv2d(in_width, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
@@ -31,6 +36,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, in_width, H, W) -> (B, width, H/stride, W/stride)."""
+        if self.small_maps:
+            inputs = in_order_of(self.conv1.weight, inputs)
         hidden = F.relu(self.bn1(self.conv1(inputs)))
         return F.relu(self.bn2(self.conv2(hidden)) + self.shortcut(inputs))
 
@@ -52,8 +59,9 @@ class ResNet(Classifier):
         in_width = widths[0]
         for name, width in zip(self._groups, widths, strict=True):
             stride = 1 if name == "layer1" else 2
-            group = [BasicBlock(in_width, width, stride)]
-            group += [BasicBlock(width, width, 1) for _ in range(blocks_per_group - 1)]
+            small = name == "layer4"  # 4×4 where images are 32×32
+            group = [BasicBlock(in_width, width, stride, small)]
+            group += [BasicBlock(width, width, 1, small) for _ in range(blocks_per_group - 1)]
             self.add_module(name, nn.Sequential(*group))
             in_width = width
         self.linear = nn.Linear(in_width, classes)

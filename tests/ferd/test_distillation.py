@@ -443,3 +443,36 @@ def test_a_student_loss_that_is_put_in_brings_its_own_weight(make_run):
     run.student_loss = Heavy()
     assert run.adversarial_weight == 0.9
     assert len(list(run.rounds())) == 3
+
+
+class FarImages(StudentLoss):
+    """A library user's piece: looks at the images, and at a value on the host."""
+
+    recordable = False
+
+    def __init__(self):
+        self.farthest = []
+
+    def losses(self, batch):
+        self.farthest.append((batch.adv_inputs - batch.inputs).abs().max().item())
+        return batch.student_logits.square().mean(), batch.student_adv_logits.square().mean()
+
+
+def test_a_student_loss_sees_the_images_and_those_that_are_attacked(make_run, threat):
+    run = make_run(utae_steps=10)  # enough for the edge of the ball
+    run.student_loss = FarImages()
+    list(run.rounds())
+    assert run.student_loss.farthest == pytest.approx([threat.epsilon] * 6, abs=1e-6)
+
+
+@pytest.mark.parametrize("piece", ["student_loss", "adversary"])
+def test_steps_with_a_piece_that_cannot_be_recorded_are_called(make_run, monkeypatch, piece):
+    recorded = []
+    monkeypatch.setattr("ferd.distillation.Recorded", lambda step, _: recorded.append(step) or step)
+    run = make_run()
+    next(rounds := run.rounds())  # warm-up
+    next(rounds)
+    assert len(recorded) == 1
+    getattr(run, piece).recordable = False
+    next(rounds)
+    assert len(recorded) == 1

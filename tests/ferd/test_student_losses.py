@@ -13,24 +13,30 @@ FROM_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # KL((3/4, 1/4)
 FROM_EVEN = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)  # KL((1/2, 1/2) ‖ (3/4, 1/4))
 
 
+def batch_of(labels, *logits):
+    """Of black images, at which these losses do not look."""
+    labels = torch.tensor(labels)
+    black = torch.zeros(len(labels), 1, 8, 8)
+    return Batch(black, black, labels, *logits)
+
+
 def batch(labels=(0, 1), classes=3):
     source = torch.Generator().manual_seed(0)
-    logits = [torch.randn(len(labels), classes, generator=source) for _ in range(4)]
-    return Batch(torch.tensor(labels), *logits)
+    return batch_of(labels, *(torch.randn(len(labels), classes, generator=source) for _ in range(4)))
 
 
 def two_class_batch():
     """An image of each class: clean, the student is off on the first alone; attacked, on the second alone."""
     teacher = torch.tensor([THREE_TO_ONE, EVEN])
     clean, attacked = torch.tensor([EVEN, EVEN]), torch.tensor([THREE_TO_ONE, THREE_TO_ONE])
-    return Batch(torch.tensor([0, 1]), teacher, clean, attacked)
+    return batch_of([0, 1], teacher, clean, attacked)
 
 
 def test_ikl_pulls_both_answers_to_the_teachers_on_clean_images():
     """By hand: a sample of class 0, prior (3/4, 1/4), 1 from the clean answer and 3 from the other."""
     teacher, clean, adversarial = ([[math.log(3), 0.0]], [[math.log(3), 1.0]], [[math.log(3), 3.0]])
     elsewhere = torch.tensor([[-9.0, 9.0]])  # the teacher under attack plays no part
-    batch = Batch(torch.tensor([0]), *map(torch.tensor, (teacher, clean, adversarial)), elsewhere)
+    batch = batch_of([0], *map(torch.tensor, (teacher, clean, adversarial)), elsewhere)
     found = Ikl(2, CPU).losses(batch)
     for loss, gap in zip(found, (1, 3), strict=True):
         log_sum = math.log(3 + math.exp(gap))
@@ -92,12 +98,12 @@ def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels,
     confident, wrong = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
     logits = torch.cat([confident, confident.roll(1, 1)])
     attacked = torch.cat([wrong, confident.roll(1, 1)])
-    loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+    loss.losses(batch_of([0, 1], logits, logits, attacked))
     loss.end_round(teacher, images, labels, rng)
     assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
     sharper, softer = (torch.tensor(row).log_softmax(0) for row in ([10.0, 0.0, 0.0], [0.0, 9 / 1.1, 0.0]))
     targets = torch.stack([sharper, softer]).exp()
-    _, adversarial = loss.losses(Batch(torch.tensor([0, 1]), logits, logits, torch.zeros(2, 3)))
+    _, adversarial = loss.losses(batch_of([0, 1], logits, logits, torch.zeros(2, 3)))
     entropies = -(targets * targets.log()).sum(1)
     assert adversarial.item() == pytest.approx((math.log(3) - entropies).mean().item(), rel=1e-4)
     loss.end_round(teacher, images, labels, rng)
@@ -105,7 +111,7 @@ def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels,
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.temperatures, loss.temperatures)
     for _ in range(60):
-        loss.losses(Batch(torch.tensor([0, 1]), logits, logits, attacked))
+        loss.losses(batch_of([0, 1], logits, logits, attacked))
         loss.end_round(teacher, images, labels, rng)
     assert loss.temperatures[1].tolist() == pytest.approx([0.5, 5.0, 1.0])
 

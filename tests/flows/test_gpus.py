@@ -5,6 +5,7 @@ from contextlib import ExitStack
 import pytest
 import torch
 
+from flows import gpus as flows_gpus
 from flows.gpus import Gpus
 from tasks.process import SLOT_SHARE
 
@@ -47,3 +48,23 @@ def test_a_gpu_is_free_again_after_a_failure(machine):
         with pytest.raises(RuntimeError), gpus.one() as environment:
             raise RuntimeError
         assert environment["CUDA_VISIBLE_DEVICES"] == "0"
+
+
+@pytest.mark.parametrize(
+    ("count", "driver", "visible", "said"),
+    [
+        (1, True, None, "1 GPU"),
+        (2, True, None, "2 GPUs"),
+        (0, True, None, "the CPU: torch cannot use the GPU here"),
+        (0, True, "", "the CPU"),
+        (0, False, None, "the CPU"),
+    ],
+)
+def test_what_stages_compute_on_is_said(monkeypatch, tmp_path, count, driver, visible, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+    monkeypatch.setattr(flows_gpus, "DRIVER", tmp_path if driver else tmp_path / "none")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert flows_gpus.machine().partition(", see")[0] == said

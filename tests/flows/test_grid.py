@@ -38,12 +38,14 @@ def refused(status):
 def asked(monkeypatch, *answers):
     monkeypatch.setattr(grid, "POLL_SECONDS", 0)
     monkeypatch.setattr(grid, "get_client", lambda **_: Client(*answers))
-    return grid._end_of(uuid.uuid4())
+    return grid._end_of(uuid.uuid4(), "distill")
 
 
-def test_a_server_that_is_away_for_a_while_fails_no_stage(monkeypatch):
+def test_a_server_that_is_away_for_a_while_fails_no_stage_and_is_told_of_once(monkeypatch, capsys):
     away = httpx.ConnectError("refused"), refused(500), refused(503), httpx.ReadTimeout("late")
-    assert asked(monkeypatch, Running(), *away, Running(), Completed()).is_completed()
+    assert asked(monkeypatch, Running(), *away, Running(), Running(), Completed()).is_completed()
+    lost, back = capsys.readouterr().out.splitlines()
+    assert lost.startswith("distill: the server does not answer") and back.endswith("answers again")
 
 
 def test_a_server_that_has_no_such_run_is_not_asked_again(monkeypatch):

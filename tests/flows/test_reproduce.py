@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "flows.reproduce", "--seeds", "0", "--methods"]
 
 def test_the_flow_runs_every_stage_once_and_shows_the_table(finished):
     log = (finished / "flow.log").read_text()
-    assert "9 of 9 stages to run, 2 at a time" in log
+    assert "9 of 9 stages to run, 2 at a time, on " in log
     for name in ("data@digits", "teacher@digits", "evaluate-digits@resnet8-w8-ferd-s0", "report"):
         assert log.count(f"] {name}: done") == 1
     assert re.search(r"\d+ s in all, of which orchestration \(no stage was computing\) \d+ s", log)

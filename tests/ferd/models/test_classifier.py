@@ -40,6 +40,17 @@ def test_the_fast_layout_does_not_change_what_a_network_computes(images):
     assert torch.allclose(fast_layout(network, torch.device("cpu"))(images), before, atol=1e-6)
 
 
+def test_the_small_maps_of_resnet18_are_in_contiguous_order_on_a_cpu_and_its_answers_the_same(rng):
+    network = build("resnet18", classes=10, channels=3).eval()
+    images = torch.rand(2, 3, 32, 32, generator=rng)
+    before = network(images)
+    fast_layout(network, torch.device("cpu"))
+    assert torch.allclose(network(images), before, atol=1e-5)
+    for layer, order in ((-1, torch.contiguous_format), (-3, torch.channels_last)):
+        assert network.features(images, layer).is_contiguous(memory_format=order)
+        assert network.blocks()[layer].conv2.weight.is_contiguous(memory_format=order)
+
+
 def test_frozen_networks_are_in_eval_mode_and_take_no_gradient(images, untouched):
     networks = [build("resnet8-w8", classes=10, channels=1, seed=seed) for seed in (0, 1)]
     with untouched(networks[0]), untouched(networks[1]), frozen(*networks):
