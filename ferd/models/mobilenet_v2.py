@@ -5,6 +5,7 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,6 +23,22 @@ GROUPS = (
 )
 
 
+class Depthwise(nn.Conv2d):
+    """A 3×3 a channel; at stride 2 in float32 on a CPU, whose bfloat16 kernel is slow backwards (speed.md)."""
+
+    def __init__(self, width: int, stride: int) -> None:
+        super().__init__(width, width, 3, stride, padding=1, groups=width, bias=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(B, width, H, W) -> (B, width, H/stride, W/stride), in the type of the inputs."""
+        if self.stride == (1, 1) or inputs.device.type != "cpu":
+            return super().forward(inputs)
+        bias = None if self.bias is None else self.bias.float()
+        with torch.autocast("cpu", enabled=False):
+            out: Tensor = self._conv_forward(inputs.float(), self.weight.float(), bias)
+        return out.to(inputs.dtype)
+
+
 class InvertedResidual(nn.Module):
     """Expand by a 1×1, a 3×3 a channel, project by a 1×1 without activation; shortcut at stride 1."""
 
@@ -31,7 +48,7 @@ class InvertedResidual(nn.Module):
         self.stride = stride
         self.conv1 = nn.Conv2d(in_width, hidden, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(hidden)
-        self.conv2 = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
+        self.conv2 = Depthwise(hidden, stride)
         self.bn2 = nn.BatchNorm2d(hidden)
         self.conv3 = nn.Conv2d(hidden, width, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width)
