@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import reference
-from benchmarks.steps import LAST_BLOCK, Bench
+from benchmarks.steps import LAST_BLOCK, STEPS, Bench
 from ferd.adversarial_training import AdversarialTraining
 from ferd.assets import cifar10_teacher
 from ferd.attacks import cross_entropy, pgd, random_start
@@ -55,17 +55,23 @@ class RealImages:
 def checks_of_steps(bench: Bench) -> Iterator[Check]:
     """Generator gradients, bottleneck masks, attacks, and what student and teacher steps do to the weights.
 
-    Attacks and updates apart: where a sign falls the other way by rounding, so does all that comes after it.
+    Of the steps that are measured at this size. Attacks and updates apart: where a sign falls the other way
+    by rounding, so does all that comes after it.
     """
-    where = f"{bench.size.name}, float32"
-    ours, theirs = generator_gradients(bench)
-    yield _cosine(f"gradient of the generator, {where}", ours, theirs, LEAST_COSINE)
-    yield _masks(bench, where)
+    where, steps = f"{bench.size.name}, float32", bench.size.steps or STEPS
+    if "generator" in steps:
+        ours, theirs = generator_gradients(bench)
+        yield _cosine(f"gradient of the generator, {where}", ours, theirs, LEAST_COSINE)
+    if "bottleneck" in steps:
+        yield _masks(bench, where)
     for name, attacked in (("student", _attacked_for_student), ("teacher", _attacked_for_teacher)):
-        yield _signs(f"first attack step of a {name} step, {where}", *attacked(_with_attack_steps(bench, 1)))
+        if name in steps:
+            what = f"first attack step of a {name} step, {where}"
+            yield _signs(what, *attacked(_with_attack_steps(bench, 1)))
     for name, updates in (("student", _student_updates), ("teacher", _teacher_updates)):
-        what = f"what a {name} step changes, {where}, no step of its attack"
-        yield _cosine(what, *updates(_with_attack_steps(bench, 0)), LEAST_COSINE)
+        if name in steps:
+            what = f"what a {name} step changes, {where}, no step of its attack"
+            yield _cosine(what, *updates(_with_attack_steps(bench, 0)), LEAST_COSINE)
 
 
 def checks_on_real_images(real: RealImages) -> Iterator[Check]:

@@ -131,8 +131,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         checks = [] if args.steps else checked(device, Path(folder))
         for size in [size for size in sizes if args.image in (None, size.image)]:
-            for name in args.steps or steps:
-                rows += measured(name, size, args.repeats, Path(folder) / str(size.image), device)
+            for name in args.steps or size.steps or steps:
+                rows += measured(name, size, args.repeats, Path(folder) / size.student, device)
                 keep(rows, results)
                 print(json.dumps(rows[-len(steps[name].precisions) :], ensure_ascii=False), flush=True)
     print_table(rows)

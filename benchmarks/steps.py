@@ -37,7 +37,10 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Size:
-    """Networks, image size (that of the benchmark) and batch; how much of each step a call does."""
+    """Networks, image size (that of the benchmark) and batch; how much of each step a call does.
+
+    ``steps``: those that are measured where none are named; all, where it is empty.
+    """
 
     benchmark: str
     teacher: str
@@ -47,6 +50,7 @@ class Size:
     training_steps: int = 1
     pgd20_images: int = 8
     autoattack_images: int = 2
+    steps: Sequence[str] = ()
 
     @property
     def name(self) -> str:
@@ -93,6 +97,7 @@ class Size:
 
 SIZES = (
     Size("cifar10", "wrn-16-4", "resnet18", 32),
+    Size("cifar10", "wrn-16-4", "mobilenet_v2", 32, steps=("student",)),
     Size("tiny-imagenet", "preact_resnet34", "preact_resnet18", 4),
 )
 GPU_SIZES = (  # the paper's networks and batch, and the larger images

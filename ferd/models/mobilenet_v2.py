@@ -24,14 +24,15 @@ GROUPS = (
 
 
 class Depthwise(nn.Conv2d):
-    """A 3×3 a channel; at stride 2 in float32 on a CPU, whose bfloat16 kernel is slow backwards (speed.md)."""
+    """A 3×3 a channel; at stride 2 in float32 on a CPU, whose bfloat16 is slow backwards (speed.md)."""
 
     def __init__(self, width: int, stride: int) -> None:
         super().__init__(width, width, 3, stride, padding=1, groups=width, bias=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, width, H, W) -> (B, width, H/stride, W/stride), in the type of the inputs."""
-        if self.stride == (1, 1) or inputs.device.type != "cpu":
+        low = inputs.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if self.stride == (1, 1) or inputs.device.type != "cpu" or not low:
             return super().forward(inputs)
         bias = None if self.bias is None else self.bias.float()
         with torch.autocast("cpu", enabled=False):
