@@ -1,5 +1,6 @@
 """What an installation stands on."""
 
+import tomllib
 from importlib.metadata import version
 
 from packaging.version import Version
@@ -21,3 +22,17 @@ def test_constraints_hold_exact_versions_and_no_addresses():
     for line in lines:
         assert line.count("==") == 1, line
         assert "/" not in line, line
+
+
+def test_an_installation_of_the_library_has_all_of_its_files():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {file.parent for file in (ROOT / "ferd").rglob("__init__.py")}
+    assert {".".join(folder.relative_to(ROOT).parts) for folder in folders} == set(settings["packages"])
+    listed = {
+        file
+        for package, patterns in settings["package-data"].items()
+        for pattern in patterns
+        for file in ROOT.joinpath(*package.split(".")).glob(pattern)
+    }
+    others = {file for file in (ROOT / "ferd").rglob("*.*") if file.suffix not in (".py", ".pyc")}
+    assert others == listed
