@@ -14,9 +14,9 @@ SEEDS = (0,)
 
 
 @flow(name="demo", task_runner=TASK_RUNNER)
-def demo(slots: int = 2) -> None:
+def demo() -> None:
     """A teacher, three students without data, and two controls; one seed."""
-    bring_up_to_date(BENCHMARK, METHODS, SEEDS, slots)
+    bring_up_to_date(BENCHMARK, METHODS, SEEDS, slots=2)
 
 
 def main() -> None:

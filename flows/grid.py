@@ -61,7 +61,8 @@ def grid(
         failures = in_order(stale, lambda stage, needed: submit(stage.name, commit, wait_for=needed))
     if failures:
         raise FerdError("; ".join(failures))
-    run_stale(benchmark, pipeline.plan(targets, report=True), slots=1, pull=True)
+    # a worker in this folder has changed its dvc.lock, which a pipeline reads once
+    run_stale(benchmark, Pipeline().plan(targets, report=True), slots=1, pull=True)
 
 
 def say_whether_a_worker_is_there() -> None:

@@ -22,7 +22,7 @@ from flows.pipeline import (
     create_record,
     evaluations,
     run_stale,
-    transfer,
+    tried_again,
 )
 from tasks import night, params, tracking, verdict
 from tasks.mlflow_view import address, nightly_links
@@ -104,10 +104,6 @@ def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str]
     ]
     planned = pipeline.plan(targets, report=True)
     if not tonight.goes_on:
-        try:
-            pull(tonight, [stage.name for stage in pipeline.plan(targets)])
-        except FerdError as error:  # what was committed is in Git; all else is computed anyway
-            print(f"without the remote: {error}", flush=True)
         tonight.begin(what, [stage.name for stage in planned])
         planned = Pipeline().plan(targets, report=True)  # which reads dvc.lock again
     run_stale("nightly", planned, slots, anew=True)
@@ -131,13 +127,7 @@ def deliver(
     return undelivered
 
 
-@transfer
-def pull(tonight: Night, stages: Sequence[str]) -> None:
-    """What was committed, from the DVC remote, if there is one."""
-    tonight.pull(stages)
-
-
-@transfer
+@tried_again()
 def push(tonight: Night, stages: Sequence[str]) -> None:
     """What tonight made, to the DVC remote, if there is one."""
     tonight.push(stages)

@@ -21,7 +21,7 @@ from ferd.errors import FerdError, Unreachable
 from flows.gpus import Gpus, machine
 from flows.progress import LiveView
 from tasks import params, tracking
-from tasks.process import NOT_WRITABLE, SLOTS
+from tasks.process import SLOTS, not_writable
 from tasks.stage import (
     BUSY_POLL_SECONDS,
     Pipeline,
@@ -82,33 +82,30 @@ def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     return isinstance(error, Unreachable) or (isinstance(error, StageFailed) and error.retryable)
 
 
-transfer: Any = task(
+tried_again: Any = partial(
+    task,
     retries=RETRIES,
     retry_delay_seconds=RETRY_DELAYS_SECONDS,
     retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,
+    cache_policy=NO_CACHE,  # DVC alone decides what is out of date, and of a sweep its folder
     persist_result=False,
 )
 
 
-@task(
-    task_run_name="{stage.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,  # DVC alone decides what is out of date
-    persist_result=False,
-)
+@tried_again(task_run_name="{stage.name}")
 def run_stage(stage: Stage, session: Session) -> str:
     """Run one stage when there is a place for it; -> its name."""
-    context = FlowRunContext.get()
-    environment = {SLOTS: str(session.slots)} if session.slots else {}
-    if context and context.flow_run:
-        environment["FERD_PREFECT_RUN"] = str(context.flow_run.id)
+    environment = prefect_run() | ({SLOTS: str(session.slots)} if session.slots else {})
     with session.room() as watched, session.gpus.one() as gpu:
         options: Any = {"environment": environment | gpu, "pull": session.pull, "anew": session.anew}
         attempt(stage.name, session, lambda on_event: run(stage, watched(on_event), **options))
     return stage.name
+
+
+def prefect_run() -> dict[str, str]:
+    """What ties a run of MLflow to the flow that asked for it."""
+    context = FlowRunContext.get()
+    return {"FERD_PREFECT_RUN": str(context.flow_run.id)} if context and context.flow_run else {}
 
 
 def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> None:
@@ -170,9 +167,7 @@ def as_command(name: str) -> Iterator[None]:
     except FerdError as error:
         sys.exit(f"{name}: {error}")
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-        sys.exit(f"{name}: {error.filename}: {error.strerror}; free space or correct the permissions")
+        sys.exit(f"{name}: {not_writable(error)}")
     except RuntimeError as error:
         if "Failed to reach API" not in str(error):
             raise

@@ -3,7 +3,7 @@
 from prefect import flow
 
 from ferd.errors import FerdError
-from flows.pipeline import TASK_RUNNER, run_stale, transfer
+from flows.pipeline import TASK_RUNNER, run_stale, tried_again
 from tasks import share as remote
 from tasks.stage import Pipeline
 from tasks.tracking import head, refuse_uncommitted
@@ -33,7 +33,7 @@ def stage(name: str, share: bool = False, commit: str | None = None) -> None:
         push(name)
 
 
-@transfer
+@tried_again()
 def push(name: str) -> None:
     """What the stage, and those that it needs, were run with and gave, to DVC's remote."""
     remote.push([name])

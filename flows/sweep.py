@@ -7,19 +7,14 @@ import argparse
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
-from prefect.cache_policies import NO_CACHE
-from prefect.context import FlowRunContext
+from prefect import flow
 from prefect.futures import as_completed
 
 from ferd.errors import FerdError
 from flows.pipeline import (
-    RETRIES,
-    RETRY_DELAYS_SECONDS,
     TASK_RUNNER,
     Session,
     as_command,
@@ -27,8 +22,9 @@ from flows.pipeline import (
     check_slots,
     create_record,
     failures_of,
+    prefect_run,
     run_stale,
-    worth_a_retry,
+    tried_again,
 )
 from flows.progress import LiveView
 from tasks.process import SLOTS
@@ -101,18 +97,7 @@ def on_this_machine(points: Sequence[Point], slots: int) -> list[str]:
     return failures_of({name: future.state for name, future in futures.items()})
 
 
-point_task: Any = partial(
-    task,
-    task_run_name="{point.name}",
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,  # the folder of the sweep says what is there
-    persist_result=False,
-)
-
-
-@point_task
+@tried_again(task_run_name="{point.name}")
 def run_point(point: Point, session: Session) -> None:
     """Compute a point in a process of its own, when there is a place for it."""
     with session.room() as watched, session.gpus.one() as gpu:
@@ -150,18 +135,12 @@ def on_ray(points: Sequence[Point], threads: int, gpus: float, runner: Any) -> l
     return points_on_ray()
 
 
-@point_task
+@tried_again(task_run_name="{point.name}")
 def run_point_elsewhere(point: Point, record: str, environment: Mapping[str, str]) -> dict[str, bytes]:
     """Compute a point in the clone that its machine names by ``FERD_WORKSPACE``; -> its results' files."""
     workspace = Path(os.environ.get("FERD_WORKSPACE", "."))
     point.compute(workspace, lambda _: None, {**environment, "MLFLOW_TRACKING_URI": record})
     return point.files(workspace)
-
-
-def prefect_run() -> dict[str, str]:
-    """What ties a run of MLflow to the flow that asked for it."""
-    context = FlowRunContext.get()
-    return {"FERD_PREFECT_RUN": str(context.flow_run.id)} if context and context.flow_run else {}
 
 
 def _ray_runner(address: str) -> Any:

@@ -23,7 +23,6 @@ from tasks import params, paths, process, tracking
 from tasks.device import device_with
 from tasks.storage import fetch_weights
 
-SCHEMA = "ferd-analysis/2"
 SEED = 0  # of the attacks; the student's own seed is part of its name
 
 
@@ -277,7 +276,7 @@ def write_outputs(benchmark: str, checkpoint: Path, settings: Benchmark, figures
     write_json(
         paths.result_of(checkpoint).with_suffix(".analysis.json"),
         {
-            "schema": SCHEMA,
+            "schema": paths.ANALYSIS_SCHEMA,
             "benchmark": benchmark,
             "student": student,
             "method": method,

@@ -10,11 +10,10 @@ from typing import Any
 from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json
-from tasks import params
+from tasks import params, tidy
 from tasks.params import CONTROLS
-from tasks.paths import CHECKPOINTS, RESULTS
+from tasks.paths import ANALYSIS_SCHEMA, CHECKPOINTS, RESULTS
 
-SCHEMA = "ferd-analysis/2"
 PAIRS = 3  # of classes that fail most, a row
 FIELDS = {
     "student": str | None,
@@ -91,9 +90,8 @@ class Table:
             head: [f"`{cell}`" if cell and head in CODE else cell for cell in cells]
             for head, cells in self.columns.items()
         }
-        rows = [columns, ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-        lines = [f"| {' | '.join(row)} |" for row in rows]
-        return "\n".join([f"**{self.title}.** {self.note}", "", *lines])
+        table = tidy.markdown(list(columns), zip(*columns.values(), strict=True))
+        return f"**{self.title}.** {self.note}\n\n{table}"
 
 
 def load(benchmark: str) -> list[dict[str, Any]]:
@@ -107,11 +105,10 @@ def load(benchmark: str) -> list[dict[str, Any]]:
     return sorted(map(_read, files), key=_place)
 
 
-def tables(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Table]:
-    """The tables of a benchmark for which there is anything to show."""
+def tables(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[Table, Table, Table]:
+    """The adversary's table, that of the UTAEs and that of the images; without rows what was not analysed."""
     students = [analysis for analysis in analyses if analysis["student"] is not None]
-    made = [adversary_table(analyses, class_names), utae_table(students), images_table(students)]
-    return [table for table in made if table.rows]
+    return adversary_table(analyses, class_names), utae_table(students), images_table(students)
 
 
 def adversary_table(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> Table:
@@ -198,7 +195,7 @@ def markdown(benchmark: str) -> str:
             f"{benchmark}: no analyses yet; stage `analyse` makes them: "
             f"`python -m tasks.analyse {checkpoint}`, and so for each student"
         )
-    return "\n\n".join(table.markdown() for table in tables(analyses, class_names))
+    return "\n\n".join(table.markdown() for table in tables(analyses, class_names) if table.rows)
 
 
 def _by_features(images: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
@@ -243,7 +240,7 @@ def _place(analysis: dict[str, Any]) -> tuple[bool, str, bool, str, int]:
 
 def _read(path: Path) -> dict[str, Any]:
     again = "run its analyse stage"
-    analysis = read_json(path, FIELDS, schema=SCHEMA, again=again)
+    analysis = read_json(path, FIELDS, schema=ANALYSIS_SCHEMA, again=again)
     if analysis["student"] is not None:
         check_fields(analysis, OF_STUDENT, str(path), again)
     return analysis

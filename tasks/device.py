@@ -13,6 +13,11 @@ def device_with(threads: int) -> torch.device:
     return torch.device(device_type())
 
 
+def device_name(device: torch.device) -> str:
+    """A GPU's model, or ``cpu``: what a stage's cost names, and a plan compares."""
+    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+
+
 def device_type() -> str:
     """``cuda`` where there is a GPU, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -93,10 +93,9 @@ def distil_student(
         paths.run_key(checkpoint),
         settings_hash,
         progress.task,
-        {"method": method_name, "gamma": method.utae.gamma, "student": student_name, "seed": seed}
-        | tracking.flatten(method)
-        | tracking.flatten(settings.distillation)
-        | tracking.flatten(settings.threat_model),
+        tracking.student_parameters(
+            student_name, method_name, seed, method, settings.distillation, settings.threat_model
+        ),
     )
     progress.start(distillation.round)
     for record in distillation.rounds():

@@ -58,7 +58,7 @@ def fetch_cifar(name: str, folder: Path) -> str:
     target, archive = folder / source.base_folder, folder / source.filename
     if _is_readable(name, folder):
         return f"{target} is there and whole already"
-    _download(source.url, archive, source.tgz_md5)
+    storage.download(source.url, archive, source.tgz_md5, "md5")
     part = folder / f".{source.base_folder}.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -71,10 +71,6 @@ def fetch_cifar(name: str, folder: Path) -> str:
         shutil.rmtree(part, ignore_errors=True)
     archive.unlink()
     return f"{target} is whole"
-
-
-def _download(url: str, target: Path, md5: str) -> None:
-    storage.download(url, target, md5, "md5")
 
 
 def _is_readable(name: str, folder: Path) -> bool:
@@ -91,7 +87,7 @@ def fetch_tiny_imagenet(folder: Path) -> str:
     if target.exists():
         _check_counts(folder)
         return f"{target} is there and whole already"
-    _download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5)
+    storage.download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5, "md5")
     unpack(archive, target)
     _check_counts(folder)
     archive.unlink()

@@ -32,15 +32,15 @@ def write_plots(
 ) -> None:
     """``plots/<benchmark>/``: ``gamma.csv``, ``classes.csv``, ``agreement.csv``; percent, means over seeds.
 
-    The first has a column a figure under PGD-20, the others a column a (student, method).
+    The first has a column a (student, figure) under PGD-20, of the students with several values of γ; the
+    others a column a (student, method). A student is named where there are several.
     """
     for name, found in groups.items():
         if found:
             names = dataset(benchmarks[name].data.dataset).class_names
-            by_gamma = tidy.over_gamma(found, tidy.gammas(methods))
             by_round = tidy.rounds(found)
             tables = {
-                "gamma": _pivot([row for row in by_gamma if row["attack"] == "pgd20"], "gamma", "figure"),
+                "gamma": _pivot(_over_gamma(found, tidy.gammas(methods)), "gamma", "column"),
                 "classes": _pivot(tidy.per_class(found, "pgd20", names), "class", "label"),
                 "agreement": _pivot(
                     [row for row in by_round if row["quantity"] == "agreement"], "round", "label"
@@ -48,6 +48,15 @@ def write_plots(
             }
             for table, rows in tables.items():
                 _write_table(PLOTS / name / f"{table}.csv", rows)
+
+
+def _over_gamma(groups: Sequence[Group], gamma_of: Mapping[str, float]) -> list[tidy.Row]:
+    rows = [row for row in tidy.over_gamma(groups, gamma_of) if row["attack"] == "pgd20"]
+    rows = tidy.compared(rows, "gamma")
+    several = len({row["student"] for row in rows}) > 1
+    return [
+        row | {"column": f"{row['figure']} · {row['student']}" if several else row["figure"]} for row in rows
+    ]
 
 
 def _pivot(rows: Sequence[tidy.Row], index: str, column: str) -> list[tidy.Row]:

@@ -6,7 +6,6 @@ Tried with MLflow 3.17; a version that does not know the view shows the experime
 
 import json
 import os
-from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -25,9 +24,7 @@ def save_gamma_view(client: Any, experiment: str) -> str:
     return save_view(client, experiment, GAMMA, f"tags.{ABLATION} = '{GAMMA}'", GAMMA)
 
 
-def save_view(
-    client: Any, experiment: str, key: str, runs: str, parameter: str, metrics: Sequence[str] = METRICS
-) -> str:
+def save_view(client: Any, experiment: str, key: str, runs: str, parameter: str) -> str:
     """Keep a view of the ``runs`` (a search filter) with a chart a metric; -> its link, as above."""
     state = {
         "searchFilter": runs,
@@ -38,7 +35,7 @@ def save_view(
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
         "selectedColumns": [f"params.`{parameter}`"],
-        "compareRunCharts": [_chart(key, parameter, metric) for metric in metrics],
+        "compareRunCharts": [_chart(key, parameter, metric) for metric in METRICS],
         "compareRunSections": [
             {"uuid": key, "name": f"over {parameter}", "display": True, "isReordered": True, "cardsPerRow": 2}
         ],

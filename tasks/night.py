@@ -77,11 +77,6 @@ class Night:
                 os.environ.pop(key)
                 os.environ.update({key: value} if value is not None else {})
 
-    def pull(self, stages: Sequence[str]) -> None:
-        """What was committed of these stages, as far as the remote has it; nothing without a remote."""
-        if share.has_remote(self.folder):
-            dvc(self.folder, "pull", "--allow-missing", *stages)
-
     def push(self, stages: Sequence[str]) -> None:
         """What these stages made tonight; nothing without a remote. Run in the night's folder."""
         if share.has_remote(self.folder):
@@ -223,9 +218,11 @@ def _clone(night: Night) -> None:
     _git(night.folder, "checkout", "--quiet", "--detach", night.commit)
     (night.home / "downloads").mkdir(exist_ok=True)
     (night.folder / "downloads").symlink_to(night.home / "downloads")
+    from dvc.repo import Repo
+
     with (
-        _repository(night.home) as here,
-        _repository(night.folder) as there,
+        Repo(str(night.home)) as here,
+        Repo(str(night.folder)) as there,
         there.config.edit("local") as local,
     ):
         local["cache"] = {"dir": here.cache.local_cache_dir}
@@ -237,14 +234,6 @@ def _clone(night: Night) -> None:
 def _locked(path: Path) -> dict[str, Any]:
     """The stages that DVC remembers as run."""
     return yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
-
-
-@contextmanager
-def _repository(folder: Path) -> Iterator[Any]:
-    from dvc.repo import Repo
-
-    with Repo(str(folder)) as repo:
-        yield repo
 
 
 def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:

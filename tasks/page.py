@@ -10,7 +10,7 @@ from tasks import analysis_table, paper, tidy
 from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds, sweep
 from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
-from tasks.results import Group, students
+from tasks.results import Group, of_first_student, students
 from tasks.sweep_results import SweepResults, beside_own_students
 from tasks.table import NAMES, cell, figures, further, warnings
 
@@ -66,11 +66,10 @@ def chapter(
     accuracy = tidy.accuracy(groups)
     by_class = tidy.per_class(groups, "pgd20", kinds)
     analyses = analysis_table.load(name)
-    analysed = {table.title: table for table in map(_from_analysis, analysis_table.tables(analyses, kinds))}
     adversary, utae, quality = (
-        [table for title, table in analysed.items() if title.startswith(start)]
-        for start in ("Under an adversary", "Where uniform", "Synthetic")
+        [_from_analysis(table)] if table.rows else [] for table in analysis_table.tables(analyses, kinds)
     )
+    of_first = of_first_student(groups, benchmark.students)
     compared = paper.compare(benchmark, groups)
     gamma_of = tidy.gammas(methods)
     by_gamma = tidy.over_gamma(groups, gamma_of)
@@ -79,8 +78,8 @@ def chapter(
     return Chapter(
         name,
         _about(benchmark),
-        _lead(groups),
-        _cards(groups),
+        _lead(of_first),
+        _cards(of_first),
         [
             Section(
                 robustness.headline(accuracy, again), [_results(groups), _further(groups)] if groups else []
@@ -97,7 +96,7 @@ def chapter(
             ),
             Section(rounds.proportions(tidy.proportions(groups, kinds), kinds, again)),
             Section(rounds.measures(over_rounds, again)),
-            Section(images.grids(groups, kinds, again), quality),
+            Section(images.grids(of_first, kinds, again), quality),
             Section(cost.seconds(tidy.costs(groups), again)),
         ],
         warnings(groups),
@@ -125,9 +124,8 @@ def _about(benchmark: Benchmark) -> str:
     )
 
 
-def _lead(groups: Sequence[Group]) -> str:
+def _lead(by_method: Mapping[str, Group]) -> str:
     """The headline in a sentence."""
-    by_method = {group.method: group for group in reversed(groups)}
     if "ferd" not in by_method:
         return "FERD has not been run on this benchmark."
     ferd = by_method["ferd"]
@@ -148,19 +146,17 @@ def _seeds(group: Group) -> str:
     return f"{len(group.seeds)} seed{'s' * (len(group.seeds) > 1)}"
 
 
-def _cards(groups: Sequence[Group]) -> list[dict[str, str]]:
-    """Worst-class robustness of the first student's methods in large figures."""
-    student = next(iter(group.student for group in groups if group.student and group.method == "ferd"), None)
-    found = {group.method: group for group in groups if group.student in (None, student)}
+def _cards(by_method: Mapping[str, Group]) -> list[dict[str, str]]:
+    """Worst-class robustness in large figures."""
     return [
         {
             "method": method,
-            "figure": cell(found[method], "pgd20", "worst"),
-            "average": f"average {cell(found[method], 'pgd20', 'average')}",
-            "seeds": _seeds(found[method]),
+            "figure": cell(by_method[method], "pgd20", "worst"),
+            "average": f"average {cell(by_method[method], 'pgd20', 'average')}",
+            "seeds": _seeds(by_method[method]),
         }
         for method in CARDS
-        if method in found
+        if method in by_method
     ]
 
 

@@ -9,8 +9,8 @@ import yaml
 
 from ferd.config import Benchmark
 from tasks.results import Group, spread
+from tasks.tidy import Row
 
-Row = dict[str, Any]
 PAPER = Path(__file__).with_name("paper.yaml")
 COLUMNS = (
     ("clean", "average"), ("clean", "worst"), ("pgd20", "worst"),

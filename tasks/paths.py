@@ -8,6 +8,7 @@ CHECKPOINTS = OUTPUTS / "checkpoints"
 RESULTS = OUTPUTS / "results"
 PAGE = RESULTS / "report" / "index.html"
 RESULT_SCHEMA = "ferd-result/1"
+ANALYSIS_SCHEMA = "ferd-analysis/2"
 
 
 def images(benchmark: str, split: str) -> Path:

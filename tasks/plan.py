@@ -25,6 +25,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
+from tasks.device import device_name, device_type
 from tasks.results import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
@@ -202,9 +203,9 @@ class Costs:
 
 def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Sequence[Stage]) -> None:
     """The stages that are out of date, a line for all seeds of each, and how far predictions were off."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device_type())
     everything = jobs(stages)
-    table = Table(title=f"out of date, and what it costs on {_device_name(device)}")
+    table = Table(title=f"out of date, and what it costs on {device_name(device)}")
     table.add_column("stage", no_wrap=True)
     for heading in ("stages", "PFLOP each", "hours each", "hours", "memory GB", "disk MB each"):
         table.add_column(heading, justify="right")
@@ -258,11 +259,7 @@ def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
 def _spent(job: Job, device: torch.device) -> float | None:
     """Seconds that the stage took by itself, where it ran on such a device and in one go."""
     record = read_cost(job.spent)
-    return own_seconds(record) if record and record["device"] == _device_name(device) else None
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    return own_seconds(record) if record and record["device"] == device_name(device) else None
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 from tasks import lineage
-from tasks.device import device_type
+from tasks.device import device_name, device_type
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -129,10 +129,14 @@ def running(task: str) -> Iterator[Progress]:
         reason = " ".join(str(error).split(". ")[0].split())
         _end(progress, f"{reason}; lower batch_size, or run fewer stages on this GPU at a time")
     except OSError as error:
-        if error.errno not in NOT_WRITABLE:
-            raise
-        what = f"{error.filename or 'a file'}: {error.strerror}"
-        _end(progress, f"{what}; free space or correct the permissions")
+        _end(progress, not_writable(error))
+
+
+def not_writable(error: OSError) -> str:
+    """A line for a disk that is full or must not be written to; any other error is raised again."""
+    if error.errno not in NOT_WRITABLE:
+        raise error
+    return f"{error.filename or 'a file'}: {error.strerror}; free space or correct the permissions"
 
 
 @contextmanager
@@ -203,7 +207,7 @@ def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
             "processor_seconds": round(progress.processor_seconds, 1),
             "peak_memory_mb": peak_memory_mb(device),
             **({"resumed": True} if progress.resumed else {}),  # then the seconds are the last attempt's
-            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),

@@ -30,7 +30,6 @@ from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
-BATCH = 1000  # metrics that MLflow takes at once
 DESCRIPTION = """\
 {teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
 
@@ -163,7 +162,7 @@ def _complete_run(
         run_id = _import(client, experiment, key, settings, path, result)
     benchmark = settings.benchmark(result["benchmark"])
     class_names = dataset(benchmark.data.dataset).class_names
-    client.log_table(run_id, per_class(result, class_names), "per_class.json")
+    _log_table(client, run_id, per_class(result, class_names), "per_class.json")
     client.log_artifact(run_id, str(path))
     images = path.with_suffix(".images.png")
     if images.exists():
@@ -174,6 +173,13 @@ def _complete_run(
     if result["method"] in tidy.gammas(settings.methods):
         client.set_tag(run_id, ABLATION, GAMMA)
     client.set_tag(run_id, COMPLETED, done)
+
+
+def _log_table(client: Any, run_id: str, columns: Mapping[str, Sequence[Any]], name: str) -> None:
+    """A table as MLflow shows them, in place of the one that is there: its ``log_table`` would add rows."""
+    rows = list(zip(*columns.values(), strict=True))
+    client.log_dict(run_id, {"columns": list(columns), "data": rows}, name)
+    client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps([{"path": name, "type": "table"}]))
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:
@@ -206,9 +212,7 @@ def _import(
     tags = {"run_key": key, "mlflow.source.name": str(path), "imported": "true"}
     run = client.create_run(experiment, start_time=written, run_name=key, tags=tags)
     run_id = str(run.info.run_id)
-    client.log_batch(run_id, params=given, tags=[RunTag("mlflow.source.type", "LOCAL")])
-    for start in range(0, len(metrics), BATCH):
-        client.log_batch(run_id, metrics=metrics[start : start + BATCH])
+    client.log_batch(run_id, metrics, given, [RunTag("mlflow.source.type", "LOCAL")])
     client.set_terminated(run_id, end_time=written)
     return run_id
 
@@ -231,17 +235,8 @@ def parameters(result: Mapping[str, Any], settings: Params) -> dict[str, Any]:
     method = settings.methods.get(result["method"])
     if method is None:  # it left params.yaml; its result is still there
         return {"method": result["method"], "student": result["student"], "seed": result["seed"]} | threat
-    return (
-        {
-            "method": result["method"],
-            "gamma": method.utae.gamma,
-            "student": result["student"],
-            "seed": result["seed"],
-        }
-        | tracking.flatten(method)
-        | tracking.flatten(benchmark.distillation)
-        | threat
-    )
+    who = result["student"], result["method"], result["seed"]
+    return tracking.student_parameters(*who, method, benchmark.distillation, result["threat_model"])
 
 
 def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping[str, Any]) -> None:

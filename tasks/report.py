@@ -43,14 +43,13 @@ def main() -> None:
         write_json(SUMMARY, summary(groups))
         write_metrics(groups)
         write_plots(groups, settings.benchmarks, settings.methods)
-        rendered = render(chapters(groups))
+        rendered = render(chapters(settings, groups))
         with atomic_write(PAGE) as part:
             part.write_text(rendered)
 
 
-def chapters(groups: dict[str, list[Group]]) -> list[page.Chapter]:
+def chapters(settings: Params, groups: dict[str, list[Group]]) -> list[page.Chapter]:
     """A chapter a benchmark: those with students first, those not run last."""
-    settings = params.read()
     made = [_chapter(settings, name, found) for name, found in groups.items()]
     return sorted(made, key=lambda chapter: not groups[chapter.name])
 

@@ -69,11 +69,6 @@ class Group:
             return 0, []
         return found[0]["images"], [comparison["weaker_accuracy"] for comparison in found]
 
-    def per_class(self, attack: str) -> list[float]:
-        """Each class's accuracy, the mean over seeds."""
-        rows = [result["attacks"][attack]["per_class"] for result in self.results]
-        return [mean(column) for column in zip(*rows, strict=True)]
-
     def agreements(self) -> list[float]:
         """Share of the pool that the teacher gives the requested label, one value a seed; students only."""
         recorded = [read_rounds(path) for path in self.paths] if self.student else []
@@ -116,6 +111,13 @@ def students(groups: Sequence[Group]) -> list[str]:
 def spread(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation over seeds; None of one seed."""
     return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def of_first_student(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Group]:
+    """The teacher, and the methods of the first of these students that FERD has distilled; by method."""
+    distilled = {group.student for group in groups if group.method == "ferd"}
+    first = next((name for name in [*names, *distilled] if name in distilled), None)
+    return {group.method: group for group in groups if group.student in (None, first)}
 
 
 def own_seconds(cost: Mapping[str, Any]) -> float:

@@ -86,13 +86,9 @@ class Pipeline:
             self._known = {stage.addressing: stage for stage in graph.nodes}
 
     def student_stages(
-        self,
-        benchmark: str,
-        methods: Sequence[str] | None,
-        seeds: Sequence[int] | None,
-        module: str = "tasks.evaluate",
+        self, benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None
     ) -> list[str]:
-        """Names of the stages that run ``module`` on a benchmark's students, by default on all.
+        """Names of the stages that evaluate a benchmark's students, by default all.
 
         Raises:
             FerdError: dvc.yaml has no stage for a method or seed that was named.
@@ -100,7 +96,7 @@ class Pipeline:
         students: dict[str, tuple[str, int]] = {}
         for name, stage in self._known.items():
             kind, *arguments = _command(stage.cmd)
-            if kind == module and Path(arguments[0]).parts[1] == benchmark:
+            if kind == "tasks.evaluate" and Path(arguments[0]).parts[1] == benchmark:
                 student, method, seed = paths.identity(Path(arguments[0]))
                 students |= {name: (method, seed)} if student else {}
         for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):

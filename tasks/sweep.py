@@ -155,7 +155,7 @@ class Sweep:
         if min(seeds) < 0:
             raise FerdError(f"seed {min(seeds)}: must be 0 or more")
         self.seeds = sorted(set(seeds))
-        self._content = yaml.safe_load(params.PARAMS.read_text())
+        self._content = params.read_content(params.PARAMS)
         self._refuse_keys_out_of_reach()
         self.values: list[Value] = []
         for value in values:
@@ -214,7 +214,7 @@ class Sweep:
         changed = common["method"] if in_method(self.key) else common
         for parent in parents:
             changed = changed[parent]
-        del changed[last]
+        changed.pop(last, None)  # a key that the block may have, and has not
         name = f"{self.benchmark}-{self.student}-{self.method}-{self.key}"
         return f"{name}-{fingerprint(common, self.inputs)[:8]}"
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ferd.errors import FerdError
-from tasks import params
+from tasks import params, tidy
 from tasks.results import Group, load, spread, students
 
 COLUMNS = [
@@ -164,8 +164,7 @@ def markdown(benchmark: str) -> str:
 
 
 def _markdown(columns: Mapping[str, Sequence[str]]) -> str:
-    rows = [list(columns), ["---"] * len(columns), *zip(*columns.values(), strict=True)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return tidy.markdown(list(columns), zip(*columns.values(), strict=True))
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

@@ -1,7 +1,7 @@
 """Results as tidy rows, one observation each: what the report draws and offers as downloads."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ferd.config import Method
@@ -11,6 +11,12 @@ from tasks.sweep_results import Value
 Row = dict[str, Any]
 ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
 COSTS = {"distill": "distill-cost", "train": "train-cost", "evaluate": "evaluate-cost"}
+
+
+def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def labels(groups: Sequence[Group]) -> dict[tuple[str | None, str], str]:
@@ -50,16 +56,16 @@ def per_class(groups: Sequence[Group], attack: str, class_names: Sequence[str]) 
     return rows
 
 
-def gammas(methods: Mapping[str, Method], whole: str = "ferd") -> dict[str, float]:
+def gammas(methods: Mapping[str, Method]) -> dict[str, float]:
     """γ of every method that differs from FERD in γ alone; none where there is no FERD."""
-    if whole not in methods:
+    if "ferd" not in methods:
         return {}
-    block = methods[whole].model_dump()
+    block = methods["ferd"].model_dump()
     return {
         name: method.utae.gamma
         for name, method in methods.items()
         if method.model_dump() | {"utae": None} == block | {"utae": None}
-        and method.utae.model == methods[whole].utae.model
+        and method.utae.model == methods["ferd"].utae.model
     }
 
 
@@ -67,6 +73,14 @@ def over_gamma(groups: Sequence[Group], gamma_of: Mapping[str, float]) -> list[R
     """``accuracy`` of the methods that differ in γ alone, with γ, in its order."""
     rows = [row | {"gamma": gamma_of[row["method"]]} for row in accuracy(groups) if row["method"] in gamma_of]
     return sorted(rows, key=lambda row: row["gamma"])
+
+
+def compared(rows: Sequence[Row], key: str) -> list[Row]:
+    """The rows of those students that have several values of ``key``."""
+    values = defaultdict(set)
+    for row in rows:
+        values[row["student"]].add(row[key])
+    return [row for row in rows if len(values[row["student"]]) > 1]
 
 
 def over_values(groups: Mapping[Value, Group]) -> list[Row]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ferd.config import Settings
+from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from tasks.results import FIGURES
@@ -158,6 +158,19 @@ def robustness(
         for attack, values in figures.items()
         for figure in FIGURES
     }
+
+
+def student_parameters(
+    student: str,
+    name: str,
+    seed: int,
+    method: Method,
+    schedule: DistillationSettings,
+    threat: Mapping[str, Any] | ThreatModel,
+) -> dict[str, Any]:
+    """The parameters of a student's run: what is compared first, then all settings."""
+    first = {"method": name, "gamma": method.utae.gamma, "student": student, "seed": seed}
+    return first | flatten(method) | flatten(schedule) | flatten(threat)
 
 
 def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from enum import StrEnum
 from statistics import mean, stdev
 from typing import Any
 
+from tasks import tidy
 from tasks.params import Tolerances
 from tasks.results import FIGURES, judged
 
@@ -127,7 +128,7 @@ def headline(verdicts: Sequence[Verdict]) -> str:
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """All verdicts as a table, the worst first."""
     heads = ["outcome", "student", "attack", "figure", "seeds", "committed", "tonight", "tolerated"]
-    rows = [heads, ["---"] * len(heads)] + [
+    rows = [
         [
             f"**{verdict.outcome}**" if verdict.outcome in FAULTS else str(verdict.outcome),
             f"`{name_of(verdict)}`",
@@ -140,7 +141,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
         ]
         for verdict in verdicts
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return tidy.markdown(heads, rows)
 
 
 def name_of(verdict: Verdict) -> str:

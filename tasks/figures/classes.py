@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
+from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, kind, kind_colours
 from tasks.params import CONTROLS
+from tasks.tidy import Row
 
 MOST_NAMED = 20  # classes that fit on an axis
 MOST_PANELS = 12
@@ -52,7 +53,7 @@ def _classes(order: Sequence[str]) -> alt.X:
 
 
 def _profile(rows: Sequence[Row], teacher: Sequence[Row], order: Sequence[str]) -> alt.TopLevelMixin:
-    rows = [row | {"kind": kind(row["method"], CONTROLS)} for row in rows]
+    rows = [row | {"kind": kind(row["method"])} for row in rows]
     x = _classes(order)
     y = alt.Y("mean:Q", title="%", scale=alt.Scale(domain=[0, 100]))
     tips = ["label:N", "class:N", *mean_and_std(".1f")]

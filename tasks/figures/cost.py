@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
+from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import BLUE, GREEN, ORANGE
+from tasks.tidy import Row
 
 COLOURS = {"distill": BLUE, "train": GREEN, "evaluate": ORANGE}
 

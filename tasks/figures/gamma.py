@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
+from tasks import tidy
 from tasks.figures import curves
-from tasks.figures.figure import Figure, Row, missing
+from tasks.figures.figure import Figure, missing
+from tasks.tidy import Row
 
 READING = (
     "A line an attack, over γ: the weight of the uniform target in the student's adversarial examples; "
@@ -20,14 +22,10 @@ def over_gamma(rows: Sequence[Row], gamma_of: Mapping[str, float], command: str)
     absent = [name for name in sorted(gamma_of, key=gamma_of.__getitem__) if name not in ran]
     without = ", ".join(f"γ = {gamma_of[name]:g}" for name in absent)
     missing_note = f"No student for {without}." if absent else ""
-    students = [
-        student
-        for student in dict.fromkeys(row["student"] for row in rows)
-        if len({row["gamma"] for row in rows if row["student"] == student}) > 1
-    ]
+    shown = tidy.compared(curves.drawn(rows), "gamma")
+    students = list(dict.fromkeys(row["student"] for row in shown))
     if not students:
         return missing("gamma", title, f"Needs two values of γ or more. {missing_note}".rstrip(), command)
-    shown = [row for row in curves.drawn(rows) if row["student"] in students]
     panels: dict[str, alt.TopLevelMixin] = {}
     for student in students:
         of_student = [row for row in shown if row["student"] == student]

@@ -1,7 +1,7 @@
 """What the synthetic images look like: FERD's beside plain synthesis, a row a class."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tasks.figures.figure import Figure, missing
 from tasks.results import Group
@@ -10,18 +10,16 @@ SHOWN = {"ferd": "FERD: fairness-aware examples", "no-fae": "Plain synthesis (no
 MOST_BYTES = 500_000  # a grid; larger ones are left beside the page
 
 
-def grids(groups: Sequence[Group], classes: Sequence[str], command: str) -> Figure:
-    """The image grids of the first seed of the first student, where this machine has made them."""
+def grids(by_method: Mapping[str, Group], classes: Sequence[str], command: str) -> Figure:
+    """The image grids of a student's first seed, where this machine has made them."""
     title = "Synthetic images"
     reading = (
         f"The last images of a pool, a row a class, top to bottom: {', '.join(classes)}. No generator "
         "has seen a real image."
     )
-    students = dict.fromkeys(group.student for group in groups if group.method == "ferd")
-    student = next(iter(students), None)
     pictures, absent = {}, []
     for method, text in SHOWN.items():
-        paths = [group.paths[0] for group in groups if (group.student, group.method) == (student, method)]
+        paths = [by_method[method].paths[0]] if method in by_method else []
         files = [file for path in paths if (file := path.with_suffix(".images.png")).exists()]
         if files and files[0].stat().st_size <= MOST_BYTES:
             data = base64.b64encode(files[0].read_bytes()).decode()

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, panel
+from tasks.figures.figure import Figure, panel
 from tasks.figures.style import BLUE, ORANGE, by_colour, by_shape, explained
+from tasks.tidy import Row
 
 READING = (
     "Worst class under AutoAttack, percent; whiskers: ± one standard deviation over our seeds (none: one "

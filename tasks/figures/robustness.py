@@ -6,9 +6,9 @@ from typing import Any
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, missing, panel
+from tasks.figures.figure import Figure, missing, panel
 from tasks.figures.style import by_colour, by_shape, explained, kind, kind_colours, label_colours
-from tasks.params import CONTROLS
+from tasks.tidy import Row
 
 WITH_DATA = ("teacher", "real-data")
 HEADLINE_READING = (
@@ -25,7 +25,7 @@ TRADE_OFF_READING = (
 
 def headline(rows: Sequence[Row], command: str) -> Figure:
     """Bars of the worst class and of the average, a row a method; ``rows``: ``tidy.accuracy``."""
-    shown = _of_attack(rows, "pgd20", ("worst", "average"))
+    shown = _under_pgd20(rows, ("worst", "average"))
     title = "Worst class and average, every method"
     if not shown:
         return missing("headline", title, "No student or teacher has been evaluated.", command)
@@ -45,11 +45,11 @@ def headline(rows: Sequence[Row], command: str) -> Figure:
     )
 
 
-def _of_attack(rows: Sequence[Row], attack: str, figures: Sequence[str]) -> list[Row]:
+def _under_pgd20(rows: Sequence[Row], figures: Sequence[str]) -> list[Row]:
     return [
-        {"kind": kind(row["method"], CONTROLS), "text": _text(row), **row}
+        {"kind": kind(row["method"]), "text": _text(row), **row}
         for row in rows
-        if row["attack"] == attack and row["figure"] in figures
+        if row["attack"] == "pgd20" and row["figure"] in figures
     ]
 
 
@@ -92,7 +92,7 @@ def trade_off(rows: Sequence[Row], command: str) -> Figure:
 def pivot(rows: Sequence[Row]) -> list[Row]:
     """A row a method: average and worst side by side, and whether it is on the Pareto front."""
     found: dict[str, dict[str, Any]] = {}
-    for row in _of_attack(rows, "pgd20", ("average", "worst")):
+    for row in _under_pgd20(rows, ("average", "worst")):
         entry = found.setdefault(
             row["label"], {key: row[key] for key in ("label", "student", "method", "kind", "seeds")}
         )

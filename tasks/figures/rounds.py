@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, Row, mean_and_std, missing, panel
+from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, explained, label_colours
+from tasks.tidy import Row
 
 SHOWN = ("ferd", "no-reweighting", "no-fae", "no-utae", "no-fae-utae", "ferd-released", "dfhl-rs", "rslad")
 MEASURES = {

@@ -6,6 +6,8 @@ from typing import Any
 
 import altair as alt
 
+from tasks.params import CONTROLS
+
 BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = (
     "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c",
 )  # fmt: skip
@@ -86,13 +88,13 @@ CONFIG = {
 }  # fmt: skip
 
 
-def kind(method: str, controls: Sequence[str]) -> str:
+def kind(method: str) -> str:
     """What role a method plays in the comparison."""
     if method == "teacher":
         return "teacher"
     if method == "ferd":
         return "FERD"
-    if method in controls:
+    if method in CONTROLS:
         return "control"
     return "variant of FERD" if method.startswith(("no-", "gamma-", "ferd", "adaptive")) else "baseline"
 

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 from tasks import tidy
 from tasks.figures import curves
-from tasks.figures.figure import Figure, Row, missing
+from tasks.figures.figure import Figure, missing
 from tasks.figures.style import label_colours
 from tasks.sweep_results import SweepResults, Value
+from tasks.tidy import Row
 
 READING = (
     "A line an attack, over the values of {key}. Bands: ± one standard deviation over seeds (none: one seed)."

@@ -150,12 +150,24 @@ def test_dvc_can_read_the_pipeline_without_the_rest_of_the_project(workspace):
 
 
 def test_no_output_is_both_in_git_and_ignored(stages):
-    for stage in stages.values():
-        for out in stage.outs:
-            ignored = subprocess.run(
-                ["git", "check-ignore", "--quiet", out.def_path], cwd=ROOT, check=False
-            ).returncode
-            assert (ignored == 0) == out.use_cache, out.def_path
+    outs = {out.def_path: out.use_cache for stage in stages.values() for out in stage.outs}
+    answer = subprocess.run(
+        ["git", "check-ignore", "--stdin"],
+        cwd=ROOT,
+        input="\n".join(outs),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert set(answer.stdout.splitlines()) == {path for path, cached in outs.items() if cached}
+
+
+def test_what_the_report_depends_on_is_in_git(stages):
+    """DVC fails where a folder is missing, and Git keeps none that is empty."""
+    kept = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    files = kept.stdout.splitlines()
+    for dep in stages["report"].deps:
+        assert any(file == dep.def_path or file.startswith(f"{dep.def_path}/") for file in files), dep
 
 
 def test_an_experiment_changes_its_own_line_of_the_settings_alone(tmp_path):

@@ -3,9 +3,11 @@
 import csv
 import json
 import sys
+from pathlib import Path
 
-from tasks import metrics
-from tests.conftest import run_in
+from tasks import metrics, params, results
+from tests.conftest import ROOT, run_in
+from tests.tasks.test_results import write_result
 
 
 def test_dvc_shows_a_row_a_method(finished):
@@ -29,6 +31,23 @@ def test_the_tables_of_plots_hold_the_results(finished):
     assert [float(row["ferd"]) / 100 for row in rows] == result["attacks"]["pgd20"]["per_class"]
     with (finished / "results/plots/digits/agreement.csv").open() as file:
         assert [row["round"] for row in csv.DictReader(file)] == ["1", "2", "3"]
+
+
+def test_the_table_over_gamma_names_the_students_that_have_several_values(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    known = params.read(ROOT / "params.yaml")
+
+    def written():
+        metrics.write_plots({"digits": results.load("digits")}, known.benchmarks, known.methods)
+        return list(csv.DictReader(Path("results/plots/digits/gamma.csv").read_text().splitlines()))
+
+    write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w16")
+    write_result(tmp_path, "no-utae", 0, 0.25, student="resnet8-w16")
+    write_result(tmp_path, "ferd", 0, 0.75, student="resnet8-w32")
+    assert [(row["gamma"], row["average"]) for row in written()] == [("0.0", "25.0"), ("0.5", "50.0")]
+    write_result(tmp_path, "no-utae", 0, 0.125, student="resnet8-w32")
+    first, _ = written()
+    assert (first["average · resnet8-w16"], first["average · resnet8-w32"]) == ("25.0", "12.5")
 
 
 def test_a_pivot_has_a_row_a_value():

@@ -37,6 +37,15 @@ def test_each_kind_of_stage_is_timed_at_its_own_precision(costs, monkeypatch):
         assert costs.seconds(job(kind)) == pytest.approx(costs.work(job(kind)).total / rate)
 
 
+def test_each_network_is_timed_at_its_own_rate(costs, monkeypatch):
+    rates = {8: 1e6, 16: 4e6}  # by the width of student and teacher
+    monkeypatch.setattr(plan.cost, "attack_rate", lambda network, *_: rates[network.conv1.out_channels])
+    work = costs.work(job("distill"))
+    assert min(work.teacher, work.student, work.generator) > 0
+    expected = work.teacher / 4e6 + (work.student + work.generator) / 1e6
+    assert costs.seconds(job("distill")) == pytest.approx(expected)
+
+
 def test_an_analysis_is_of_student_and_teacher_and_a_teachers_of_itself_alone(costs):
     student, teacher = job("analyse"), job("analyse", student=None, method="teacher")
     assert costs.work(teacher).student == 0 < costs.work(teacher).teacher

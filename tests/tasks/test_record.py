@@ -85,6 +85,17 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     assert number == 5
 
 
+def test_a_run_that_is_completed_again_keeps_one_table_of_classes(finished_copy):
+    checkpoint, away = finished_copy / f"checkpoints/digits/{FERD}.safetensors", finished_copy / "away"
+    checkpoint.rename(away)
+    complete(finished_copy)
+    away.rename(checkpoint)  # as `dvc pull` brings it
+    client, experiment, runs, _ = complete(finished_copy)
+    table = client.load_table(experiment.experiment_id, "per_class.json", [runs[FERD].info.run_id])
+    assert table["class"].tolist() == list(range(10))
+    assert {"clean", "pgd20", "all"} <= set(table.columns)
+
+
 def test_the_runs_of_a_night_on_another_machine_are_not_taken_for_these(finished_copy, result, monkeypatch):
     _, _, runs, number = complete(finished_copy)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_copy}/mlflow.db")

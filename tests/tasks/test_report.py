@@ -86,6 +86,13 @@ def test_the_lead_says_the_headline(folder):
     assert "keeps 25.0 ± 0.0 % of its test images under PGD-20 (3 seeds); the teacher 25.0." in make_page()
 
 
+def test_the_lead_compares_methods_of_one_student(folder):
+    write_result(folder, "real-data", 0, 0.75, student="resnet8-w32")
+    assert "real images" not in make_page()
+    write_result(folder, "real-data", 0, 0.75)
+    assert "; the teacher 25.0, the same student on real images 25.0." in make_page()
+
+
 def test_a_figure_is_written_alone_by_its_command(folder, monkeypatch):
     monkeypatch.setattr("sys.argv", ["report", "--figure", "digits/headline", "--to", "headline.png"])
     report.main()
