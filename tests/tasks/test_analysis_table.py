@@ -15,7 +15,7 @@ from ferd.errors import FerdError
 from ferd.image_quality import TeacherEmbedding, image_quality
 from ferd.models.registry import build
 from ferd.utae_outcomes import UtaeOutcomes
-from tasks import analyse, analysis_table
+from tasks import analysis_table
 from tests.conftest import ROOT
 
 CIFAR10 = dataset("cifar10").class_names

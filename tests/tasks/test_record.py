@@ -3,6 +3,7 @@
 import fcntl
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -90,10 +91,15 @@ def test_a_run_that_is_completed_again_keeps_one_table_of_classes(finished_copy)
     checkpoint.rename(away)
     complete(finished_copy)
     away.rename(checkpoint)  # as `dvc pull` brings it
-    client, experiment, runs, _ = complete(finished_copy)
-    table = client.load_table(experiment.experiment_id, "per_class.json", [runs[FERD].info.run_id])
-    assert table["class"].tolist() == list(range(10))
-    assert {"clean", "pgd20", "all"} <= set(table.columns)
+    client, _, runs, _ = complete(finished_copy)
+    run = runs[FERD]
+    file = client.download_artifacts(run.info.run_id, "per_class.json", str(finished_copy))
+    table = json.loads(Path(file).read_text())
+    assert [row[0] for row in table["data"]] == [str(digit) for digit in range(10)]
+    assert table["columns"][0] == "class" and {"clean", "pgd20", "all"} <= set(table["columns"])
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [
+        {"path": "per_class.json", "type": "table"}
+    ]
 
 
 def test_the_runs_of_a_night_on_another_machine_are_not_taken_for_these(finished_copy, result, monkeypatch):
