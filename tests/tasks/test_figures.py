@@ -1,14 +1,18 @@
 """Figures: which rows they are drawn from, what they say where something is missing, how they are saved."""
 
+import base64
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ferd.errors import FerdError
-from tasks.figures import classes, failures, gamma, robustness, rounds, style, sweep
+from tasks.figures import classes, failures, gamma, images, robustness, rounds, style, sweep
 from tasks.figures.figure import Figure, panel
 from tasks.results import Group
 from tasks.sweep_results import SweepResults
@@ -199,6 +203,29 @@ def test_figures_are_saved_as_png_and_pdf_and_nothing_else(tmp_path):
     with pytest.raises(FerdError, match=r"f\.gif: pictures are written as \.png or \.pdf"):
         figure.save(tmp_path / "f.gif")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["f.pdf", "f.png"]
+
+
+def test_image_grids_are_shown_in_their_colours_or_said_to_be_missing_or_too_large(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    plain = np.full((30, 20, 3), (200, 30, 90), dtype=np.uint8)
+    for name, pixels in (("plain", plain), ("noise", noise)):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.images.png")
+    groups = {
+        method: Group("resnet8-w8", method, ({"seed": 0},), (tmp_path / f"{name}.json",))
+        for method, name in (("ferd", "plain"), ("no-fae", "noise"))
+    }
+    figure = images.grids(groups, ["zero", "one"], "make it")
+    assert figure.gap.startswith("Not shown: no-fae (too large for this page).")
+    ((title, source),) = figure.pictures.items()
+    assert title.startswith("FERD")
+    kind, data = source.split(",")
+    assert kind == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+        assert shown.size == (20, 30)
+        assert np.abs(np.asarray(shown).astype(int) - plain).max() <= 3
+    elsewhere = replace(groups["ferd"], paths=(tmp_path / "s1.json",))
+    nothing = images.grids({"ferd": elsewhere}, ["zero"], "make it")
+    assert nothing.gap.startswith("Not shown: ferd (no grid on this machine), no-fae (no grid")
 
 
 def test_both_themes_style_the_same_things():
