@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -39,6 +40,7 @@ RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back
 RETRIES = len(RETRY_DELAYS_SECONDS)
 MOST_POLL_SECONDS = 30
 OnEvent = Callable[[dict[str, Any]], None]
+_read_ahead: list[Future[Pipeline]] = []
 
 
 class Session:
@@ -153,6 +155,13 @@ def create_record() -> None:
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
 
 
+def read_ahead() -> None:
+    """Begin to read dvc.yaml and dvc.lock while Prefect's server starts: both take seconds."""
+    reader = ThreadPoolExecutor(max_workers=1)
+    _read_ahead.append(reader.submit(Pipeline))
+    reader.shutdown(wait=False)
+
+
 @contextmanager
 def as_command(name: str) -> Iterator[None]:
     """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
@@ -195,7 +204,7 @@ def bring_up_to_date(
     """
     check_slots(slots)
     params.read().benchmark(benchmark)
-    pipeline = Pipeline()
+    pipeline = _read_ahead.pop().result() if _read_ahead else Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     if analyse:
         targets += [f"analyse-teacher@{benchmark}", *pipeline.analyses_of(targets[1:])]

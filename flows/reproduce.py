@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, read_ahead
 from tasks.table import print_table
 
 
@@ -43,6 +43,7 @@ def main() -> None:
     args = parser.parse_args()
     with as_command("reproduce"):
         create_record()
+        read_ahead()
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
 
