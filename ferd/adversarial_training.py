@@ -147,7 +147,7 @@ class AdversarialTraining:
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the remaining epochs depend on."""
+        """A copy of all that the remaining epochs depend on."""
         state = {
             "epoch": self.epoch,
             "network": self._trained.state_dict(),
@@ -156,7 +156,7 @@ class AdversarialTraining:
         }
         if self._average:
             state |= {"average": self._average.network.state_dict(), "averaged_steps": self._average.steps}
-        return state
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken."""

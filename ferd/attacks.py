@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ferd.config import ThreatModel
 from ferd.losses import kl_divergence, kl_from_uniform
-from ferd.models.classifier import Classifier, frozen
+from ferd.models.classifier import frozen
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -75,7 +75,7 @@ def gaussian_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tens
 
 
 def pgd(
-    network: Classifier, inputs: Tensor, objective: Objective, threat: ThreatModel, start: Tensor
+    network: nn.Module, inputs: Tensor, objective: Objective, threat: ThreatModel, start: Tensor
 ) -> Tensor:
     """x_{t+1} = Π(x_t + α·sign ∇ objective(f(x_t))), from ``start`` (Madry et al. 2018).
 
@@ -98,14 +98,14 @@ def pgd(
     return adv_inputs.detach()
 
 
-def fgsm(network: Classifier, inputs: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+def fgsm(network: nn.Module, inputs: Tensor, labels: Tensor, epsilon: float) -> Tensor:
     """One step of ε on the cross-entropy, without a random start (Goodfellow et al. 2015)."""
     one_step = ThreatModel(norm="linf", epsilon=epsilon, step_size=epsilon, steps=1)
     return pgd(network, inputs, cross_entropy(labels), one_step, start=inputs.clone())
 
 
 def utae(
-    network: Classifier,
+    network: nn.Module,
     inputs: Tensor,
     clean_probs: Tensor,
     gamma: float | Tensor,
@@ -118,7 +118,7 @@ def utae(
 
 
 def least_steps(
-    network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, start: Tensor
+    network: nn.Module, inputs: Tensor, labels: Tensor, threat: ThreatModel, start: Tensor
 ) -> Tensor:
     """How many of the points x_0 ... x_{T−1} of a PGD on the cross-entropy were all still classified as y.
 

@@ -32,7 +32,8 @@ def save_classifier(path: Path, network: Classifier, name: str, **about: Any) ->
         "channels": network.channels,
         **about,
     }
-    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    copies = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}  # none shared
+    tensors = {key: value.contiguous() for key, value in copies.items()}
     with atomic_write(path) as part:
         save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
 

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -47,16 +49,48 @@ class ThreatModel(Settings):
         return self.model_copy(update={"steps": steps})
 
 
+class ImageFolder(Settings):
+    """One's own PNG or JPEG images in a folder below ``FERD_DATA``: ``train/CLASS/*`` and ``test/CLASS/*``.
+
+    ``classes`` names the folders in the order of the labels. Each image is size×size, with so many channels:
+    1 (grey) or 3 (RGB).
+    """
+
+    folder: str
+    classes: Annotated[list[str], Field(min_length=2)]
+    channels: Literal[1, 3]
+    size: Annotated[int, Field(ge=4, multiple_of=4)]
+
+    @model_validator(mode="after")
+    def _each_class_once(self) -> Self:
+        twice = [name for name in self.classes if self.classes.count(name) > 1]
+        if twice:
+            raise ValueError(f"class {twice[0]!r} stands there twice; remove one of them")
+        return self
+
+
+def _which_dataset(value: Any) -> str:
+    return "[folder]" if isinstance(value, Mapping | ImageFolder) else "[name]"
+
+
 class Data(Settings):
     """Which images a benchmark uses; validation images are taken from the training images.
 
-    Each number is an equal count a class; ``test_per_class: 0`` means the whole test set.
+    ``dataset`` is one of ``ferd.datasets.DATASETS`` by name, or a folder of one's own. Each number is an
+    equal count a class; ``test_per_class: 0`` means the whole test set.
     """
 
-    dataset: str
+    dataset: Annotated[
+        Annotated[str, Tag("[name]")] | Annotated[ImageFolder, Tag("[folder]")], Discriminator(_which_dataset)
+    ]
     train_per_class: Count
     validation_per_class: Quantity
     test_per_class: Quantity
+
+    @property
+    def name(self) -> str:
+        """The dataset's, or the folder's."""
+        return self.dataset if isinstance(self.dataset, str) else self.dataset.folder
 
 
 class Augmentation(Settings):
@@ -295,7 +329,7 @@ class Benchmark(Settings):
     analysis: AnalysisSettings
 
 
-PYDANTIC_TAGS = ("literal[", "constrained-", "[key]")  # in its paths: which alternative it tried
+PYDANTIC_TAGS = ("literal[", "constrained-", "[")  # in its paths: which alternative it tried
 S = TypeVar("S", bound=Settings)
 
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ferd.config import Data
-from ferd.datasets import Images, dataset, first_per_class
+from ferd.config import Data, ImageFolder
+from ferd.datasets import Dataset, Images, dataset, first_per_class
 from ferd.errors import FerdError
 
 SPLIT_SEED = 0
@@ -22,6 +22,9 @@ TINY_IMAGENET_WORDNET_SHA256 = (
     "add4bf0c8712ef7fb4bca98e3bbaf07101636c5db62cce486fd2af71cc11caf8"  # SHA-256, a line each
 )
 UNPACK_AGAIN = "unpack the published archive again"
+MEND = "mend it, or take it away"
+PICTURES = (".png", ".jpg", ".jpeg")
+MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 Labelled = Sequence[tuple[Path, str]]  # images with the name of their class
 
 
@@ -102,7 +105,7 @@ def _read_tiny_imagenet(name: str, root: Path) -> tuple[Part, Part]:
             f"{_how_to_fetch(name)}"
         )
     train, test = _tiny_train(folder, classes), _tiny_val(folder, classes)
-    return _jpegs(train, classes, facts.size), _jpegs(test, classes, facts.size)
+    return _pictures(train, classes, facts), _pictures(test, classes, facts)
 
 
 def _tiny_train(folder: Path, classes: Sequence[str]) -> Labelled:
@@ -139,37 +142,64 @@ def _tiny_val(folder: Path, classes: Sequence[str]) -> Labelled:
     return [(images / file, label) for file, label in rows]
 
 
-def _jpegs(labelled: Labelled, classes: Sequence[str], size: int) -> Part:
-    """Images that are decoded when they are asked for."""
+def _read_folder(own: ImageFolder, root: Path) -> tuple[Part, Part]:
+    """Images of one's own, a folder a class, each in the order of their files' names."""
+    train, test = (_of_classes(root / own.folder / part, own.classes) for part in ("train", "test"))
+    facts = dataset(own)
+    return _pictures(train, own.classes, facts, MEND), _pictures(test, own.classes, facts, MEND)
+
+
+def _of_classes(folder: Path, classes: Sequence[str]) -> Labelled:
+    """The pictures below ``folder``, class by class, with their class."""
+    if not folder.is_dir():
+        raise FerdError(f"{folder}: missing; put a folder of images for each class there")
+    others = sorted({path.name for path in folder.iterdir() if path.is_dir()} - set(classes))
+    if others:
+        raise FerdError(f"{folder}/{others[0]}: none of data.dataset.classes; add it there, or take it away")
+    labelled: list[tuple[Path, str]] = []
+    for name in classes:
+        files = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in PICTURES)
+        if not files:
+            raise FerdError(f"{folder / name}: missing, or without a file in {', '.join(PICTURES)}")
+        labelled += [(file, name) for file in files]
+    return labelled
+
+
+def _pictures(labelled: Labelled, classes: Sequence[str], facts: Dataset, hint: str = UNPACK_AGAIN) -> Part:
+    """Images that are decoded when they are asked for; ``hint`` says what to do about one that cannot be."""
     number = {name: label for label, name in enumerate(classes)}
     files = [file for file, _ in labelled]
     return Part(
         torch.tensor([number[name] for _, name in labelled]),
-        lambda rows: _decode([files[row] for row in rows.tolist()], size),
+        lambda rows: _decode([files[row] for row in rows.tolist()], facts, hint),
     )
 
 
-def _decode(files: Sequence[Path], size: int) -> Tensor:
-    """JPEGs -> (N, 3, size, size) uint8: one array, filled image by image."""
-    pixels = np.empty((len(files), 3, size, size), np.uint8)
+def _decode(files: Sequence[Path], facts: Dataset, hint: str) -> Tensor:
+    """Files -> (N, channels, size, size) uint8: one array, filled image by image."""
+    pixels = np.empty((len(files), facts.channels, facts.size, facts.size), np.uint8)
     for row, file in zip(pixels, files, strict=True):
-        row[:] = _decode_one(file, size)
+        row[:] = _decode_one(file, facts, hint)
     return torch.from_numpy(pixels)
 
 
-def _decode_one(file: Path, size: int) -> np.ndarray[Any, Any]:
-    """A JPEG -> (3, size, size); grey images become RGB."""
+def _decode_one(file: Path, facts: Dataset, hint: str) -> np.ndarray[Any, Any]:
+    """A JPEG or PNG -> (channels, size, size); grey images become RGB, or colours grey, as is asked for."""
     from PIL import Image
 
+    size = facts.size
     try:
-        with Image.open(file, formats=("JPEG",)) as image:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
             if image.size != (size, size):
                 raise FerdError(
-                    f"{file}: is {image.width}×{image.height} where {size}×{size} is expected; {UNPACK_AGAIN}"
+                    f"{file}: is {image.width}×{image.height} where {size}×{size} is expected; {hint}"
                 )
-            return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+            if image.mode.startswith(("I", "F")):
+                raise FerdError(f"{file}: has more than 8 bits a channel, which would be cut off; {hint}")
+            pixels = np.asarray(image.convert(MODES[facts.channels]))
+            return pixels.reshape(size, size, facts.channels).transpose(2, 0, 1)
     except (OSError, Image.DecompressionBombError):
-        raise FerdError(f"{file}: cut off or damaged; {UNPACK_AGAIN}") from None
+        raise FerdError(f"{file}: cut off or damaged; {hint}") from None
 
 
 def _how_to_fetch(name: str) -> str:
@@ -179,7 +209,7 @@ def _how_to_fetch(name: str) -> str:
 READERS = {"cifar10": _read_cifar, "cifar100": _read_cifar, "tiny-imagenet": _read_tiny_imagenet}
 
 
-def read(name: str, root: Path | None) -> tuple[Part, Part]:
+def read(name: str | ImageFolder, root: Path | None) -> tuple[Part, Part]:
     """Training images, in the order in which subsets are taken, and test images of a dataset below ``root``.
 
     Raises:
@@ -187,6 +217,10 @@ def read(name: str, root: Path | None) -> tuple[Part, Part]:
     """
     if name == "digits":
         return _read_digits()
+    if isinstance(name, ImageFolder):
+        if root is None:
+            raise FerdError(f"FERD_DATA is not set; set it to the folder that holds {name.folder}")
+        return _read_folder(name, root)
     if root is None:
         raise FerdError(
             f"FERD_DATA is not set; set it to the folder of image sets that holds {name}, "

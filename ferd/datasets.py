@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ferd.config import ImageFolder
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 
@@ -87,15 +88,18 @@ DATASETS = {
 }
 
 
-def dataset(name: str) -> Dataset:
-    """The dataset of that name.
+def dataset(which: str | ImageFolder) -> Dataset:
+    """The dataset of that name, or what is known of a folder of one's own.
 
     Raises:
         FerdError: there is none.
     """
-    if name not in DATASETS:
-        raise FerdError(f"dataset {name!r} is unknown; choose from {', '.join(DATASETS)}")
-    return DATASETS[name]
+    if isinstance(which, ImageFolder):
+        return Dataset(tuple(which.classes), which.channels, which.size)
+    if which not in DATASETS:
+        known = ", ".join(DATASETS)
+        raise FerdError(f"dataset {which!r} is unknown; choose from {known}, or describe your own folder")
+    return DATASETS[which]
 
 
 def first_per_class(
@@ -119,6 +123,16 @@ def first_per_class(
             )
         chosen.append(members[skip : skip + count])
     return torch.cat(chosen).sort().values
+
+
+def require_known(labels: Tensor, classes: int) -> None:
+    """Refuse labels (N,) other than 0 ... C − 1.
+
+    Raises:
+        FerdError: says which label.
+    """
+    for label in sorted(set(labels.unique().tolist()) - set(range(classes))):
+        raise FerdError(f"there are images of class {label}, but the network has classes 0 to {classes - 1}")
 
 
 def save_images(path: Path, part: Images) -> None:

@@ -4,6 +4,7 @@ A method is a composition of five pieces: an image source, a label sampler, a sy
 adversary and a student loss. This file holds what they share.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ferd.image_sources import (
 )
 from ferd.models.classifier import Classifier, diverged, fast_layout
 from ferd.models.folding import Folded, attack_dtype, settled
+from ferd.models.generator import SIZE_MULTIPLE
 from ferd.pixels import to_float
 from ferd.pool import Pool
 from ferd.randomness import stream
@@ -35,6 +37,8 @@ from ferd.samplers import build_sampler
 from ferd.schedule import set_cosine_rate
 from ferd.student_losses import Batch, build_student_loss
 from ferd.tf32 import tf32_convolutions
+
+PIECES = ("source", "sampler", "adversary", "student_loss")  # with a state of their own
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,14 @@ class Distillation:
     Args:
         teacher: frozen and in eval mode, always.
         student: trained in place, on ``device``; in eval mode between two rounds.
-        shape: (channels, H, W) of an image.
+        shape: (channels, H, W) of an image; H = W, a multiple of 4.
         pool_folder: where the images of all rounds are kept.
         given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
             with labels (N,), or the folder of the pool that is replayed.
 
     Raises:
-        FerdError: images are not square, or the floor of the proportions is above an equal share.
+        FerdError: a network is no ``Classifier``, the two differ in their classes, the generator makes no
+            images of that shape, or the floor of the proportions is above an equal share.
     """
 
     def __init__(
@@ -84,14 +89,12 @@ class Distillation:
         method: Method,
         threat: ThreatModel,
         seed: int,
-        pool_folder: Path,
-        device: torch.device,
+        pool_folder: Path | str,
+        device: torch.device | str,
         given: tuple[Tensor, Tensor] | Path | None = None,
     ) -> None:
-        if shape[1] != shape[2]:
-            raise FerdError(
-                f"images of {shape[1]}×{shape[2]}: the generator makes square ones; crop or pad them"
-            )
+        _require_fitting(teacher, student, shape)
+        device = torch.device(device)
         if schedule.proportion_floor * teacher.classes > 1:
             raise FerdError(
                 f"proportion_floor {schedule.proportion_floor} is more than 1/{teacher.classes}, an "
@@ -106,7 +109,7 @@ class Distillation:
         self._bf16 = settled(schedule.precision, device) == "bf16"
         self._fold(attack_dtype(schedule.precision, device))
         self.source = self._build_source(given)
-        self.pool = Pool(pool_folder, schedule.rounds * schedule.batch_size, shape, device)
+        self.pool = Pool(Path(pool_folder), schedule.rounds * schedule.batch_size, shape, device)
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
         self.adversary = build_adversary(method, student_threat, classes, device)
@@ -151,27 +154,30 @@ class Distillation:
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the remaining rounds depend on, but for the pool, which is on disk."""
-        return {
+        """A copy of all that the remaining rounds depend on, but for the pool, which is on disk."""
+        state = {
             "round": self.round,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "sampler": self.sampler.state_dict(),
-            "adversary": self.adversary.state_dict(),
-            "student_loss": self.student_loss.state_dict(),
-            "source": self.source.state_dict(),
             "rng": self.rng.get_state(),
+            **{name: getattr(self, name).state_dict() for name in PIECES},
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Go on where ``state_dict`` was taken, with the same pieces.
+
+        Raises:
+            FerdError: the state is of other pieces; nothing of it was taken.
+        """
+        for name in PIECES:
+            if state[name].keys() != getattr(self, name).state_dict().keys():
+                raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.sampler.load_state_dict(state["sampler"])
-        self.adversary.load_state_dict(state["adversary"])
-        self.student_loss.load_state_dict(state["student_loss"])
-        self.source.load_state_dict(state["source"])
+        for name in PIECES:
+            getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
         self._at_round_end = True
 
@@ -300,3 +306,22 @@ class Distillation:
             twin = self._attacked_student
             twin.refresh()
         return self.adversary.attack(twin.network, inputs, labels, teacher_logits.softmax(1), self.rng)
+
+
+def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:
+    """Refuse what would fail in a later round, or in the middle of one."""
+    for role, network in (("teacher", teacher), ("student", student)):
+        if not isinstance(network, Classifier):
+            raise FerdError(
+                f"{role}: a {type(network).__name__} is no ferd.models.classifier.Classifier; derive it from "
+                "that: stem, blocks and linear are what it needs"
+            )
+    if student.classes != teacher.classes:
+        raise FerdError(
+            f"the student has {student.classes} classes, the teacher {teacher.classes}; give one of as many"
+        )
+    if shape[1] != shape[2] or shape[1] % SIZE_MULTIPLE:
+        raise FerdError(
+            f"images of {shape[1]}×{shape[2]}: the generator makes square ones of a multiple of "
+            f"{SIZE_MULTIPLE}; crop or pad them"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
 from ferd.config import EvaluationSettings, OtherBall, ThreatModel
-from ferd.datasets import Images, first_per_class
+from ferd.datasets import Images, first_per_class, require_known
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
@@ -46,9 +46,9 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: there are no images, a trial's cannot be split over the classes, two balls have one name,
-            there are too few classes for AutoAttack, or the network's outputs are unfit
-            (``ferd.validity.inspect``).
+        FerdError: there are no images, or some of a class that the network lacks; a
+            trial's cannot be split over the classes, two balls have one name, there are too few classes for
+            AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Evaluation:
     ) -> None:
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
+        require_known(data.labels, network.classes)
         self.network = fast_layout(network, device).eval()
         self.attacked = Folded(self.network).network
         self.data, self.settings, self.threat = data, settings, threat
@@ -84,11 +85,14 @@ class Evaluation:
         """For each attack: n, average, worst, nsd, per_class (fractions 0-1).
 
         ``all`` is correctness under every attack, clean images among them, on the images that all were given.
+
+        Raises:
+            FerdError: images are left to judge.
         """
         names = list(self.settings.attacks)
         survived = torch.stack(list(self.common(*names).values())).all(0)
         return {
-            **{name: self._summary(self.verdicts[name], self.trials[name].rows) for name in names},
+            **{name: self._summary(self._finished(name), self.trials[name].rows) for name in names},
             "all": self._summary(survived, self._common_rows(*names)),
         }
 
@@ -98,7 +102,7 @@ class Evaluation:
             {
                 "threat_model": self._ball(ball).model_dump(),
                 "attacks": {
-                    attack: self._summary(self.verdicts[name], self.trials[name].rows)
+                    attack: self._summary(self._finished(name), self.trials[name].rows)
                     for attack in ball.attacks
                     for name in [_name(attack, ball)]
                 },
@@ -118,7 +122,7 @@ class Evaluation:
     def common(self, *names: str) -> dict[str, Tensor]:
         """The verdicts of some trials on the images that all of them were given, row by row the same."""
         rows = self._common_rows(*names)
-        return {name: self.verdicts[name][torch.isin(self.trials[name].rows, rows)] for name in names}
+        return {name: self._finished(name)[torch.isin(self.trials[name].rows, rows)] for name in names}
 
     def state_dict(self) -> dict[str, Tensor]:
         """The verdicts so far."""
@@ -152,6 +156,15 @@ class Evaluation:
     def _batch(self, rows: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Images (B, channels, H, W) in [0, 1] and labels (B,), on the device."""
         return to_float(self.data.images[rows].to(self.device)), self.data.labels[rows].to(self.device)
+
+    def _finished(self, name: str) -> Tensor:
+        """The verdicts of a trial, on all of its images."""
+        verdicts, total = self.verdicts[name], len(self.trials[name].rows)
+        if len(verdicts) < total:
+            raise FerdError(
+                f"{name}: {len(verdicts)} of {total} images are judged; go through batches() first"
+            )
+        return verdicts
 
     def _common_rows(self, *names: str) -> Tensor:
         """The rows of the smallest trial: the others' hold them all."""

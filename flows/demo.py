@@ -24,7 +24,7 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     with as_command("demo"):
         create_record()
-        read_ahead()
+        read_ahead(BENCHMARK, METHODS)
         demo()
         print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")

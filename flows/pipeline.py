@@ -155,8 +155,16 @@ def create_record() -> None:
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
 
 
-def read_ahead() -> None:
-    """Begin to read dvc.yaml and dvc.lock while Prefect's server starts: both take seconds."""
+def read_ahead(benchmark: str, methods: Sequence[str] | None) -> None:
+    """Begin to read dvc.yaml and dvc.lock while Prefect's server starts: both take seconds.
+
+    Raises:
+        FerdError: params.yaml has no benchmark or method of that name.
+    """
+    settings = params.read()
+    settings.benchmark(benchmark)
+    for method in methods or ():
+        settings.method(method)
     reader = ThreadPoolExecutor(max_workers=1)
     _read_ahead.append(reader.submit(Pipeline))
     reader.shutdown(wait=False)

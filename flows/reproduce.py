@@ -42,8 +42,8 @@ def main() -> None:
     parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     with as_command("reproduce"):
+        read_ahead(args.benchmark, args.methods)
         create_record()
-        read_ahead()
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
 

@@ -215,7 +215,7 @@ def refuse_missing(benchmark: str, checkpoint: Path) -> None:
         paths.teacher(benchmark): f"tasks.teacher {benchmark}",
     }
     if paths.identity(checkpoint)[0]:
-        distill = f"tasks.distill {benchmark} {paths.run_key(checkpoint).replace('/', ' ')}"
+        distill = paths.made_by(benchmark, checkpoint)
         made_by |= {
             paths.images(benchmark, "validation"): f"tasks.data {benchmark}",
             judge_of(benchmark): f"tasks.judge {benchmark}",

@@ -10,6 +10,7 @@ import numpy as np
 from ferd.checkpoint import load_classifier, load_state, read_facts, save_state
 from ferd.config import fingerprint
 from ferd.datasets import dataset, load_images
+from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.files import atomic_write, write_json
 from tasks import params, paths, process, tracking
@@ -30,7 +31,9 @@ def main() -> None:
 
 def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
     """Run every attack on the test images; goes on where an interrupted attempt was."""
-    settings = params.read().benchmark(benchmark)
+    everything = params.read()
+    settings = everything.benchmark(benchmark)
+    refuse_missing(everything, benchmark, checkpoint)
     device = device_with(settings.evaluation.threads)
     kind = dataset(settings.data.dataset)
     network = load_classifier(
@@ -69,6 +72,19 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     run.log(tracking.robustness(evaluation.figures(), evaluation.other_balls()))
     run.finish()
     process.discard(resume)
+
+
+def refuse_missing(everything: params.Params, benchmark: str, checkpoint: Path) -> None:
+    """Say what makes a checkpoint that is not there, or that nothing does.
+
+    Raises:
+        FerdError: it is missing.
+    """
+    student, method, _ = paths.identity(checkpoint)
+    if not checkpoint.exists():
+        if student:
+            everything.method(method)
+        raise FerdError(f"{checkpoint}: missing; `python -m {paths.made_by(benchmark, checkpoint)}` makes it")
 
 
 def judged(evaluation: Evaluation) -> int:

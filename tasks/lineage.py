@@ -16,10 +16,7 @@ from tasks.bare_code import bare, parsed
 STAGE = "sources"
 FOLDER = Path("sources")
 COMMANDS = ("data", "teacher", "judge", "distill", "evaluate", "analyse", "report")
-# A stage depends on the lists of the networks that its benchmark has: a new network outdates nothing.
-NETWORK_FILES = {
-    name: f"ferd/models/{name}.py" for name in ("mobilenet_v2", "preact_resnet", "resnet", "wide_resnet")
-}
+REGISTRY = "ferd/models/registry.py"
 # Events, paths, settings, names and the record: they carry a result, and do not change it.
 PLUMBING = frozenset(
     {
@@ -28,7 +25,7 @@ PLUMBING = frozenset(
         "ferd/errors.py",
         "ferd/files.py",
         "ferd/models/__init__.py",
-        "ferd/models/registry.py",  # names of networks; literal parameter counts are tested
+        REGISTRY,  # names of networks; literal parameter counts are tested
         "tasks/__init__.py",
         "tasks/bare_code.py",
         "tasks/lineage.py",
@@ -46,10 +43,20 @@ def lists(commands: Sequence[str] = COMMANDS) -> dict[Path, str]:
     Raises:
         FerdError: a file is not Python.
     """
-    networks = set(NETWORK_FILES.values())
-    files = {FOLDER / f"{name}.txt": behind(f"tasks/{name}.py") - networks for name in commands}
-    files |= {FOLDER / "networks" / f"{name}.txt": behind(file) for name, file in NETWORK_FILES.items()}
+    networks = network_files()
+    files = {FOLDER / f"{name}.txt": behind(f"tasks/{name}.py") - {*networks.values()} for name in commands}
+    files |= {FOLDER / "networks" / f"{name}.txt": behind(file) for name, file in networks.items()}
     return {path: "".join(map(_line, sorted(needed))) for path, needed in files.items()}
+
+
+def network_files() -> dict[str, str]:
+    """The registry's files of networks, by name.
+
+    A stage depends on the lists of those that its benchmark has: a new network outdates nothing.
+    """
+    imported = [Path(path) for path in _imports(REGISTRY, Path())]
+    kinds = [path for path in imported if path.parent == Path(REGISTRY).parent]
+    return {path.stem: str(path) for path in kinds if path.stem not in ("__init__", "classifier")}
 
 
 def outdated(among: Mapping[Path, str]) -> list[Path]:

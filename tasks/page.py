@@ -209,7 +209,7 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
                 [method, f"ours, {ours or student}", *(_measured(row) for row in cells)],
                 [method, "ours − paper", *(_difference(row) for row in cells)],
             ]
-        there = published["datasets"][benchmark.data.dataset]
+        there = published["datasets"][benchmark.data.name]
         note = (
             f"Theirs: teacher {there['teacher']}, {there['schedule']}, the whole test set. "
             f"Ours: {_about(benchmark)} {_on(of_table)} A difference is within noise where it is at most "

@@ -35,7 +35,7 @@ def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
     paper's ResNet-18, and ``same_network`` says that it is another.
     """
     rows = []
-    for table in read()["datasets"].get(benchmark.data.dataset, {}).get("tables", []):
+    for table in read()["datasets"].get(benchmark.data.name, {}).get("tables", []):
         student = _ours(table["student"], benchmark.students)
         for entry in table["rows"]:
             found = [

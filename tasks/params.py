@@ -118,7 +118,10 @@ def validate(content: Any) -> Params:
         parse(Nightly, _section(blocks.get("nightly"), "nightly"), "nightly"),
     )
     for name, benchmark in params.benchmarks.items():
-        dataset(benchmark.data.dataset)
+        try:
+            dataset(benchmark.data.dataset)
+        except FerdError as error:
+            raise FerdError(f"benchmarks.{name}.data.{error}") from None
         judge = benchmark.analysis.judge.network
         for network in (benchmark.teacher.network, judge, *benchmark.students):
             _lookup(NETWORKS, network, f"benchmarks.{name}: network")

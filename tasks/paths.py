@@ -41,6 +41,14 @@ def checkpoint_of(result: Path) -> Path:
     return (CHECKPOINTS / result.relative_to(RESULTS)).with_suffix(".safetensors")
 
 
+def made_by(benchmark: str, checkpoint: Path) -> str:
+    """The module, and its arguments, that makes a checkpoint."""
+    student, method, seed = identity(checkpoint)
+    return (
+        f"tasks.distill {benchmark} {student} {method} s{seed}" if student else f"tasks.teacher {benchmark}"
+    )
+
+
 def run_key(checkpoint: Path) -> str:
     """``<student>/<method>/s<seed>`` or ``teacher``: what names a run in MLflow."""
     return "/".join(_identifying(checkpoint))

@@ -158,7 +158,7 @@ class Costs:
     @property
     def _test_images(self) -> int:
         per_class = self.benchmark.data.test_per_class
-        everything = TEST_IMAGES.get(self.benchmark.data.dataset, USUAL_TEST_IMAGES)
+        everything = TEST_IMAGES.get(self.benchmark.data.name, USUAL_TEST_IMAGES)
         return per_class * len(self.data.class_names) or everything
 
     @cache  # noqa: B019 - lives as long as the command

@@ -59,6 +59,9 @@ def main() -> None:
         settings = params.read()
         for name in args.benchmarks or settings.benchmarks:
             complete(name, settings)
+            print(
+                f"{name}: {sum(len(group.paths) for group in results.load(name))} results are in the record"
+            )
     except (FerdError, OSError) as error:
         sys.exit(f"record: {error}")
 
@@ -247,7 +250,7 @@ def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping
     images = paths.images(result["benchmark"], "test")
     digest = hashlib.sha256(images.read_bytes()).hexdigest()[:16] if images.exists() else "not at hand"
     judged = Dataset(
-        name=f"{benchmark.data.dataset} test",
+        name=f"{benchmark.data.name} test",
         digest=digest,
         source_type="local",
         source=json.dumps({"uri": str(images)}),

@@ -100,10 +100,12 @@ class Pipeline:
                 student, method, seed = paths.identity(Path(arguments[0]))
                 students |= {name: (method, seed)} if student else {}
         for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
+            known = list(dict.fromkeys(student[position] for student in students.values()))
             for value in wanted or ():
-                if value not in {known[position] for known in students.values()}:
+                if value not in known:
                     raise FerdError(
-                        f"dvc.yaml has no stage of {benchmark} for {kind} {value!r}; add it there"
+                        f"dvc.yaml evaluates no {kind} {value!r} of {benchmark}; choose from "
+                        f"{', '.join(map(str, known))}, or add it to the stages that distil and evaluate them"
                     )
         return [
             name

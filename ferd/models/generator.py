@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 INIT_STD = 0.02
+SIZE_MULTIPLE = 4  # two doublings
 
 
 class Generator(nn.Module):
@@ -15,11 +16,12 @@ class Generator(nn.Module):
 
     def __init__(self, latent_dim: int, channels: int, size: int) -> None:
         super().__init__()
-        if size % 4:
-            raise ValueError(f"image size {size} is not a multiple of 4")
-        self.linear = nn.Linear(latent_dim, 128 * (size // 4) ** 2)
+        if size % SIZE_MULTIPLE:
+            raise ValueError(f"image size {size} is not a multiple of {SIZE_MULTIPLE}")
+        first = size // SIZE_MULTIPLE
+        self.linear = nn.Linear(latent_dim, 128 * first**2)
         self.convolutions = nn.Sequential(
-            nn.Unflatten(1, (128, size // 4, size // 4)),
+            nn.Unflatten(1, (128, first, first)),
             nn.BatchNorm2d(128),
             nn.Upsample(scale_factor=2),
             nn.Conv2d(128, 128, 3, padding=1),

@@ -34,5 +34,6 @@ def build(name: str, *, classes: int, channels: int, seed: int = 0) -> Classifie
         FerdError: no network has that name.
     """
     if name not in NETWORKS:
-        raise FerdError(f"network {name!r} is unknown; choose from {', '.join(sorted(NETWORKS))}")
+        known = ", ".join(sorted(NETWORKS))
+        raise FerdError(f"network {name!r} is unknown; choose from {known}, or put yours into NETWORKS")
     return with_weights_of(seed, partial(NETWORKS[name], classes=classes, channels=channels))

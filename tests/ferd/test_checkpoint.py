@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ferd.checkpoint import FORMAT, load_classifier, load_state, read_facts, save_classifier, save_state
@@ -140,3 +141,10 @@ def test_a_cut_off_state_is_refused(tmp_path, left):
     with pytest.raises(FerdError) as raised:
         load_state(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_weights_under_two_names_are_written_under_both(tmp_path, network, images):
+    network.also = network.linear
+    save_classifier(tmp_path / "a.safetensors", network, "resnet8-w8")
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("also.weight"), file.get_tensor("linear.weight"))

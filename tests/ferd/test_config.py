@@ -4,7 +4,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from ferd.config import Benchmark, Method, ThreatModel, fingerprint, parse
+from ferd.config import Benchmark, ImageFolder, Method, ThreatModel, fingerprint, parse
 from ferd.errors import FerdError
 
 METHOD = {
@@ -28,6 +28,7 @@ TRAINING = {
     "weight_average": 0.0,
     "precision": "float32",
 }
+OWN = {"folder": "mine", "classes": ["a", "b"], "channels": 3, "size": 32}
 BENCHMARK = {
     "data": {
         "dataset": "digits",
@@ -159,6 +160,8 @@ def test_a_fault_in_a_method_names_its_key(path, value):
         ("threat_model.steps", 2.5),
         ("augmentation.padding", -1),
         ("data.train_per_class", True),
+        ("data.dataset", 3),
+        ("data.dataset", OWN | {"classes": ["a", "b", "a"]}),
         ("teacher.training.batch_size", 1),
         ("teacher.training.weight_decay", "5e-4"),
         ("distillation.synthesis.weights.adv", -1.0),
@@ -173,6 +176,26 @@ def test_a_fault_in_a_method_names_its_key(path, value):
 )
 def test_a_fault_in_a_benchmark_names_its_key(path, value):
     assert f"b.digits.{path}" in refusal(Benchmark, changed(BENCHMARK, path, value), "b.digits")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": 30}, "b.digits.data.dataset.size: Input should be a multiple of 4"),
+        ({"channels": 2}, "b.digits.data.dataset.channels: Input should be 1 or 3"),
+        ({"classes": ["a"]}, "b.digits.data.dataset.classes: "),
+        ({"classes": ["a", "a"]}, "b.digits.data.dataset: class 'a' stands there twice; remove one of them"),
+        ({"path": "x"}, "b.digits.data.dataset.path: unknown key"),
+    ],
+)
+def test_a_fault_in_the_description_of_ones_own_folder_names_its_key(change, said):
+    assert refusal(Benchmark, changed(BENCHMARK, "data.dataset", OWN | change), "b.digits").startswith(said)
+
+
+def test_data_have_the_name_of_the_dataset_or_of_the_folder():
+    own = parse(Benchmark, changed(BENCHMARK, "data.dataset", OWN), "b")
+    assert own.data.name == "mine" and own.data.dataset == ImageFolder(**OWN)
+    assert parse(Benchmark, BENCHMARK, "b").data.name == "digits"
 
 
 def test_a_schedule_that_never_trains_the_student_is_refused():

@@ -3,13 +3,15 @@ import tracemalloc
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
-from ferd.config import Data
+from ferd.config import Data, ImageFolder
 from ferd.dataset_readers import Part, cifar_source, load_splits, read
-from ferd.datasets import DATASETS, Images, first_per_class
+from ferd.datasets import DATASETS, Images, dataset, first_per_class, load_images, save_images
 from ferd.errors import FerdError
 from tests.image_sets import COLOURS, GREY, WORDNET, make_cifar, make_tiny_imagenet, write_jpeg
 
@@ -343,3 +345,92 @@ def test_names_of_tiny_imagenet_are_those_of_its_words(real):
     numbers = sorted(path.name for path in (folder / "train").iterdir())
     names = [words[number].split(",")[0].replace(" ", "_") for number in numbers]
     assert DATASETS["tiny-imagenet"].class_names == tuple(names)
+
+
+OWN = ImageFolder(folder="mine", classes=["b", "a"], channels=3, size=8)
+
+
+def write_own(root: Path, channels: int = 3) -> Path:
+    """Two classes; three training images of each, one test image."""
+    random = np.random.default_rng(0)
+    for part, number in (("train", 3), ("test", 1)):
+        for name in OWN.classes:
+            folder = root / "mine" / part / name
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 256, (8, 8, 3)[: 2 + (channels == 3)], dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.png")
+    return root / "mine"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_of_ones_own_is_read_class_by_class_to_the_pixel(tmp_path, channels):
+    folder = write_own(tmp_path, channels)
+    own = OWN.model_copy(update={"channels": channels})
+    train, test = (everything(part) for part in read(own, tmp_path))
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1] and test.labels.tolist() == [0, 1]
+    assert train.images.shape == (6, channels, 8, 8)
+    with Image.open(folder / "train/a/1.png") as image:  # class 1 by the order that was given
+        pixels = np.asarray(image).reshape(8, 8, channels)
+    assert np.array_equal(train.images[4].permute(1, 2, 0).numpy(), pixels)
+    facts = dataset(own)
+    assert (facts.class_names, facts.channels, facts.size) == (("b", "a"), channels, 8)
+
+
+def test_splits_of_ones_own_folder_are_written_and_read(tmp_path):
+    write_own(tmp_path)
+    data = Data(dataset=OWN, train_per_class=2, validation_per_class=1, test_per_class=0)
+    splits = load_splits(data, tmp_path)
+    assert {name: len(part.labels) for name, part in splits.items()} == {
+        "train": 4,
+        "validation": 2,
+        "test": 2,
+    }
+    save_images(tmp_path / "train.safetensors", splits["train"])
+    assert torch.equal(load_images(tmp_path / "train.safetensors").images, splits["train"].images)
+
+
+def test_grey_and_colour_become_what_is_asked_for(tmp_path):
+    write_own(tmp_path, channels=1)
+    train, _ = read(OWN, tmp_path)
+    images = everything(train).images
+    assert torch.equal(images[:, 0], images[:, 2])
+
+
+def sixteen_bits(path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path, format="png")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: (folder / "test").rename(folder / "val"), r"mine/test: missing; put a folder"),
+        (
+            lambda folder: (folder / "train/c").mkdir(),
+            r"mine/train/c: none of data\.dataset\.classes; add it",
+        ),
+        (
+            lambda folder: (folder / "test/a/0.png").rename(folder / "test/a/0.txt"),
+            r"mine/test/a: missing, or without a file in \.png, \.jpg, \.jpeg",
+        ),
+        (lambda folder: cut_off(folder / "train/b/0.png"), r"train/b/0\.png: cut off or damaged; mend it"),
+        (
+            lambda folder: enlarge(folder / "train/b/0.png"),
+            r"train/b/0\.png: is 65×65 where 8×8 is expected; mend it",
+        ),
+        (
+            lambda folder: sixteen_bits(folder / "train/b/0.png"),
+            r"train/b/0\.png: has more than 8 bits a channel",
+        ),
+    ],
+)
+def test_a_fault_in_ones_own_folder_is_named(tmp_path, spoil, said):
+    spoil(write_own(tmp_path))
+    with pytest.raises(FerdError, match=said) as raised:
+        everything(read(OWN, tmp_path)[0])
+    assert "\n" not in str(raised.value)
+
+
+def test_ones_own_folder_needs_the_variable(tmp_path):
+    with pytest.raises(FerdError, match="FERD_DATA is not set; set it to the folder that holds mine"):
+        read(OWN, None)

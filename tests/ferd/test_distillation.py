@@ -353,6 +353,50 @@ def test_a_source_that_learns_goes_on_where_it_was(make_run):
     assert loaded == [{"memory": torch.tensor(7)}]
 
 
+def test_a_state_is_a_copy_and_goes_back_into_the_pieces_it_is_of(make_run):
+    run = make_run()
+    next(rounds := run.rounds())
+    state = run.state_dict()
+    kept = copy.deepcopy(state)
+    next(rounds)
+    for name in ("student", "sampler", "student_loss"):
+        for key, value in kept[name].items():
+            torch.testing.assert_close(state[name][key], value, rtol=0, atol=0, equal_nan=True)
+    other = make_run(method=method(student_loss="rslad"))
+    before = {key: value.clone() for key, value in other.student.state_dict().items()}
+    with pytest.raises(FerdError, match=r"^the state is of another student_loss; put in the one"):
+        other.load_state_dict(state)
+    assert other.round == 0
+    assert all(torch.equal(value, before[key]) for key, value in other.student.state_dict().items())
+
+
+def run_of(teacher, student, tmp_path, threat, shape=(1, 8, 8)):
+    """With a folder and a device as plain text."""
+    settings = SCHEDULE, Augmentation(padding=1, flip=False), FERD, threat, 0
+    return Distillation(teacher, student, shape, *settings, str(tmp_path / "pool"), "cpu")
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_network_that_is_no_classifier_is_refused_with_what_it_lacks(make_network, threat, tmp_path, role):
+    networks = {"teacher": make_network(), "student": make_network(seed=1)}
+    networks[role] = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    said = rf"^{role}: a Sequential is no ferd\.models\.classifier\.Classifier; derive it from that"
+    with pytest.raises(FerdError, match=said):
+        run_of(**networks, tmp_path=tmp_path, threat=threat)
+
+
+def test_a_student_of_fewer_classes_is_refused_before_the_first_round(make_network, threat, tmp_path):
+    with pytest.raises(FerdError, match=r"^the student has 5 classes, the teacher 10; give one of as many$"):
+        run_of(make_network(), make_network(classes=5), tmp_path, threat)
+    assert not (tmp_path / "pool").exists()
+
+
+@pytest.mark.parametrize("size", [6, 10, 31])
+def test_images_of_a_size_that_is_no_multiple_of_four_are_refused(make_network, threat, tmp_path, size):
+    with pytest.raises(FerdError, match=rf"^images of {size}×{size}: .* a multiple of 4; crop or pad them$"):
+        run_of(make_network(), make_network(), tmp_path, threat, (1, size, size))
+
+
 def test_images_that_are_not_square_are_refused(make_network, threat, tmp_path):
     crops = Augmentation(padding=1, flip=False)
     with pytest.raises(FerdError, match="images of 8×6: the generator makes square ones"):

@@ -368,12 +368,14 @@ def test_attacks_have_the_strength_that_their_names_promise(evaluation, monkeypa
 def test_autoattack_takes_as_many_targets_as_there_are(make_network):
     network = make_network(classes=4).requires_grad_(False)
     source = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (4, 1, 8, 8), generator=source).to(torch.uint8)
+    images = torch.randint(0, 256, (40, 1, 8, 8), generator=source).to(torch.uint8)
     threat = ThreatModel(norm="linf", epsilon=1e-4, step_size=1e-4, steps=1)
     settings = EvaluationSettings(batch_size=4, attacks={"autoattack": "all"}, other_balls=[], threads=1)
     with torch.no_grad():
-        labels = network(images / 255).argmax(1)
-    run = Evaluation(network, Images(images, labels), settings, threat, 0, CPU)
+        predicted = network(images / 255).argmax(1)
+    right = [int((predicted == label).int().argmax()) for label in range(4)]  # where there is one
+    assert (predicted[right] == torch.arange(4)).any()
+    run = Evaluation(network, Images(images[right], torch.arange(4)), settings, threat, 0, CPU)
     list(run.batches())
     assert len(run.verdicts["autoattack"]) == 4
 
@@ -405,3 +407,29 @@ def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evalu
 
     with pytest.raises(FerdError, match="random"):
         evaluation(WHITE_BOX, Random(10))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda labels: labels + 1, "there are images of class 10, but the network has classes 0 to 9"),
+        (lambda labels: labels - 1, "there are images of class -1, but the network has classes 0 to 9"),
+    ],
+)
+def test_labels_that_the_network_lacks_are_refused_before_an_attack(evaluation, digits, change, said):
+    test = digits["test"]
+    with pytest.raises(FerdError, match=f"^{said}$"):
+        evaluation(WHITE_BOX, data=Images(test.images, change(test.labels)))
+
+
+def test_there_are_no_figures_before_every_image_is_judged(evaluation):
+    judged = evaluation({"clean": "all", "fgsm": "all"}, other_balls=[ball(0.05, {"fgsm": "all"})])
+    batches = judged.batches()
+    next(batches)
+    for figures in (judged.figures, judged.other_balls):
+        with pytest.raises(
+            FerdError, match=r"^\S+: \d+ of 20 images are judged; go through batches\(\) first$"
+        ):
+            figures()
+    assert sum(1 for _ in batches) == 8
+    assert judged.figures()["fgsm"]["n"] == judged.other_balls()[0]["attacks"]["fgsm"]["n"] == 20

@@ -11,13 +11,18 @@ from ferd.models.registry import build
 from tasks import lineage, stage
 from tests.conftest import ROOT, run_in
 
+NETWORKS = ("mobilenet_v2", "preact_resnet", "resnet", "wide_resnet")
+
 
 def test_a_line_is_the_hash_of_the_code_and_the_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ferd" / "models").mkdir(parents=True)
     (tmp_path / "tasks").mkdir()
-    for name in lineage.NETWORK_FILES:
+    for name in NETWORKS:
         (tmp_path / f"ferd/models/{name}.py").write_text("x = 1\n")
+    imports = "".join(f"import ferd.models.{name}\n" for name in ("classifier", *NETWORKS))
+    (tmp_path / lineage.REGISTRY).write_text(imports)
+    (tmp_path / "ferd/models/classifier.py").write_text("")
     for name in lineage.COMMANDS:
         (tmp_path / f"tasks/{name}.py").write_text("from ferd import errors, losses\n")
     (tmp_path / "ferd" / "losses.py").write_text("import torch\nfrom ferd.models.resnet import x\n")
@@ -27,7 +32,7 @@ def test_a_line_is_the_hash_of_the_code_and_the_path(tmp_path, monkeypatch):
         return f"{hashlib.sha256(code.encode()).hexdigest()}  {path}\n"
 
     found = lineage.lists()
-    assert len(found) == len(lineage.COMMANDS) + len(lineage.NETWORK_FILES)
+    assert len(found) == len(lineage.COMMANDS) + len(NETWORKS)
     assert found[lineage.FOLDER / "distill.txt"] == (  # neither plumbing nor networks
         line("ferd/losses.py", "import torch\nfrom ferd.models.resnet import x\n")
         + line("tasks/distill.py", "from ferd import errors, losses\n")
@@ -75,7 +80,7 @@ def test_plumbing_and_networks_are_files_that_there_are():
     assert all((ROOT / path).is_file() for path in lineage.PLUMBING)
     names = ("resnet18", "preact_resnet18", "wrn-16-4", "mobilenet_v2")
     modules = {type(build(name, classes=2, channels=1)).__module__ for name in names}
-    assert {f"ferd.models.{name}" for name in lineage.NETWORK_FILES} == modules
+    assert set(lineage.network_files()) == {name.rpartition(".")[2] for name in modules} == set(NETWORKS)
 
 
 @pytest.fixture

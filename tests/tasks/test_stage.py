@@ -54,12 +54,18 @@ def test_what_follows_a_changed_stage_is_stale(here, change_params):
 
 
 def test_an_unknown_stage_method_or_seed_is_one_line(here):
-    for wrong in (
-        lambda: stage.Pipeline().plan(["distill@nothing"]),
-        lambda: stage.Pipeline().student_stages("digits", ["fred"], None),
-        lambda: stage.Pipeline().student_stages("digits", None, [7]),
+    for wrong, said in (
+        (lambda: stage.Pipeline().plan(["distill@nothing"]), "has no stage 'distill@nothing'"),
+        (
+            lambda: stage.Pipeline().student_stages("digits", ["fred"], None),
+            "evaluates no method 'fred' of digits; choose from ferd, .*no-fae, ",
+        ),
+        (
+            lambda: stage.Pipeline().student_stages("digits", None, [7]),
+            "evaluates no seed 7 of digits; choose from 0, 1, 2, or add it",
+        ),
     ):
-        with pytest.raises(FerdError, match=r"dvc\.yaml has no stage") as caught:
+        with pytest.raises(FerdError, match=rf"^dvc\.yaml {said}") as caught:
             wrong()
         assert "\n" not in str(caught.value)
 
