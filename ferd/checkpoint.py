@@ -32,8 +32,10 @@ def save_classifier(path: Path, network: Classifier, name: str, **about: Any) ->
         "channels": network.channels,
         **about,
     }
-    copies = {key: value.detach().cpu().clone() for key, value in network.state_dict().items()}  # none shared
-    tensors = {key: value.contiguous() for key, value in copies.items()}
+    tensors = {  # each a copy: two names may share one
+        key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for key, value in network.state_dict().items()
+    }
     with atomic_write(path) as part:
         save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
 

@@ -89,8 +89,8 @@ class Data(Settings):
 
     @property
     def name(self) -> str:
-        """The dataset's, or the folder's."""
-        return self.dataset if isinstance(self.dataset, str) else self.dataset.folder
+        """The dataset's; of a folder of one's own another than any dataset's."""
+        return self.dataset if isinstance(self.dataset, str) else f"folder {self.dataset.folder}"
 
 
 class Augmentation(Settings):

@@ -23,7 +23,7 @@ TINY_IMAGENET_WORDNET_SHA256 = (
 )
 UNPACK_AGAIN = "unpack the published archive again"
 MEND = "mend it, or take it away"
-PICTURES = (".png", ".jpg", ".jpeg")
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}  # Pillow's, by the end of a file's name
 MODES = {1: "L", 3: "RGB"}  # Pillow's, by the number of channels
 Labelled = Sequence[tuple[Path, str]]  # images with the name of their class
 
@@ -158,9 +158,9 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> Labelled:
         raise FerdError(f"{folder}/{others[0]}: none of data.dataset.classes; add it there, or take it away")
     labelled: list[tuple[Path, str]] = []
     for name in classes:
-        files = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in PICTURES)
+        files = sorted(path for path in (folder / name).glob("*") if path.suffix.lower() in FORMATS)
         if not files:
-            raise FerdError(f"{folder / name}: missing, or without a file in {', '.join(PICTURES)}")
+            raise FerdError(f"{folder / name}: missing, or without a file in {', '.join(FORMATS)}")
         labelled += [(file, name) for file in files]
     return labelled
 
@@ -187,19 +187,19 @@ def _decode_one(file: Path, facts: Dataset, hint: str) -> np.ndarray[Any, Any]:
     """A JPEG or PNG -> (channels, size, size); grey images become RGB, or colours grey, as is asked for."""
     from PIL import Image
 
-    size = facts.size
+    size, form = facts.size, FORMATS.get(file.suffix.lower(), "JPEG")
     try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
+        with Image.open(file, formats=(form,)) as image:
             if image.size != (size, size):
                 raise FerdError(
                     f"{file}: is {image.width}×{image.height} where {size}×{size} is expected; {hint}"
                 )
-            if image.mode.startswith(("I", "F")):
+            if image.mode.startswith("I"):
                 raise FerdError(f"{file}: has more than 8 bits a channel, which would be cut off; {hint}")
             pixels = np.asarray(image.convert(MODES[facts.channels]))
             return pixels.reshape(size, size, facts.channels).transpose(2, 0, 1)
     except (OSError, Image.DecompressionBombError):
-        raise FerdError(f"{file}: cut off or damaged; {hint}") from None
+        raise FerdError(f"{file}: cut off or damaged, or no {form}; {hint}") from None
 
 
 def _how_to_fetch(name: str) -> str:

@@ -63,7 +63,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     """
     settings, images = role.settings, paths.images(name, "train")
     device = device_with(settings.threads)
-    measured_on = measuring_images(name, benchmark, settings)
+    measured_on = measuring_images(name, settings)
     network = initial_network(settings, benchmark, role.seed)
     what = [
         settings.model_dump(exclude={"measure"}),
@@ -152,23 +152,17 @@ def _train(
     return records
 
 
-def measuring_images(name: str, benchmark: Benchmark, settings: Teacher) -> Images:
+def measuring_images(name: str, settings: Teacher) -> Images:
     """The validation images that a classifier is measured on, as evenly of all classes as they can be.
 
     Raises:
-        FerdError: the benchmark has none, or fewer than classes are asked for.
+        FerdError: the benchmark has none.
     """
     validation = load_images(paths.images(name, "validation"))
     if not len(validation.labels):
         raise FerdError(
             f"benchmarks.{name}.data.validation_per_class: is 0, but a teacher is measured on validation "
             "images before it is used; set it to 10 or more"
-        )
-    classes = len(dataset(benchmark.data.dataset).class_names)
-    if settings.measure.images < classes:
-        raise FerdError(
-            f"benchmarks.{name}: measure.images: {settings.measure.images} is less than one image of each of "
-            f"the {classes} classes; raise it"
         )
     rows = first_evenly(validation.labels, settings.measure.images)
     return Images(validation.images[rows], validation.labels[rows])

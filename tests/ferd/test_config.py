@@ -194,7 +194,7 @@ def test_a_fault_in_the_description_of_ones_own_folder_names_its_key(change, sai
 
 def test_data_have_the_name_of_the_dataset_or_of_the_folder():
     own = parse(Benchmark, changed(BENCHMARK, "data.dataset", OWN), "b")
-    assert own.data.name == "mine" and own.data.dataset == ImageFolder(**OWN)
+    assert own.data.name == "folder mine" and own.data.dataset == ImageFolder(**OWN)
     assert parse(Benchmark, BENCHMARK, "b").data.name == "digits"
 
 

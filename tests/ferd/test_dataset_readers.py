@@ -225,6 +225,10 @@ def enlarge(path: Path) -> None:
     write_jpeg(path, "n01", size=65)
 
 
+def make_it_a_png(path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(path, format="png")
+
+
 def declare_a_billion_pixels(path: Path) -> None:
     content = path.read_bytes()
     start = content.index(b"\xff\xc0") + 5  # height and width in the header of the frame
@@ -238,6 +242,7 @@ def declare_a_billion_pixels(path: Path) -> None:
         (cut_off, "cut off or damaged"),
         (replace_by_text, "cut off or damaged"),
         (declare_a_billion_pixels, "cut off or damaged"),
+        (make_it_a_png, "cut off or damaged"),
         (enlarge, "is 65×65 where 64×64 is expected"),
     ],
 )
@@ -413,10 +418,17 @@ def sixteen_bits(path: Path) -> None:
             lambda folder: (folder / "test/a/0.png").rename(folder / "test/a/0.txt"),
             r"mine/test/a: missing, or without a file in \.png, \.jpg, \.jpeg",
         ),
-        (lambda folder: cut_off(folder / "train/b/0.png"), r"train/b/0\.png: cut off or damaged; mend it"),
+        (
+            lambda folder: cut_off(folder / "train/b/0.png"),
+            r"train/b/0\.png: cut off or damaged, or no PNG; mend it",
+        ),
+        (
+            lambda folder: make_it_a_png(folder / "train/b/0.png"),
+            r"train/b/0\.png: is 64×64 where 8×8 is expected; mend it",
+        ),
         (
             lambda folder: enlarge(folder / "train/b/0.png"),
-            r"train/b/0\.png: is 65×65 where 8×8 is expected; mend it",
+            r"train/b/0\.png: cut off or damaged, or no PNG; mend it",
         ),
         (
             lambda folder: sixteen_bits(folder / "train/b/0.png"),

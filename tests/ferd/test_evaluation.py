@@ -368,14 +368,12 @@ def test_attacks_have_the_strength_that_their_names_promise(evaluation, monkeypa
 def test_autoattack_takes_as_many_targets_as_there_are(make_network):
     network = make_network(classes=4).requires_grad_(False)
     source = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (40, 1, 8, 8), generator=source).to(torch.uint8)
+    images = torch.randint(0, 256, (4, 1, 8, 8), generator=source).to(torch.uint8)
     threat = ThreatModel(norm="linf", epsilon=1e-4, step_size=1e-4, steps=1)
     settings = EvaluationSettings(batch_size=4, attacks={"autoattack": "all"}, other_balls=[], threads=1)
     with torch.no_grad():
-        predicted = network(images / 255).argmax(1)
-    right = [int((predicted == label).int().argmax()) for label in range(4)]  # where there is one
-    assert (predicted[right] == torch.arange(4)).any()
-    run = Evaluation(network, Images(images[right], torch.arange(4)), settings, threat, 0, CPU)
+        labels = network(images / 255).argmax(1)
+    run = Evaluation(network, Images(images, labels), settings, threat, 0, CPU)
     list(run.batches())
     assert len(run.verdicts["autoattack"]) == 4
 

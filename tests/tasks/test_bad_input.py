@@ -71,6 +71,26 @@ def test_an_unknown_student_or_method_lists_those_there_are(folder):
     assert_one_line(unknown, "fred", "no-utae")
 
 
+def test_a_checkpoint_that_is_not_there_is_named_with_what_makes_it_if_anything_does(folder):
+    def evaluate(of):
+        return run_in(folder, sys.executable, "-m", "tasks.evaluate", f"checkpoints/digits/{of}.safetensors")
+
+    made_by = "python -m tasks.distill digits resnet8-w8 ferd s7"
+    assert_one_line(evaluate("resnet8-w8/ferd/s7"), "s7.safetensors: missing", made_by)
+    assert_one_line(evaluate("resnet8-w8/fred/s0"), "'fred' is unknown", "no-utae")
+    teacher = (folder / TEACHER).rename(folder / "elsewhere")
+    assert_one_line(evaluate("teacher"), f"{TEACHER}: missing", "python -m tasks.teacher digits")
+    teacher.rename(folder / TEACHER)
+
+
+def test_a_flow_refuses_a_name_that_is_unknown_before_it_begins(folder):
+    for option, name in (("--methods", "fred"), ("--benchmark", "digts")):
+        refused = run_in(folder, sys.executable, "-m", "flows.reproduce", option, name)
+        assert refused.returncode == 1 and refused.stdout == ""
+        assert refused.stderr.startswith("reproduce: ") and refused.stderr.count("\n") == 1
+        assert f"'{name}' is unknown; choose from" in refused.stderr
+
+
 def test_a_cut_off_teacher_is_refused(folder):
     whole = (folder / TEACHER).read_bytes()
     (folder / TEACHER).unlink()
