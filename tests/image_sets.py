@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,3 +71,18 @@ def make_cifar(
     monkeypatch.setattr(source, "test_list", [["test", sums["test"]]])
     monkeypatch.setattr(source, "meta", source.meta | {"filename": "names", "md5": sums["names"]})
     return train["data"], train[key]
+
+
+def make_own(
+    root: Path, name: str, classes: Sequence[str], numbers: Mapping[str, int], channels: int
+) -> Path:
+    """A folder of one's own below ``root``: PNGs of noise, 8×8, so many of each class in each part."""
+    random = np.random.default_rng(0)
+    for part, number in numbers.items():
+        for label in classes:
+            folder = root / name / part / label
+            folder.mkdir(parents=True)
+            for index in range(number):
+                pixels = random.integers(0, 256, (8, 8, channels), dtype=np.uint8)
+                Image.fromarray(pixels.squeeze()).save(folder / f"{index}.png")
+    return root / name

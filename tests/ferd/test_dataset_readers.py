@@ -13,7 +13,7 @@ from ferd.config import Data, ImageFolder
 from ferd.dataset_readers import Part, cifar_source, load_splits, read
 from ferd.datasets import DATASETS, Images, dataset, first_per_class, load_images, save_images
 from ferd.errors import FerdError
-from tests.image_sets import COLOURS, GREY, WORDNET, make_cifar, make_tiny_imagenet, write_jpeg
+from tests.image_sets import COLOURS, GREY, WORDNET, make_cifar, make_own, make_tiny_imagenet, write_jpeg
 
 DIGITS = Data(dataset="digits", train_per_class=100, validation_per_class=20, test_per_class=0)
 TINY = Data(dataset="tiny-imagenet", train_per_class=1, validation_per_class=1, test_per_class=1)
@@ -356,16 +356,8 @@ OWN = ImageFolder(folder="mine", classes=["b", "a"], channels=3, size=8)
 
 
 def write_own(root: Path, channels: int = 3) -> Path:
-    """Two classes; three training images of each, one test image."""
-    random = np.random.default_rng(0)
-    for part, number in (("train", 3), ("test", 1)):
-        for name in OWN.classes:
-            folder = root / "mine" / part / name
-            folder.mkdir(parents=True)
-            for index in range(number):
-                pixels = random.integers(0, 256, (8, 8, 3)[: 2 + (channels == 3)], dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
-    return root / "mine"
+    """Three training images of each class, one test image."""
+    return make_own(root, "mine", OWN.classes, {"train": 3, "test": 1}, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
