@@ -11,6 +11,7 @@ from tasks.params import CONTROLS
 BLUE, SKY, GREEN, ORANGE, RED, PINK, GREY = (
     "#0072b2", "#56b4e9", "#009e73", "#e69f00", "#d55e00", "#cc79a7", "#8c8c8c",
 )  # fmt: skip
+BASELINES = ("dfhl-rs", "rslad", "fair-rslad", "absld")  # and those on another pool
 KINDS = {"teacher": GREEN, "FERD": BLUE, "variant of FERD": SKY, "baseline": PINK, "control": ORANGE}
 PURPLE, BROWN, OLIVE = "#8e6bb5", "#a0654a", "#b8a800"
 METHODS = {
@@ -96,7 +97,7 @@ def kind(method: str) -> str:
         return "FERD"
     if method in CONTROLS:
         return "control"
-    return "variant of FERD" if method.startswith(("no-", "gamma-", "ferd", "adaptive")) else "baseline"
+    return "baseline" if method.startswith(BASELINES) else "variant of FERD"
 
 
 def kind_colours(kinds: Sequence[str]) -> dict[str, str]:

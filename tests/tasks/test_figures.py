@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from ferd.errors import FerdError
+from tasks import params
 from tasks.figures import classes, failures, gamma, images, robustness, rounds, style, sweep
 from tasks.figures.figure import Figure, panel
 from tasks.results import Group
@@ -226,6 +227,19 @@ def test_image_grids_are_shown_in_their_colours_or_said_to_be_missing_or_too_lar
     elsewhere = replace(groups["ferd"], paths=(tmp_path / "s1.json",))
     nothing = images.grids({"ferd": elsewhere}, ["zero"], "make it")
     assert nothing.gap.startswith("Not shown: ferd (no grid on this machine), no-fae (no grid")
+
+
+def test_methods_of_other_papers_are_baselines_and_all_others_variants():
+    kinds = {name: style.kind(name) for name in params.read().methods}
+    baselines = {name for name, kind in kinds.items() if kind == "baseline"}
+    others = {"rslad", "fair-rslad", "absld"}
+    assert baselines == {"dfhl-rs", *others, *(f"{name}-uniform" for name in others)}
+    assert kinds["mixed-reweighting"] == kinds["second-last-block"] == kinds["no-utae"] == "variant of FERD"
+    assert (style.kind("ferd"), style.kind("teacher"), style.kind("real-data")) == (
+        "FERD",
+        "teacher",
+        "control",
+    )
 
 
 def test_both_themes_style_the_same_things():
