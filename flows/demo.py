@@ -4,7 +4,7 @@ import argparse
 
 from prefect import flow
 
-from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, read_ahead
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -24,7 +24,6 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     with as_command("demo"):
         create_record()
-        read_ahead(BENCHMARK, METHODS)
         demo()
         print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")

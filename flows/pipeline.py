@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -40,7 +39,6 @@ RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back
 RETRIES = len(RETRY_DELAYS_SECONDS)
 MOST_POLL_SECONDS = 30
 OnEvent = Callable[[dict[str, Any]], None]
-_read_ahead: list[Future[Pipeline]] = []
 
 
 class Session:
@@ -155,19 +153,16 @@ def create_record() -> None:
         subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
 
 
-def read_ahead(benchmark: str, methods: Sequence[str] | None) -> None:
-    """Begin to read dvc.yaml and dvc.lock while Prefect's server starts: both take seconds.
+def require_known(benchmark: str, methods: Sequence[str] | None) -> None:
+    """Refuse names that params.yaml lacks, before Prefect is started.
 
     Raises:
-        FerdError: params.yaml has no benchmark or method of that name.
+        FerdError: says which, and what there is.
     """
     settings = params.read()
     settings.benchmark(benchmark)
     for method in methods or ():
         settings.method(method)
-    reader = ThreadPoolExecutor(max_workers=1)
-    _read_ahead.append(reader.submit(Pipeline))
-    reader.shutdown(wait=False)
 
 
 @contextmanager
@@ -212,7 +207,7 @@ def bring_up_to_date(
     """
     check_slots(slots)
     params.read().benchmark(benchmark)
-    pipeline = _read_ahead.pop().result() if _read_ahead else Pipeline()
+    pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     if analyse:
         targets += [f"analyse-teacher@{benchmark}", *pipeline.analyses_of(targets[1:])]

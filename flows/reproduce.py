@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, read_ahead
+from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, require_known
 from tasks.table import print_table
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--analyse", action="store_true", help="also run the analyse stages")
     args = parser.parse_args()
     with as_command("reproduce"):
-        read_ahead(args.benchmark, args.methods)
+        require_known(args.benchmark, args.methods)
         create_record()
         reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
