@@ -1,12 +1,12 @@
 """``make bench``: every hot step beside its plain reference, in turn; first that both compute the same.
 
-Rows go to ``benchmarks/results.json``: {step, size, precision, reference_ms, ours_ms, ratio, peak_mb}.
+Rows go to ``benchmarks/results.json``: {hardware, step, size, precision, reference_ms, ours_ms, ratio,
+peak_mb}; what other hardware has measured stays.
 """
 
 import argparse
 import json
 import logging
-import platform
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS, Bench, Size
 from ferd.files import write_json
 from ferd.tf32 import tf32_convolutions
 from tasks.device import device_with
+from tasks.process import processor
 
 RESULTS = Path(__file__).with_name("results.json")
-GPU_RESULTS = Path(__file__).with_name("results-gpu.json")
-KEY = ("step", "size", "precision", "convolutions")  # the last on a GPU alone
+KEY = ("hardware", "step", "size", "precision", "convolutions")  # the last on a GPU alone
 
 
 def measured(name: str, size: Size, repeats: int, folder: Path, device: torch.device) -> list[dict[str, Any]]:
@@ -40,6 +40,7 @@ def measured(name: str, size: Size, repeats: int, folder: Path, device: torch.de
     reference, *found = in_turn([plain, *ours], repeats, device)
     return [
         {
+            "hardware": hardware(device),
             "step": name,
             "size": size.name,
             "precision": precision,
@@ -59,11 +60,11 @@ def _convolutions() -> str:
     return "tf32" if torch.backends.cudnn.allow_tf32 else "float32"
 
 
-def keep(rows: Sequence[dict[str, Any]], results: Path) -> None:
-    """Write rows in place of those of the same step, size and precision."""
-    before = json.loads(results.read_text()) if results.exists() else []
+def keep(rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows in place of those of the same hardware, step, size and precision."""
+    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     kept = {tuple(row.get(key) for key in KEY): row for row in [*before, *rows]}
-    write_json(results, list(kept.values()))
+    write_json(RESULTS, list(kept.values()))
 
 
 def checked(device: torch.device, folder: Path) -> list[Check]:
@@ -84,14 +85,11 @@ def _printed(check: Check) -> Check:
 
 
 def hardware(device: torch.device) -> str:
-    """What the figures were measured on."""
+    """What the figures were measured on: a card, or a processor and how it computes in bfloat16."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
-    info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    name = models[0].partition(":")[2].strip() if models else platform.processor()
-    bf16 = "with" if torch.cpu._is_avx512_bf16_supported() else "without"
-    return f"{name} {bf16} AVX512-BF16, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
+        return torch.cuda.get_device_name(device)
+    units = {"BF16": torch.cpu._is_avx512_bf16_supported(), "AMX": torch.cpu._is_amx_tile_supported()}
+    return ", ".join([processor(), *(name for name, supported in units.items() if supported)])
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -122,18 +120,18 @@ def main() -> None:
     device = device_with(args.threads)
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = args.tf32, True
     on_gpu = device.type == "cuda"
-    steps, sizes, results = (GPU_STEPS, GPU_SIZES, GPU_RESULTS) if on_gpu else (STEPS, SIZES, RESULTS)
+    steps, sizes = (GPU_STEPS, GPU_SIZES) if on_gpu else (STEPS, SIZES)
     if unknown := [name for name in args.steps if name not in steps]:
         parser.error(f"{', '.join(unknown)}: no such step on this device; choose from {', '.join(steps)}")
     logging.getLogger("ferd").setLevel(logging.ERROR)  # a fresh generator's images are grey: no warning
-    print(hardware(device), flush=True)
+    print(f"{hardware(device)}, {args.threads} thread(s), torch {torch.__version__}", flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         checks = [] if args.steps else checked(device, Path(folder))
         for size in [size for size in sizes if args.image in (None, size.image)]:
             for name in args.steps or size.steps or steps:
                 rows += measured(name, size, args.repeats, Path(folder) / size.student, device)
-                keep(rows, results)
+                keep(rows)
                 print(json.dumps(rows[-len(steps[name].precisions) :], ensure_ascii=False), flush=True)
     print_table(rows)
     if failed := [check.what for check in checks if not check.passed]:
