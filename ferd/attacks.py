@@ -112,7 +112,18 @@ def utae(
     threat: ThreatModel,
     rng: torch.Generator,
 ) -> Tensor:
-    """Uniform-target adversarial examples, Eq. 10, from x + 0.001·N(0, 1)."""
+    """Uniform-target adversarial examples, Eq. 10: PGD that raises KL(q ‖ σ(f(x'))) − γ·KL(U ‖ σ(f(x'))).
+
+    Args:
+        network: f; the released code attacks the student, the paper writes the teacher.
+        inputs: x (B, channels, H, W) in [0, 1].
+        clean_probs: q (B, C), the teacher's softmax on x, a constant.
+        gamma: γ, a number or one a sample (B,).
+        threat: ε and the step size in [0, 1] pixels, and the number of steps.
+
+    Returns:
+        x', shaped as x: from x + 0.001·N(0, 1), within ε of x and in [0, 1].
+    """
     start = gaussian_start(inputs, threat.epsilon, rng)
     return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)
 

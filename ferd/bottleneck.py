@@ -11,7 +11,7 @@ from ferd.models.classifier import LAST_BLOCK, Classifier
 
 NoiseGradient = Callable[[Tensor], Tensor]
 DELTA = 1e-10  # keeps the logarithm finite where a channel is constant after its ReLU
-LARGEST = 80.0  # λ is held below it: the exponential stays finite in float32
+LARGEST = 80.0  # λ_r is held at it or below: the exponential stays finite in float32
 
 
 def channel_variance(features: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def channel_variance(features: Tensor) -> Tensor:
 
 
 def information(noise_scales: Tensor, variance: Tensor) -> Tensor:
-    """mean_{B,K} ½(v/(λ² + δ) + log((λ² + δ)/(v + δ)) − 1), Eq. 4; both (B, K) -> ()."""
+    """mean_{B,K} ½(v/(λ² + δ) + log((λ² + δ)/(v + δ)) − 1), Eq. 4; λ and v (B, K) -> (), in nats."""
     noise = noise_scales.square() + DELTA
     return 0.5 * (variance / noise + (noise / (variance + DELTA)).log() - 1).mean()
 
@@ -38,7 +38,8 @@ def pooled_noise_gradient(network: Classifier, features: Tensor, labels: Tensor)
     """∂ CE(head(Z + n), y) / ∂n for noise n (B, K) at the last block, in closed form.
 
     The head is mean over space, then linear, and n is constant over space: adding n after the mean
-    is the same function at (B, K) instead of (B, K, H, W), and its gradient is (σ(o) − 1_y)·W/B.
+    is the same function at (B, K) instead of (B, K, H, W), and its gradient is (σ(o) − 1_y)·A/B, A (C, K)
+    the weight of the linear layer.
     """
     pooled, weight = features.mean((2, 3)), network.linear.weight
     one_hot = F.one_hot(labels, network.classes).to(pooled.dtype)

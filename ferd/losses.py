@@ -50,7 +50,9 @@ def ikl(teacher_logits: Tensor, student_logits: Tensor, weights: Tensor) -> Tens
 
 
 class ClassPrior:
-    """The weights w of Eq. 11: each class's mean teacher softmax over the pool seen so far.
+    """The weights w of Eq. 11: each class's mean teacher softmax over all training batches so far.
+
+    The current batch is included, and an image counts each time that it is drawn.
 
     Attributes:
         sums: (C, C), row c sums the teacher's softmax over samples labelled c; float64, since a paper's run

@@ -11,7 +11,13 @@ from ferd.models.classifier import Classifier, frozen
 def adversarial_margins(
     network: Classifier, inputs: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
 ) -> Tensor:
-    """Margins m (B,), Eq. 1, under PGD on the cross-entropy with a random start."""
+    """Margins m (B,), Eq. 1, of the network (FERD: the teacher) under PGD on the cross-entropy.
+
+    Args:
+        inputs: (B, channels, H, W) in [0, 1].
+        labels: (B,).
+        threat: ε, step size and number of steps; the start is uniform in the ball.
+    """
     start = random_start(inputs, threat.epsilon, rng)
     adv_inputs = pgd(network, inputs, cross_entropy(labels), threat, start)
     with frozen(network), torch.no_grad():

@@ -118,8 +118,9 @@ class Rslad(StudentLoss):
 class FairRslad(StudentLoss):
     """Fair-RSLAD (Yue et al. 2023): RSLAD whose adversarial part weighs class c by κ_c^−2.
 
-    κ_c is the mean number of the attack's step that fools the student on class c, 1 to T + 1,
-    measured on each round's images. The weights have mean 1 before they are clamped to [5/6, 5/2].
+    κ_c is the mean over class c of 1 + the number of PGD points x_0 ... x_{T−1} that are right before the
+    first fault: 1 where the random start is wrong, T + 1 where none is; on each round's images. The
+    weights have mean 1 before they are clamped to [5/6, 5/2].
     """
 
     adversarial_weight = 5 / 6
