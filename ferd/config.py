@@ -24,6 +24,7 @@ Count = Annotated[int, Field(ge=1)]
 Attack = Literal["clean", "fgsm", "pgd20", "cw30", "autoattack"]
 Quantity = Annotated[int, Field(ge=0)]
 Precision = Literal["float32", "bf16-attacks", "bf16", "auto"]
+AUTOATTACK_CLASSES = 4  # at least: its targeted loss ranks four logits
 
 
 class Settings(BaseModel):
@@ -228,6 +229,18 @@ class DistillationSettings(Settings):
             )
         return self
 
+    def require_fitting(self, classes: int) -> None:
+        """Refuse a floor of the proportions above an equal share of so many classes.
+
+        Raises:
+            FerdError: it is.
+        """
+        if self.proportion_floor * classes > 1:
+            raise FerdError(
+                f"distillation.proportion_floor: {self.proportion_floor} is more than 1/{classes}, an equal "
+                "share of every class; lower it"
+            )
+
 
 class NonRobust(Settings):
     """Which features L_uni looks at: block ``layer`` from the end, v reduced a sample or a batch."""
@@ -293,6 +306,25 @@ class EvaluationSettings(Settings):
     other_balls: list[OtherBall]
     threads: Count
 
+    def require_fitting(self, classes: int) -> None:
+        """Refuse what so many classes cannot be evaluated by.
+
+        Raises:
+            FerdError: a number of images cannot be split over them, or they are too few for AutoAttack.
+        """
+        given = [self.attacks, *(ball.attacks for ball in self.other_balls)]
+        for attack, number in (pair for attacks in given for pair in attacks.items()):
+            if number != "all" and number % classes:
+                raise FerdError(
+                    f"evaluation.attacks: {number} images cannot be split evenly over {classes} classes; "
+                    f"use a multiple of {classes}, or all"
+                )
+            if attack == "autoattack" and classes < AUTOATTACK_CLASSES:
+                raise FerdError(
+                    f"evaluation.attacks: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; "
+                    "drop it"
+                )
+
 
 class AnalysisSettings(Settings):
     """What is looked at beside accuracy: the adaptive adversary, where UTAEs end up, the pool's images.
@@ -327,6 +359,15 @@ class Benchmark(Settings):
     distillation: DistillationSettings
     evaluation: EvaluationSettings
     analysis: AnalysisSettings
+
+    def require_fitting(self, classes: int) -> None:
+        """Refuse settings that so many classes do not allow, before anything is computed.
+
+        Raises:
+            FerdError: says which key.
+        """
+        self.distillation.require_fitting(classes)
+        self.evaluation.require_fitting(classes)
 
 
 PYDANTIC_TAGS = ("literal[", "constrained-", "[")  # in its paths: which alternative it tried

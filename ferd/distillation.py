@@ -47,8 +47,8 @@ class RoundRecord:
 
     ``proportions`` are the class shares its labels were drawn from, ``difficulty`` D after it
     (None for a class never seen), ``agreement`` the share of its images that the teacher gives the
-    requested label; ``generator`` holds the loss terms of the kept step, ``student`` the mean
-    losses over the round's steps.
+    requested label; ``generator`` holds the loss terms of the kept step (of a control or a replayed pool,
+    none), ``student`` the mean losses over the round's steps (in warm-up, none).
     """
 
     round: int
@@ -70,6 +70,11 @@ class Distillation:
         teacher: frozen and in eval mode, always.
         student: trained in place, on ``device``; in eval mode between two rounds.
         shape: (channels, H, W) of an image; H = W, a multiple of 4.
+        schedule: rounds, steps, rates and weights; ``ferd.paper.SCHEDULE`` is the paper's.
+        augmentation: of generated images before their loss, and of pool images in training.
+        method: which pieces are put together.
+        threat: ε and step size in [0, 1] pixels; its steps are those of the reweighting's attack.
+        seed: of all that is drawn; not of the student's first weights.
         pool_folder: where the images of all rounds are kept.
         given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
             with labels (N,), or the folder of the pool that is replayed.
@@ -77,6 +82,7 @@ class Distillation:
     Raises:
         FerdError: a network is no ``Classifier``, the two differ in their classes, the generator makes no
             images of that shape, or the floor of the proportions is above an equal share.
+        ValueError: ``given`` is not what the method needs.
     """
 
     def __init__(
@@ -94,13 +100,8 @@ class Distillation:
         given: tuple[Tensor, Tensor] | Path | None = None,
     ) -> None:
         _require_fitting(teacher, student, shape)
-        device = torch.device(device)
-        if schedule.proportion_floor * teacher.classes > 1:
-            raise FerdError(
-                f"proportion_floor {schedule.proportion_floor} is more than 1/{teacher.classes}, an "
-                "equal share of every class; lower it"
-            )
-        classes = teacher.classes
+        device, classes = torch.device(device), teacher.classes
+        schedule.require_fitting(classes)
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
         self.student = fast_layout(student, device).eval()
         self.schedule, self.augmentation, self.method = schedule, augmentation, method

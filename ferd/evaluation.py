@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
 from ferd.validity import ORDER, Checks, compare, inspect
 
-AUTOATTACK_CLASSES = 4  # its targeted loss ranks four logits
 AUTOATTACK_TARGETS = 9  # of the standard version, where there are so many other classes
 PGD_STEPS = 20
 CW_STEPS = 30
@@ -63,6 +62,7 @@ class Evaluation:
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         require_known(data.labels, network.classes)
+        settings.require_fitting(network.classes)
         self.network = fast_layout(network, device).eval()
         self.attacked = Folded(self.network).network
         self.data, self.settings, self.threat = data, settings, threat
@@ -144,10 +144,6 @@ class Evaluation:
                 if name in trials:
                     raise FerdError(f"evaluation.other_balls: {name} stands there twice; remove one of them")
                 trials[name] = Trial(attack, self._ball(ball), _rows(labels, number, classes))
-        if classes < AUTOATTACK_CLASSES and any(trial.attack == "autoattack" for trial in trials.values()):
-            raise FerdError(
-                f"evaluation.attacks: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; drop it"
-            )
         return trials
 
     def _ball(self, ball: OtherBall) -> ThreatModel:
@@ -206,15 +202,10 @@ def _name(attack: str, ball: OtherBall) -> str:
     return f"{attack}@{ball.epsilon:.3g}"
 
 
-def _rows(labels: Tensor, number: int | str, classes: int) -> Tensor:
+def _rows(labels: Tensor, number: Literal["all"] | int, classes: int) -> Tensor:
     """All rows, or those of the first ``number``/C images of each class."""
     if number == "all":
         return torch.arange(len(labels))
-    if not isinstance(number, int) or number % classes:
-        raise FerdError(
-            f"evaluation.attacks: {number} images cannot be split evenly over {classes} classes; "
-            f"use a multiple of {classes}, or all"
-        )
     return first_per_class(labels, 0, number // classes, "evaluation.attacks")
 
 

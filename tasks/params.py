@@ -119,15 +119,30 @@ def validate(content: Any) -> Params:
     )
     for name, benchmark in params.benchmarks.items():
         try:
-            dataset(benchmark.data.dataset)
+            kind = dataset(benchmark.data.dataset)
         except FerdError as error:
             raise FerdError(f"benchmarks.{name}.data.{error}") from None
+        try:
+            benchmark.require_fitting(len(kind.class_names))
+        except FerdError as error:
+            raise FerdError(f"benchmarks.{name}.{error}") from None
         judge = benchmark.analysis.judge.network
         for network in (benchmark.teacher.network, judge, *benchmark.students):
             _lookup(NETWORKS, network, f"benchmarks.{name}: network")
     for name in params.nightly.benchmarks:
         _lookup(params.benchmarks, name, "nightly.benchmarks: benchmark")
     return params
+
+
+def used_by(task: str) -> tuple[Benchmark | None, Method | None]:
+    """The blocks behind a stage such as ``distill digits/resnet8-w8/ferd/s0``: its benchmark's, its method's.
+
+    Raises:
+        FerdError: as ``read``.
+    """
+    known = read()
+    benchmark, _, method, *_ = [*task.partition(" ")[2].split("/"), "", "", ""]
+    return known.benchmarks.get(benchmark), known.methods.get(method)
 
 
 def benchmark_of(checkpoint: Path) -> str:

@@ -406,7 +406,7 @@ def test_images_that_are_not_square_are_refused(make_network, threat, tmp_path):
 
 
 def test_a_floor_above_an_equal_share_is_refused(make_run):
-    with pytest.raises(FerdError, match=r"proportion_floor 0\.11.*1/10") as raised:
+    with pytest.raises(FerdError, match=r"distillation\.proportion_floor: 0\.11 .*1/10") as raised:
         make_run(proportion_floor=0.11)
     assert "\n" not in str(raised.value)
 

@@ -55,6 +55,16 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> No
         (("benchmarks", "digits", "students"), ["resnet9"], ["resnet9", "resnet18"]),
         (("benchmarks", "digits", "analysis", "judge", "network"), "resnet9", ["resnet9", "resnet18"]),
         (("benchmarks", "digits", "distillation", "rounds"), "1e3", ["distillation.rounds", "1e3"]),
+        (
+            ("benchmarks", "digits", "distillation", "proportion_floor"),
+            0.2,
+            ["benchmarks.digits.distillation.proportion_floor: 0.2", "1/10"],
+        ),
+        (
+            ("benchmarks", "digits", "evaluation", "attacks"),
+            {"clean": "all", "pgd20": 15},
+            ["benchmarks.digits.evaluation.attacks: 15 images", "multiple of 10"],
+        ),
     ],
 )
 def test_a_fault_in_params_names_its_key(folder, change_params, keys, value, words):
