@@ -139,9 +139,13 @@ def _text(path: Path, again: str) -> str:
         raise FerdError(f"{path}: damaged, not UTF-8 text; delete the file and {again}") from None
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
+
+
 def _parse(text: str, where: str, again: str) -> dict[str, Any]:
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_constant=_refuse)
     except ValueError as error:
         raise FerdError(f"{where}: cut off or damaged ({error}); delete the file and {again}") from None
     check_fields(content, {}, where, again)

@@ -127,10 +127,11 @@ def _about(benchmark: Benchmark) -> str:
 def _lead(by_method: Mapping[str, Group]) -> str:
     """The headline in a sentence."""
     if "ferd" not in by_method:
-        return "FERD has not been run on this benchmark."
+        return "No student of FERD has results here."
     ferd = by_method["ferd"]
     others = [
         f"{text} {cell(by_method[method], 'pgd20', 'worst')}"
+        + (f" ({_seeds(by_method[method])})" if method != "teacher" else "")
         for method, text in (("teacher", "the teacher"), ("no-reweighting", "without reweighting"),
                              ("real-data", "the same student on real images"))
         if method in by_method
@@ -139,6 +140,7 @@ def _lead(by_method: Mapping[str, Group]) -> str:
         f"The weakest class of a {ferd.student} distilled by FERD, without an image, keeps "
         f"{cell(ferd, 'pgd20', 'worst')} % of its test images under PGD-20 ({_seeds(ferd)})"
         + (f"; {', '.join(others)}." if others else ".")
+        + " ± leaves out what other test images would change."
     )
 
 
@@ -170,7 +172,7 @@ def _results(groups: Sequence[Group]) -> Table:
     note = (
         "Accuracy in percent on so many test images: mean ± sample standard deviation over seeds. Worst: the "
         "mean of the worst tenth of the classes (at least one). NSD: standard deviation over classes divided "
-        "by their mean, a fraction. All attacks: right under every one, on the images that all were given. "
+        "by their mean, a fraction. "
         "Pool agreement: percent of a student's images that the teacher gives the label they were asked for."
     )
     return Table("All figures", note, list(columns), rows, len(_names(groups)))
@@ -179,7 +181,10 @@ def _results(groups: Sequence[Group]) -> Table:
 def _further(groups: Sequence[Group]) -> Table:
     columns = {**_names(groups), **further(groups)}
     rows = list(zip(*columns.values(), strict=True))
-    note = "What the table above leaves out. CW-30: 30 steps up the margin. ε: in another ball than the rest."
+    note = (
+        "What the table above leaves out. CW-30: 30 steps up the margin. ε: in another ball than the rest. "
+        "All attacks: right under every one, on the images that all were given."
+    )
     return Table("Further attacks and balls", note, list(columns), rows, len(_names(groups)))
 
 
@@ -250,6 +255,8 @@ def _difference(row: tidy.Row) -> str:
     if row["difference"] is None:
         return "–"
     unsaid = "part of the images" if row["images"] < paper.WHOLE else "one seed"
+    if not row["same_network"]:
+        return f"{row['difference']:+.{3 if row['figure'] == 'nsd' else 1}f}, another network"
     said = {True: "within noise", False: "beyond noise", None: unsaid}[row["within_noise"]]
     places = 3 if row["figure"] == "nsd" else 1
     return f"{row['difference']:+.{places}f}, {said}"

@@ -160,6 +160,8 @@ def _complete_run(
         return
     run_id = run.info.run_id if run and _holds(run, result) else None
     if run_id is None:
+        if run and ABLATION in run.data.tags:
+            client.delete_tag(run.info.run_id, ABLATION)  # a point of the comparison has one run
         run_id = _import(client, experiment, key, settings, path, result)
     benchmark = settings.benchmark(result["benchmark"])
     class_names = dataset(benchmark.data.dataset).class_names

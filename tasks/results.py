@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json, read_json_lines
 from tasks.params import CONTROLS
 from tasks.paths import RESULT_SCHEMA, RESULTS
@@ -20,6 +21,12 @@ FIELDS = {
     "attacks": dict,
 }
 FIGURE_FIELDS = {"n": int, "per_class": [NUMBER], **dict.fromkeys(FIGURES, NUMBER)}
+BALL_FIELDS = {"threat_model": {"epsilon": NUMBER}, "attacks": dict}
+COMPARISON_FIELDS = {"weaker": str, "stronger": str, "images": int, "weaker_accuracy": NUMBER}
+OPTIONAL_FIELDS = {  # older results lack them
+    "other_balls": [BALL_FIELDS],
+    "checks": {"warnings": [str], "comparisons": [COMPARISON_FIELDS]},
+}
 COST_FIELDS = {"device": str, "threads": int, "seconds": NUMBER}
 
 
@@ -80,11 +87,19 @@ class Group:
 
     def warnings(self) -> list[str]:
         """What speaks against the figures, a line a result and reason; older results were not checked."""
-        return [
-            f"{'/'.join(filter(None, (self.student, self.method)))} s{result['seed']}: {warning}"
+        name = "/".join(filter(None, (self.student, self.method)))
+        of_seeds = [
+            f"{name} s{result['seed']}: {warning}"
             for result in self.results
             for warning in result.get("checks", {}).get("warnings", [])
         ]
+        seeds = [judged(result) for result in self.results]
+        unlike = [
+            f"{name}: under {attack} its seeds have different numbers of images, or none; evaluate them alike"
+            for attack in dict.fromkeys(attack for attacks in seeds for attack in attacks)
+            if attack != "all" and len({attacks.get(attack, {}).get("n") for attacks in seeds}) > 1
+        ]
+        return of_seeds + unlike
 
 
 def judged(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -188,15 +203,21 @@ def _place(group: Group) -> tuple[int, str, int, str]:
 def _read(path: Path) -> dict[str, Any]:
     again = "run its evaluate stage"
     result = read_json(path, FIELDS, schema=RESULT_SCHEMA, again=again)
-    check_attacks(result, str(path), again)
+    check_figures(result, str(path), again)
     return result
 
 
-def check_attacks(result: Mapping[str, Any], where: str, again: str) -> None:
-    """Refuse a result in which an attack lacks a figure.
+def check_figures(result: Mapping[str, Any], where: str, again: str) -> None:
+    """Refuse a result of which an attack lacks a figure or has other classes, or whose checks are no checks.
 
     Raises:
-        FerdError: there is one.
+        FerdError: says where.
     """
-    for attack, figures in result["attacks"].items():
-        check_fields(figures, FIGURE_FIELDS, f"{where}: attacks: {attack}", again)
+    check_fields(result, {key: kind for key, kind in OPTIONAL_FIELDS.items() if key in result}, where, again)
+    classes = set()
+    for attacks in (result["attacks"], *(ball["attacks"] for ball in result.get("other_balls", []))):
+        for attack, figures in attacks.items():
+            check_fields(figures, FIGURE_FIELDS, f"{where}: attacks: {attack}", again)
+            classes.add(len(figures["per_class"]))
+    if len(classes) > 1:
+        raise FerdError(f"{where}: per_class has {sorted(classes)} classes; delete the file and {again}")

@@ -16,7 +16,7 @@ from ferd.files import read_json
 from tasks.lineage import code_hash
 from tasks.paths import RESULTS
 from tasks.process import sha256
-from tasks.results import Group, check_attacks
+from tasks.results import Group, check_figures
 
 SCHEMA = "ferd-sweep/2"
 FOLDER = RESULTS / "sweeps"
@@ -76,7 +76,7 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
     content = read_json(path, FIELDS, schema=SCHEMA, again=again)
     grouped: dict[Value, list[dict[str, Any]]] = {}
     for point in content["points"]:
-        check_attacks(point["result"], str(path), again)
+        check_figures(point["result"], str(path), again)
         if seeds is None or point["result"]["seed"] in seeds:
             grouped.setdefault(point["value"], []).append(point["result"])
     groups = {

@@ -28,13 +28,14 @@ def profiles(rows: Sequence[Row], command: str) -> Figure:
     students = [row for row in rows if row["method"] != "teacher"]
     if not students:
         return missing("classes", title, "No student has been evaluated.", command)
-    labels = list(dict.fromkeys(row["label"] for row in students))[:MOST_PANELS]
+    labels = list(dict.fromkeys(row["label"] for row in students))
+    left_out = f" In the download alone: {', '.join(labels[MOST_PANELS:])}." if labels[MOST_PANELS:] else ""
     order = weakest_first(rows)
     panels = {
         label: _profile([row for row in rows if row["label"] == label], _teacher(rows), order)
-        for label in labels
+        for label in labels[:MOST_PANELS]
     }
-    return Figure("classes", title, PROFILE_READING, command, rows, panels, columns=3)
+    return Figure("classes", title, f"{PROFILE_READING}{left_out}", command, rows, panels, columns=3)
 
 
 def weakest_first(rows: Sequence[Row]) -> list[str]:

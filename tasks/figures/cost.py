@@ -18,12 +18,19 @@ def seconds(rows: Sequence[Row], command: str) -> Figure:
         return missing("cost", title, "No stage has left its cost.", command)
     machines = sorted({f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows})
     reading = (
-        "Seconds a seed, the mean over seeds: making the network (distil, or train the teacher) and "
-        "evaluating it; a pool that a method replays is another's cost. On a CPU processor time over "
-        "threads, so that other work hardly counts; wall time on "
-        f"a GPU, and of records that have no other. Machines: {'; '.join(machines)}."
+        "Seconds a seed, the mean over seeds: making the network (distil; of a teacher train, or fetch and "
+        f"measure a given one) and evaluating it{_unknown(rows)}; a pool that a method replays is another's "
+        "cost. On a CPU processor time over threads, so that other work hardly counts; wall time on a GPU, "
+        f"and of records that have no other. Machines: {'; '.join(machines)}."
     )
     return Figure("cost", title, reading, command, rows, {"": _bars(rows)})
+
+
+def _unknown(rows: Sequence[Row]) -> str:
+    """Which networks' making is not on record, such as that of one that was interrupted."""
+    made = {row["label"] for row in rows if row["stage"] != "evaluate"}
+    unknown = dict.fromkeys(row["label"] for row in rows if row["label"] not in made)
+    return f" (what making {', '.join(unknown)} took is not on record)" if unknown else ""
 
 
 def _bars(rows: Sequence[Row]) -> alt.TopLevelMixin:

@@ -56,7 +56,10 @@ def legend(
 def sizes(rows: Sequence[Row]) -> str:
     """A sentence: how many test images each attack was run on."""
     images = {row["attack"]: row["images"] for row in rows}
-    return f"Test images: {', '.join(f'{name} {size}' for name, size in images.items())}."
+    compared = (
+        " Lines of other numbers of images are not to be compared." if len({*images.values()}) > 1 else ""
+    )
+    return f"Test images: {', '.join(f'{name} {size}' for name, size in images.items())}.{compared}"
 
 
 def _occurring(rows: Sequence[Row], by: str, colours: Mapping[str, str]) -> dict[str, str]:
@@ -88,7 +91,7 @@ def _lines(
         x=x,
         y=y,
         color=colour,
-        shape=by_shape(by, list(colours)),
+        shape=by_shape(by, colours),
         tooltip=tips,
     )
     return alt.layer(band, line, points).properties(height=230)

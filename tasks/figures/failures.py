@@ -11,8 +11,8 @@ from tasks.tidy import Row
 MOST_MAPPED, MOST_PRINTED = 20, 10  # classes of a heat map, and of one with values in its cells
 PAIRS_READING = (
     "Of a class's images that are right without an attack (rows; none where none is), the percent that "
-    "end up as the target class (columns) when attacked toward it; how many that is of is in the download; "
-    "all panels on one scale of colours, beyond which controls may go."
+    "end up as the target class (columns) when attacked toward it: of {fewest} to {most} images, how many is "
+    "in the download. All panels on one scale of colours, beyond which controls may go."
 )
 UTAE_READING = (
     "Percent of a student's uniform-target adversarial examples (test images, as many of each class) that "
@@ -25,15 +25,17 @@ def pairs(rows: Sequence[Row], classes: Sequence[str], command: str) -> Figure:
     title = "Which class turns into which"
     if not rows:
         return missing("pairs", title, "No network has been analysed.", command)
+    tries = [row["attacked"] for row in rows]
+    reading = PAIRS_READING.format(fewest=min(tries), most=max(tries))
     if len(classes) > MOST_MAPPED:
         gap = f"{len(classes)} classes are too many for a heat map: see the download and the tables."
-        return Figure("pairs", title, PAIRS_READING, command, rows, gap=gap)
+        return Figure("pairs", title, reading, command, rows, gap=gap)
     most = _scale_of(rows)
     panels = {
         name: _heat_map(found, "source", "class of the images", "target", "attacked toward", classes, most)
         for name, found in by_analysis(rows).items()
     }
-    return Figure("pairs", title, PAIRS_READING, command, rows, panels, columns=3)
+    return Figure("pairs", title, reading, command, rows, panels, columns=3)
 
 
 def utae_ends(rows: Sequence[Row], classes: Sequence[str], command: str) -> Figure:

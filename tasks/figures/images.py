@@ -38,7 +38,7 @@ def grids(by_method: Mapping[str, Group], classes: Sequence[str], command: str) 
     )
     if not pictures:
         return missing("images", title, gap, command)
-    return Figure("images", title, reading, command, gap=gap, pictures=pictures, columns=2)
+    return Figure("images", title, reading, command, gap=gap, pictures=pictures)
 
 
 def as_jpeg(path: Path) -> bytes:

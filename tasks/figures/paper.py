@@ -31,9 +31,21 @@ def beside(rows: Sequence[Row], command: str) -> Figure:
         for name, student in tables
     }
     gap = "" if any(row["ours"] is not None for row in rows) else OPEN
+    legend = explained(LEGEND, shapes=True)
     return Figure(
-        "paper", title, READING, command, rows, panels, gap, columns=3, legend=explained(LEGEND, shapes=True)
+        "paper", title, f"{READING}{_ours(shown)}", command, rows, panels, gap, columns=3, legend=legend
     )
+
+
+def _ours(rows: Sequence[Row]) -> str:
+    """A sentence: which student is compared, and on how many images."""
+    of = dict.fromkeys(
+        f"{row['student']} on {row['images']} test images"
+        + ("" if row["same_network"] else f", not the paper's {row['paper_student']}")
+        for row in rows
+        if row["ours"] is not None
+    )
+    return f" Ours: {'; '.join(of)}; theirs: the whole test set." if of else ""
 
 
 def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:
@@ -52,7 +64,7 @@ def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:
     y = alt.Y("method:N", title=None, sort=[row["paper_method"] for row in rows])
     x = alt.X("value:Q", title="AutoAttack, worst class, %", scale=alt.Scale(domainMin=0))
     colour = by_colour("of", LEGEND)
-    shape = by_shape("of", list(LEGEND))
+    shape = by_shape("of", LEGEND)
     base = panel(dots)
     whiskers = base.mark_rule(style="whisker", clip=True).encode(y=y, x="low:Q", x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(

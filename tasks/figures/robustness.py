@@ -13,7 +13,8 @@ from tasks.tidy import Row
 WITH_DATA = ("teacher", "real-data")
 HEADLINE_READING = (
     "Accuracy in percent under PGD-20, a bar a method: the mean over seeds; whiskers: ± one standard "
-    "deviation over seeds (none: one seed). Dashed: the teacher."
+    "deviation over seeds (none: one seed), which leave out what other test images would change. Dashed: the "
+    "teacher. The worst class is each seed's own. {images} test images, as many of each class."
 )
 TRADE_OFF_READING = (
     "Under PGD-20, percent: the average over classes to the right, the worst class (the worst tenth of the "
@@ -33,7 +34,7 @@ def headline(rows: Sequence[Row], command: str) -> Figure:
     return Figure(
         "headline",
         title,
-        HEADLINE_READING,
+        HEADLINE_READING.format(images=f"{shown[0]['images']:,}"),
         command,
         shown,
         {
@@ -64,7 +65,7 @@ def _bars(rows: Sequence[Row], most: float) -> alt.TopLevelMixin:
     last = step * math.ceil(most / step)
     axis = alt.Axis(values=list(range(0, last + 1, step)), format="d", titleAnchor="start")
     scale = alt.Scale(domain=[0, 1.45 * last])  # numbers stand beyond the bars
-    x = alt.X("mean:Q", title=f"under PGD-20, % of {rows[0]['images']} test images", scale=scale, axis=axis)
+    x = alt.X("mean:Q", title="under PGD-20, %", scale=scale, axis=axis)
     tips = ["label:N", "text:N", "seeds:Q", "images:Q"]
     base = panel(rows)
     colour = by_colour("kind", kind_colours([row["kind"] for row in rows]))
@@ -129,7 +130,7 @@ def _scatter(rows: Sequence[Row], legend: Sequence[Row], *, whole: bool) -> alt.
         x=x,
         y=y,
         color=by_colour("label", colours),
-        shape=by_shape("label", list(colours)),
+        shape=by_shape("label", colours),
         tooltip=["label:N", "average_text:N", "worst_text:N", "seeds:Q"],
     )
     return alt.layer(front, across, upward, points).properties(height=300)

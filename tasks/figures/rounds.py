@@ -8,7 +8,10 @@ from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, explained, label_colours
 from tasks.tidy import Row
 
-SHOWN = ("ferd", "no-reweighting", "no-fae", "no-utae", "no-fae-utae", "ferd-released", "dfhl-rs", "rslad")
+SHOWN = (
+    "ferd", "mixed-reweighting", "no-reweighting", "no-fae", "no-utae", "no-fae-utae", "ferd-released",
+    "dfhl-rs", "rslad",
+)  # fmt: skip
 MEASURES = {
     "agreement": "Pool agreement, %",
     "robust_fraction": "Robust channels, %",
@@ -22,14 +25,14 @@ MEASURES = {
 }
 PROPORTIONS_READING = (
     "Percent of a round's synthetic images that are asked for as a class: p, Eq. 2, the mean over seeds. "
-    "Methods without reweighting draw every class alike and are left out."
+    "Methods without reweighting draw every class alike and are left out.{others}"
 )
 MEASURES_READING = (
     "The mean over seeds after each round, with bands of ± one standard deviation over seeds (none: one "
     "seed). A method that lacks a loss term has no line in its panel; losses are unweighted, and each "
     "method's own: IKL on UTAEs in FERD and its variants, a KL divergence or cross-entropy in others. "
     "Pool agreement: percent of a round's images that the teacher gives the label they were asked for. "
-    "Robust channels: Eq. 3-6. Drawn is the first student; the download has them all."
+    "Robust channels: Eq. 3-6. Drawn is the first student.{others}"
 )
 
 
@@ -37,6 +40,7 @@ def proportions(rows: Sequence[Row], classes: Sequence[str], command: str) -> Fi
     """A (class × round) heat map a reweighting method; ``rows``: ``tidy.proportions``."""
     title = "Class proportions p over the rounds"
     shown = [row for row in rows if row["method"] in SHOWN]
+    reading = PROPORTIONS_READING.format(others=_others(rows))
     if not shown:
         return missing("proportions", title, "No method with reweighting has been distilled.", command)
     most = max(row["mean"] for row in shown)
@@ -45,7 +49,13 @@ def proportions(rows: Sequence[Row], classes: Sequence[str], command: str) -> Fi
         label: _proportions_map([row for row in shown if row["label"] == label], classes, most)
         for label in labels
     }
-    return Figure("proportions", title, PROPORTIONS_READING, command, shown, panels, columns=3)
+    return Figure("proportions", title, reading, command, rows, panels, columns=3)
+
+
+def _others(rows: Sequence[Row]) -> str:
+    """A sentence: which methods are in the download alone."""
+    others = dict.fromkeys(row["method"] for row in rows if row["method"] not in SHOWN)
+    return f" In the download alone: {', '.join(others)}." if others else ""
 
 
 def _proportions_map(rows: Sequence[Row], classes: Sequence[str], most: float) -> alt.Chart:
@@ -69,7 +79,8 @@ def _proportions_map(rows: Sequence[Row], classes: Sequence[str], most: float) -
 def measures(rows: Sequence[Row], command: str) -> Figure:
     """A panel a quantity, a line a method; ``rows``: ``tidy.rounds``."""
     title = "Losses, robust channels and pool agreement over the rounds"
-    shown = [row for row in rows if row["method"] in SHOWN and row["quantity"] in MEASURES]
+    known = [row for row in rows if row["quantity"] in MEASURES]
+    shown = [row for row in known if row["method"] in SHOWN]
     if not shown:
         return missing("rounds", title, "No student has been distilled.", command)
     drawn = [row for row in shown if row["student"] == shown[0]["student"]]
@@ -80,7 +91,8 @@ def measures(rows: Sequence[Row], command: str) -> Figure:
         if (found := [row for row in drawn if row["quantity"] == quantity])
     }
     legend = explained(label_colours(methods))
-    return Figure("rounds", title, MEASURES_READING, command, shown, panels, columns=3, legend=legend)
+    reading = MEASURES_READING.format(others=_others(known))
+    return Figure("rounds", title, reading, command, known, panels, columns=3, legend=legend)
 
 
 def _lines(rows: Sequence[Row], methods: dict[str, str]) -> alt.TopLevelMixin:

@@ -1,7 +1,6 @@
 """Colours that colour-blind readers tell apart (Okabe and Ito), and a light and a dark theme."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from typing import Any
 
 import altair as alt
@@ -21,8 +20,9 @@ METHODS = {
     "no-fae": GREEN,
     "no-utae": PINK,
     "no-fae-utae": SKY,
+    "mixed-reweighting": RED,
     "rslad": RED,
-    "dfhl-rs": RED,
+    "dfhl-rs": BROWN,
     "ferd-released": OLIVE,
     "real-data": GREY,
     "uniform-noise": BROWN,
@@ -120,13 +120,25 @@ def by_colour(field: str, colours: Mapping[str, str]) -> alt.Color:
     return alt.Color(f"{field}:N", title=None, scale=scale, legend=alt.Legend(columns=4, symbolOpacity=1))
 
 
-def by_shape(field: str, names: Sequence[str]) -> alt.Shape:
+def by_shape(field: str, colours: Mapping[str, str]) -> alt.Shape:
     """The same legend by shape, for those who do not see the colours."""
-    shapes = [shape for shape, _ in zip(cycle(SHAPES), names, strict=False)]
-    return alt.Shape(f"{field}:N", title=None, scale=alt.Scale(domain=list(names), range=shapes))
+    shapes = shapes_of(colours)
+    return alt.Shape(
+        f"{field}:N", title=None, scale=alt.Scale(domain=list(shapes), range=list(shapes.values()))
+    )
+
+
+def shapes_of(colours: Mapping[str, str]) -> dict[str, str]:
+    """A shape for each name: they take turns, but for one that has the name's colour already."""
+    shapes: dict[str, str] = {}
+    for place, (name, colour) in enumerate(colours.items()):
+        turn = [*list(SHAPES)[place % len(SHAPES) :], *SHAPES]
+        taken = {shape for other, shape in shapes.items() if colours[other] == colour}
+        shapes[name] = next((shape for shape in turn if shape not in taken), turn[0])
+    return shapes
 
 
 def explained(colours: Mapping[str, str], *, shapes: bool = False) -> dict[str, tuple[str, str]]:
     """(colour, symbol) of each name: what a legend outside the charts shows."""
-    symbols = cycle(SHAPES.values()) if shapes else cycle(SQUARE)
-    return {name: (colour, symbol) for (name, colour), symbol in zip(colours.items(), symbols, strict=False)}
+    symbols = {name: SHAPES[shape] for name, shape in shapes_of(colours).items()} if shapes else {}
+    return {name: (colour, symbols.get(name, SQUARE)) for name, colour in colours.items()}

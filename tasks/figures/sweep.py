@@ -9,6 +9,8 @@ from tasks.figures.style import label_colours
 from tasks.sweep_results import SweepResults, Value
 from tasks.tidy import Row
 
+MOST_NAMED = 3  # files
+
 READING = (
     "A line an attack, over the values of {key}. Bands: ± one standard deviation over seeds (none: one seed)."
 )
@@ -57,7 +59,7 @@ def methods_compared(sweeps: Sequence[SweepResults]) -> Figure | None:
         f"sweeps-{key}-{student}",
         f"Sweeps of {key}, methods beside each other: {student}",
         COMPARED.format(key=key, images=shown[0]["images"]),
-        _command(sweeps[0]),
+        " && ".join(map(_command, sweeps)),
         shown,
         curves.panels(shown, "value", key, by="method", colours=colours),
         columns=3,
@@ -75,7 +77,7 @@ def _age(sweep: SweepResults) -> str:
     changed = sweep.changed()
     if not changed:
         return ""
-    files = ", ".join(changed)
+    files = ", ".join(changed) if len(changed) <= MOST_NAMED else f"{len(changed)} files of code and inputs"
     return f" Some or all of an earlier state: since then {files} changed; the command runs it again."
 
 

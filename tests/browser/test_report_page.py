@@ -195,3 +195,37 @@ def test_the_dark_page_is_dark_with_light_labels_and_turns_with_the_system(brows
     page.wait_for_selector(f"{label}[fill='#1a1a1a']")
     assert page.faults == []
     page.close()
+
+
+def widths(page, benchmark):
+    return page.eval_on_selector_all(f"#{benchmark} .chart svg", "all => all.map(one => one.clientWidth)")
+
+
+def test_charts_outlive_a_window_that_changes_while_another_chapter_is_shown(browser, page_file):
+    page = opened(browser, page_file, viewport={"width": 1280, "height": 760})
+    before = widths(page, BENCHMARK)
+    page.evaluate("location.hash = 'cifar10-small'")
+    page.wait_for_selector("#cifar10-small[data-ready]", timeout=120_000)
+    page.set_viewport_size({"width": 1280, "height": 820})
+    page.evaluate(f"location.hash = '{BENCHMARK}'")
+    page.wait_for_function(
+        "([id, width]) => document.querySelector(`#${id} .chart svg`).clientWidth === width",
+        arg=[BENCHMARK, before[0]],
+    )
+    assert widths(page, BENCHMARK) == before and min(before) > 100
+    page.close()
+
+
+def test_what_is_printed_is_the_chapter_that_is_shown(browser, page_file):
+    page = opened(browser, page_file)
+    page.emulate_media(media="print")
+    assert page.locator(".chapter:visible").count() == 1
+    page.close()
+
+
+def test_a_fragment_that_is_no_name_shows_the_first_chapter(browser, page_file):
+    page = browser.new_page()
+    page.goto(f"{page_file.as_uri()}#100%")
+    page.wait_for_selector(".chapter[data-ready]", timeout=120_000)
+    assert page.locator(".chapter.shown").count() == 1
+    page.close()

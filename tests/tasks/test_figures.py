@@ -13,8 +13,9 @@ from PIL import Image
 
 from ferd.errors import FerdError
 from tasks import params
-from tasks.figures import classes, failures, gamma, images, robustness, rounds, style, sweep
+from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds, style, sweep
 from tasks.figures.figure import Figure, panel
+from tasks.figures.style import METHODS, explained, label_colours
 from tasks.results import Group
 from tasks.sweep_results import SweepResults
 
@@ -145,6 +146,7 @@ def test_more_than_ten_classes_have_no_numbers_and_more_than_twenty_no_heat_map(
     names = [str(c) for c in range(number)]
     rows = [
         {"student": "", "method": "teacher", "seed": 0, "source": a, "target": b, "percent": 50.0}
+        | {"turned": 1, "attacked": 2}
         for a in names
         for b in names
         if a != b
@@ -246,3 +248,30 @@ def test_both_themes_style_the_same_things():
     light, dark = style.CONFIG["light"], style.CONFIG["dark"]
     assert light.keys() == dark.keys()
     assert light["style"].keys() == dark["style"].keys()
+
+
+def test_no_two_names_of_a_legend_look_alike():
+    methods = {f"ferd · w{width}": "ferd" for width in (8, 16, 32)}
+    methods |= {name: name for name in (*METHODS, *(f"gamma-0_{digit}" for digit in range(1, 10)))}
+    legend = explained(label_colours(methods), shapes=True)
+    assert len(set(legend.values())) == len(legend) == len(methods)
+
+
+def test_what_a_chart_has_no_room_for_is_named_and_downloaded():
+    rows = [
+        {"label": method, "student": "w8", "method": method, "seeds": 1, "round": 1, "class": "0",
+         "mean": 10.0, "std": None, "low": 10.0, "high": 10.0}
+        for method in ("ferd", "gamma-0_1")
+    ]  # fmt: skip
+    figure = rounds.proportions(rows, ["0"], "make it")
+    assert list(figure.panels) == ["ferd"] and figure.rows == rows
+    assert figure.reading.endswith("In the download alone: gamma-0_1.")
+
+
+def test_a_network_whose_making_is_not_on_record_is_named():
+    rows = [
+        {"label": label, "student": "w8", "method": label, "seeds": 1, "stage": stage,
+         "mean": 1.0, "std": None, "low": 1.0, "high": 1.0, "device": "cpu", "threads": 1, "torch": "2"}
+        for label, stage in (("ferd", "distill"), ("ferd", "evaluate"), ("no-fae", "evaluate"))
+    ]  # fmt: skip
+    assert "(what making no-fae took is not on record)" in cost.seconds(rows, "make it").reading

@@ -11,6 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from ferd.errors import FerdError
 from tasks import params, record, tracking
+from tasks.mlflow_view import ABLATION, GAMMA
 from tests.conftest import run_in, tiny_params
 from tests.tasks.test_results import write_result
 
@@ -82,8 +83,12 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     complete(finished_copy)
     result["attacks"]["pgd20"]["worst"] = 0.125
     (finished_copy / f"results/digits/{FERD}.json").write_text(json.dumps(result))
-    _, _, _, number = complete(finished_copy)
+    client, experiment, _, number = complete(finished_copy)
     assert number == 5
+    compared = client.search_runs(
+        [experiment.experiment_id], f"tags.run_key = '{FERD}' and tags.{ABLATION} = '{GAMMA}'"
+    )
+    assert [run.data.metrics["robust/pgd20/worst"] for run in compared] == [0.125]
 
 
 def test_a_run_that_is_completed_again_keeps_one_table_of_classes(finished_copy):

@@ -90,7 +90,7 @@ def test_the_lead_compares_methods_of_one_student(folder):
     write_result(folder, "real-data", 0, 0.75, student="resnet8-w32")
     assert "real images" not in make_page()
     write_result(folder, "real-data", 0, 0.75)
-    assert "; the teacher 25.0, the same student on real images 25.0." in make_page()
+    assert "; the teacher 25.0, the same student on real images 25.0 (1 seed)." in make_page()
 
 
 def test_a_figure_is_written_alone_by_its_command(folder, monkeypatch):

@@ -41,7 +41,7 @@ def write_result(
     }
     if everything is not None:
         attacks["all"] = figures | {"n": 100, "average": everything}
-        result |= {"other_balls": [], "checks": {"warnings": list(warnings)}}
+        result |= {"other_balls": [], "checks": {"comparisons": [], "warnings": list(warnings)}}
     path.write_text(json.dumps(result))
     rounds = [{"agreement": 0.75}, {"agreement": 0.25 * seed}]
     path.with_suffix(".rounds.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rounds))
@@ -128,7 +128,7 @@ def test_accuracy_under_all_attacks_is_in_the_second_table(folder):
 def test_a_second_table_has_the_further_figures_and_balls(folder):
     ball = {
         "threat_model": {"epsilon": 4 / 255},
-        "attacks": {"pgd20": {"n": 20, "average": 0.5, "worst": 0.25}},
+        "attacks": {"pgd20": {"n": 20, "average": 0.5, "worst": 0.25, "nsd": 0.5, "per_class": PER_CLASS}},
     }
     for seed in range(3):
         path = folder / f"results/digits/resnet8-w8/ferd/s{seed}.json"
@@ -240,3 +240,42 @@ def test_without_results_the_page_says_what_to_run(tmp_path, monkeypatch):
     report.main()
     assert "make demo" in (tmp_path / "results/report/index.html").read_text()
     assert json.loads((tmp_path / "results/summary.json").read_text())["benchmarks"] == {}
+
+
+def test_seeds_that_were_evaluated_otherwise_are_a_warning(folder):
+    write_result(folder, "ferd", 1, 0.625, images=250)
+    (_, ferd, *_) = results.load("digits")
+    assert ferd.warnings() == [
+        f"resnet8-w8/ferd: under {attack} its seeds have different numbers of images, or none; "
+        "evaluate them alike"
+        for attack in ("clean", "pgd20", "autoattack")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ({"other_balls": [{}]}, r"other_balls\[0\]: lacks 'threat_model'"),
+        ({"checks": None}, "checks: must be an object"),
+        ({"checks": {"warnings": [], "comparisons": [{}]}}, r"comparisons\[0\]: lacks 'weaker'"),
+        ({"checks": {"warnings": 5, "comparisons": []}}, "warnings: cannot be 5"),
+    ],
+)
+def test_a_damaged_result_is_one_line(folder, fault, said):
+    path = folder / "results/digits/resnet8-w8/ferd/s1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fault))
+    with pytest.raises(FerdError, match=said):
+        results.load("digits")
+
+
+def test_figures_of_other_classes_or_that_are_no_numbers_are_refused(folder):
+    path = folder / "results/digits/resnet8-w8/ferd/s1.json"
+    text = path.read_text()
+    result = json.loads(text)
+    result["attacks"]["pgd20"] = result["attacks"]["pgd20"] | {"per_class": [0.5, 0.5, 0.5]}
+    path.write_text(json.dumps(result))
+    with pytest.raises(FerdError, match=r"per_class has \[3, 10\] classes"):
+        results.load("digits")
+    path.write_text(text.replace('"average": 0.625', '"average": NaN', 1))
+    with pytest.raises(FerdError, match="NaN is no number"):
+        results.load("digits")
