@@ -4,14 +4,14 @@ python -m flows.grid --benchmark digits
 """
 
 import argparse
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
 from prefect import State, flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import WorkerStatus
 from prefect.context import FlowRunContext
 from prefect.deployments import run_deployment
@@ -20,15 +20,16 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from ferd.errors import FerdError
-from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, in_order, run_stale
-from tasks import share
-from tasks.stage import Pipeline, stoppable, stopped
+from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, failures_of, in_order, run_stale
+from tasks import lineage, share
+from tasks.stage import Pipeline, Stage, stoppable, stopped
 from tasks.table import print_table
 from tasks.tracking import head, refuse_uncommitted
 
 DEPLOYMENT = "stage/stage"
 POLL_SECONDS = 2
 SERVER_FAULT = 500
+T = TypeVar("T")
 
 
 @flow(name="grid", task_runner=TASK_RUNNER)
@@ -37,8 +38,9 @@ def grid(
 ) -> None:
     """Have workers bring a benchmark's students up to date, then take their results from DVC's remote.
 
-    A stage is asked for when all that it needs has been sent to the remote, and once: no worker does what
-    another has done. What workers do at a time is their own limit.
+    A stage is asked for when all that it needs has been sent to the remote, what is up to date here first,
+    and once: no worker does what another has done. What workers do at a time is their own limit. Where
+    stages fail, the results of the others are taken all the same.
 
     Args:
         benchmark: a benchmark of params.yaml.
@@ -54,15 +56,26 @@ def grid(
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     stale = [stage for stage in pipeline.plan(targets) if stage.stale]
+    send_what_is_here(stale)
     print(f"{benchmark}: {len(stale)} stages for the workers", flush=True)
     submit: Any = on_a_worker.submit  # its overloads do not take wait_for with typed arguments
     commit = head()
     with stoppable():
-        failures = in_order(stale, lambda stage, needed: submit(stage.name, commit, wait_for=needed))
-    if failures:
-        raise FerdError("; ".join(failures))
+        ended = in_order(stale, lambda stage, needed: submit(stage.name, commit, wait_for=needed))
     # a worker in this folder has changed its dvc.lock, which a pipeline reads once
-    run_stale(benchmark, Pipeline().plan(targets, report=True), slots=1, pull=True)
+    whole = [name for name in targets if name not in ended or ended[name].is_completed()]
+    if whole:
+        run_stale(benchmark, Pipeline().plan(whole, report=True), slots=1, pull=True)
+    if failures := failures_of(ended):
+        raise FerdError("; ".join(failures))
+
+
+def send_what_is_here(stale: Sequence[Stage]) -> None:
+    """What these stages need and is up to date in this folder, to DVC's remote, where workers find it."""
+    asked = {stage.name for stage in stale}
+    here = {need for stage in stale for need in stage.upstream} - asked - {lineage.STAGE}
+    if here:
+        share.push(sorted(here))
 
 
 def say_whether_a_worker_is_there() -> None:
@@ -97,25 +110,40 @@ def on_a_worker(name: str, commit: str) -> None:
     context = FlowRunContext.get()
     asked_by = context.flow_run.id if context and context.flow_run else ""
     for attempt in range(1 + RETRIES):
-        run: Any = run_deployment(
-            DEPLOYMENT,
-            parameters={"name": name, "share": True, "commit": commit},
-            flow_run_name=name,
-            timeout=0,  # it is waited for below
-            idempotency_key=f"{asked_by}/{name}/{attempt}",
-        )
-        state = _end_of(run.id, name)
+        state = _end_of(_asked(name, commit, f"{asked_by}/{name}/{attempt}"), name)
         if not state.is_crashed():
             break
     if not state.is_completed():
         raise FerdError(f"{state.type.value.lower()} on a worker: {state.message or 'see its log'}")
 
 
+def _asked(name: str, commit: str, key: str) -> UUID:
+    """Ask for a stage, once a ``key``, as soon as the server answers; -> the flow run.
+
+    Raises:
+        FerdError: the grid is stopped before it does.
+    """
+    run: Any = None
+    while not run:
+        run = _answer(
+            lambda: run_deployment(
+                DEPLOYMENT,
+                parameters={"name": name, "share": True, "commit": commit},
+                flow_run_name=name,
+                timeout=0,  # it is waited for by ``_end_of``
+                idempotency_key=key,
+            )
+        )
+        if not run and stopped.wait(POLL_SECONDS):
+            raise FerdError(f"{name}: not asked for: the grid was stopped")
+    return UUID(str(run.id))
+
+
 def _end_of(run: UUID, name: str) -> State[Any]:
     """The state that a flow run ends in, or in which it was cancelled since the grid is stopped."""
     answered = True
     with get_client(sync_client=True) as client:
-        while not (state := _state(client, run)) or not state.is_final():
+        while not (state := _answer(lambda: client.read_flow_run(run).state)) or not state.is_final():
             if answered != bool(state):
                 answered = bool(state)
                 said = "answers again" if answered else "does not answer; the worker and the asking go on"
@@ -126,10 +154,10 @@ def _end_of(run: UUID, name: str) -> State[Any]:
     return state
 
 
-def _state(client: SyncPrefectClient, run: UUID) -> State[Any] | None:
-    """The state of a flow run; None while the server does not answer: the worker goes on meanwhile."""
+def _answer(ask: Callable[[], T]) -> T | None:
+    """The server's answer; None while it gives none: a worker goes on meanwhile."""
     try:
-        return client.read_flow_run(run).state
+        return ask()
     except httpx.HTTPStatusError as error:
         if error.response.status_code < SERVER_FAULT:
             raise

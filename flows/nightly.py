@@ -1,4 +1,4 @@
-"""The nightly reproduction: benchmarks from scratch, and a verdict on every figure.
+"""The nightly reproduction: benchmarks from scratch, and a verdict on every accuracy.
 
 python -m flows.nightly
 """
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
@@ -41,7 +42,7 @@ def nightly(
     slots: int = 2,
     alert_block: str | None = None,
 ) -> State[None] | None:
-    """Compute benchmarks from scratch and compare every figure with the committed one.
+    """Compute benchmarks from scratch and compare every accuracy with the committed one.
 
     Fails, and alerts, where a worst-class figure fell or any other changed by more than is tolerated. The
     committed results stay as they are; tonight's are kept as a Git branch `nightly/...`. A night whose
@@ -118,8 +119,8 @@ def deliver(
     try:
         page = write_page(tonight, benchmarks, verdicts)
         create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
-    except FerdError as error:
-        undelivered.append(f"no page of the verdicts: {error}")
+    except (FerdError, httpx.HTTPError) as error:
+        undelivered.append(f"no page of the verdicts: {' '.join(str(error).split())}")
     try:
         push(tonight, [stage.name for stage in planned])
     except FerdError as error:

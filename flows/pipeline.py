@@ -59,6 +59,7 @@ class Session:
     def room(self) -> Iterator[Callable[[OnEvent], OnEvent]]:
         """Room to start up in, for as many processes as compute at a time; free again when this one computes.
 
+        Without slots, which it would wait for, it is free when the stage has ended: one at a time computes.
         Gives what a process's events must pass through.
         """
         self._rooms.acquire()
@@ -67,7 +68,7 @@ class Session:
 
             def watched(on_event: OnEvent) -> OnEvent:
                 def watch(event: dict[str, Any]) -> None:
-                    if event["event"] == "computing":
+                    if event["event"] == "computing" and self.slots:
                         rented.close()  # once: then there is nothing left to give back
                     on_event(event)
 
@@ -120,6 +121,7 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
     except StageFailed as error:
         error.retryable = error.retryable and not stopped.is_set()
         if error.retryable and task_run.run_count <= RETRIES:
+            session.view.paused(name)
             session.view.say(f"{error}; trying again")
         else:
             session.view.finished(name, "stopped" if stopped.is_set() else f"failed: {error}")
@@ -247,7 +249,7 @@ def run_stale(
     at_a_time = f", {slots} at a time" if slots else ""
     print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}, on {machine()}", flush=True)
     with LiveView(stale) as view:
-        failures = run_stages(stages, view, slots, pull=pull, anew=anew)
+        failures = failures_of(run_stages(stages, view, slots, pull=pull, anew=anew))
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
@@ -258,8 +260,8 @@ def run_stale(
 
 def run_stages(
     stages: Sequence[Stage], view: LiveView, slots: int | None, *, pull: bool = False, anew: bool = False
-) -> list[str]:
-    """Run the stale stages, each after those it needs; -> what failed, a line each.
+) -> dict[str, State[Any]]:
+    """Run the stale stages, each after those it needs; -> how each ended.
 
     A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
     """
@@ -274,14 +276,14 @@ def run_stages(
 
 def in_order(
     stages: Sequence[Stage], submit: Callable[[Stage, list[PrefectFuture[Any]]], PrefectFuture[Any]]
-) -> list[str]:
-    """Submit each stage with the futures of those that it needs, and wait; -> what failed, a line each."""
+) -> dict[str, State[Any]]:
+    """Submit each stage with the futures of those that it needs, and wait; -> how each ended."""
     futures: dict[str, PrefectFuture[Any]] = {}
     for stage in stages:
         futures[stage.name] = submit(stage, [futures[name] for name in stage.upstream if name in futures])
     for future in futures.values():
         future.wait()
-    return failures_of({name: future.state for name, future in futures.items()})
+    return {name: future.state for name, future in futures.items()}
 
 
 def failures_of(states: Mapping[str, State[Any]]) -> list[str]:

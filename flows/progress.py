@@ -65,6 +65,11 @@ class LiveView:
             else:
                 self._stop(stage)
 
+    def paused(self, stage: str) -> None:
+        """A stage does not compute until it is tried again."""
+        with self._lock:
+            self._stop(stage)
+
     def finished(self, stage: str, outcome: str = "done") -> None:
         """A stage has ended."""
         with self._lock:

@@ -20,7 +20,7 @@ def stage(name: str, share: bool = False, commit: str | None = None) -> None:
         share: take from DVC's remote what another machine computed, and send there what this one computes.
         commit: refuse to run where the clone is at another one, or has changes.
     """
-    if commit:
+    if commit is not None:
         if commit != (own := head()):
             raise FerdError(
                 f"the worker's clone is at commit {own[:10]}, {commit[:10]} is asked for; check it out there"

@@ -108,6 +108,7 @@ class Stack:
         """Make the passwords where they are not there, for Docker."""
         with self._locked():
             self.secrets()
+            self._keep_environment()
 
     def up(self) -> None:
         """Start what is not running, wait until it answers, deploy ``prefect.yaml``.
@@ -125,10 +126,7 @@ class Stack:
         self.secrets()
         postgres = Postgres(self)
         postgres.initialise()
-        _write_private(
-            self.environment_file,
-            "".join(f"export {key}={shlex.quote(value)}\n" for key, value in self.client_environment.items()),
-        )
+        self._keep_environment()
         self._start_supervisor(postgres)
         self._start({"postgresql": postgres.answers, "s3": self._bucket_exists})
         postgres.create_databases()
@@ -138,7 +136,7 @@ class Stack:
                 "prefect": lambda: _answers(f"{self.client_environment['PREFECT_API_URL']}/ready"),
             }
         )
-        self.deploy()
+        self._deploy(self.client_environment)
         self._start({"worker": self._worker_is_online})
         print(f"MLflow:  {self.client_environment['MLFLOW_TRACKING_URI']}")
         print(f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')}")
@@ -167,6 +165,13 @@ class Stack:
         left = processes.running(self.folder)
         print(f"supervisord does not answer; {_still(left)}" if left else "nothing is running")
         return False
+
+    def _keep_environment(self) -> None:
+        """What a shell sources."""
+        text = "".join(
+            f"export {key}={shlex.quote(value)}\n" for key, value in self.client_environment.items()
+        )
+        _write_private(self.environment_file, text)
 
     def _check_settings(self) -> None:
         if set(str(self.folder)) & set('%"\\\n'):  # supervisord.conf cannot hold them
@@ -259,7 +264,7 @@ class Stack:
             if supervisor is None:
                 raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
             for name, log in logs.items():
-                if supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING"):
+                if supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
                     try:
                         supervisor.startProcess(name)
                     except xmlrpc.client.Fault:
@@ -287,20 +292,29 @@ class Stack:
         return True
 
     def deploy(self) -> None:
-        """Make known to the server the deployments of ``prefect.yaml``, the work pool, the automations.
+        """Make known to a server the deployments of ``prefect.yaml``, the work pool, the automations.
+
+        To the one at ``PREFECT_API_URL``, where that is set, else this stack's.
 
         Raises:
-            FerdError: a port cannot be, or the server does not take them.
+            FerdError: a port cannot be, or the server does not answer or take them.
         """
         self._check_settings()
-        pool = self.settings["WORK_POOL"]
-        if not _answers(f"{self.client_environment['PREFECT_API_URL']}/work_pools/{pool}"):
-            self._run("prefect", "work-pool", "create", pool, "--type", "process")
-        self._run("prefect", "--no-prompt", "deploy", "--all")
-        self._run("infra.automations")
+        own = f"http://127.0.0.1:{self.settings['PREFECT_PORT']}/api"
+        server = os.environ.get("PREFECT_API_URL", own)
+        if not _answers(f"{server}/ready"):
+            raise FerdError(f"Prefect's server at {server} does not answer; make up, or set PREFECT_API_URL")
+        self._deploy({"PREFECT_API_URL": server})
 
-    def _run(self, module: str, *arguments: str) -> None:
-        environment = {**os.environ, **self.settings, **self.client_environment}
+    def _deploy(self, services: Mapping[str, str]) -> None:
+        pool = self.settings["WORK_POOL"]
+        if not _answers(f"{services['PREFECT_API_URL']}/work_pools/{pool}"):
+            self._run(services, "prefect", "work-pool", "create", pool, "--type", "process")
+        self._run(services, "prefect", "--no-prompt", "deploy", "--all")
+        self._run(services, "infra.automations")
+
+    def _run(self, services: Mapping[str, str], module: str, *arguments: str) -> None:
+        environment = {**os.environ, **self.settings, **services}
         environment.pop("FERD_WORKSPACE", None)  # each worker's own: not to be fixed by who deploys
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments],

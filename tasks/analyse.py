@@ -51,7 +51,6 @@ def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progr
         run = tracking.start_run(benchmark, run_key, facts["settings"], progress.task, {})
     run.log(metrics_of(figures))
     run.finish()
-    process.discard(analysis.resume)
 
 
 class Resumable(Protocol):
@@ -83,8 +82,7 @@ class Analysis:
         test, teacher = paths.images(benchmark, "test"), paths.teacher(benchmark)
         self.network = self.load(checkpoint)
         self.attacked = first_images(load_images(test), settings.analysis.images_per_class)
-        self.resume = process.resume_folder(
-            progress.task,
+        self.resume = progress.resume_folder(
             settings.analysis,
             settings.threat_model,
             settings.distillation.utae_steps,

@@ -65,7 +65,7 @@ def distil_student(
         what.append([process.sha256(shard) for shard in sorted(given.iterdir())])
     settings_hash = fingerprint(*what, process.sha256(teacher_path))
     real = process.sha256(paths.images(benchmark, "train")) if isinstance(given, tuple) else None
-    resume = process.resume_folder(progress.task, settings_hash, real)
+    resume = progress.resume_folder(settings_hash, real)
     state = load_state(resume / "state.pt")
     if not state and (resume / "pool").exists():
         shutil.rmtree(resume / "pool")  # of a run that ended in its first round
@@ -128,7 +128,6 @@ def distil_student(
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
     process.write_cost(result.with_suffix(".distill-cost.json"), progress, device)
     run.finish()
-    process.discard(resume)
 
 
 def write_image_grid(path: Path, pool: Pool, classes: int) -> None:

@@ -55,7 +55,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
         process.sha256(images),
         process.sha256(checkpoint),
     )
-    resume = process.resume_folder(progress.task, what)
+    resume = progress.resume_folder(what)
     evaluation.load_state_dict(load_state(resume / "verdicts.pt") or evaluation.state_dict())
     run = tracking.find_run(benchmark, paths.run_key(checkpoint), facts["settings"])
     total = sum(len(trial.rows) for trial in evaluation.trials.values())
@@ -71,7 +71,6 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
         run = tracking.start_run(benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {})
     run.log(tracking.robustness(evaluation.figures(), evaluation.other_balls()))
     run.finish()
-    process.discard(resume)
 
 
 def refuse_missing(everything: params.Params, benchmark: str, checkpoint: Path) -> None:

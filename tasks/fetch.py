@@ -42,14 +42,16 @@ def root() -> Path:
 
 
 def fetch(name: str, folder: Path) -> str:
-    """Bring an image set into ``folder`` unless it is there; says which of the two.
+    """Bring an image set into ``folder`` unless it is there; says which of the two. Another process waits.
 
     Raises:
         FerdError: it cannot be downloaded or unpacked, or what is there is not whole.
     """
-    if name == "tiny-imagenet":
-        return fetch_tiny_imagenet(folder)
-    return fetch_cifar(name, folder)
+    try:
+        with storage.alone(folder / f".{name}.lock"):
+            return fetch_tiny_imagenet(folder) if name == "tiny-imagenet" else fetch_cifar(name, folder)
+    except OSError as error:
+        raise FerdError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
 
 def fetch_cifar(name: str, folder: Path) -> str:

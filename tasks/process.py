@@ -28,7 +28,7 @@ import torch
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
-from tasks import lineage
+from tasks import lineage, params
 from tasks.device import device_name, device_type
 
 RESUME = Path(".resume")
@@ -48,10 +48,16 @@ class Progress:
         self._started, self._processor_started = time.monotonic(), time.process_time()
         self._first = 0
         self._slot: IO[str] | None = None
+        self.resume: Path | None = None
 
     def event(self, event: str, **details: Any) -> None:
         """Print one JSON line."""
         print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
+
+    def resume_folder(self, *settings: Any) -> Path:
+        """Where an interrupted attempt left its state; discarded when the stage has finished."""
+        self.resume = resume_folder(self.task, *settings)
+        return self.resume
 
     def start(self, done: int = 0) -> None:
         """Computing begins, when a slot is free; ``done`` units were finished by an earlier attempt."""
@@ -113,15 +119,23 @@ def take_slot(slots: int) -> IO[str]:
 def running(task: str) -> Iterator[Progress]:
     """Run a stage's body, alone; a fault that the user can mend ends the process with one line.
 
-    The event of a service that does not answer says ``retryable``. Run by DVC, only with the code by which
-    DVC records the result.
+    The event of a service that does not answer says ``retryable``. Run by DVC, only with the code and the
+    settings by which DVC records the result.
     """
     progress = Progress(task)
     try:
-        if "DVC_STAGE" in os.environ and (command := _command(task)) in lineage.COMMANDS:
-            lineage.require(command)
+        if by_dvc := "DVC_STAGE" in os.environ and _command(task) in lineage.COMMANDS:
+            lineage.require(_command(task))
         with alone(task):
+            used = params.used_by(task) if by_dvc else None
             yield progress
+            if by_dvc and params.used_by(task) != used:
+                raise FerdError(
+                    f"{params.PARAMS}: its settings for this stage were changed while it ran, and DVC would "
+                    "record the new ones; run it again, which takes up what still holds"
+                )
+            if progress.resume:
+                discard(progress.resume)
             progress.finish()
     except FerdError as error:
         _end(progress, str(error), retryable=isinstance(error, Unreachable))

@@ -84,7 +84,7 @@ def download(url: str, target: Path, checksum: str, algorithm: str = "sha256") -
     try:
         if _is_right(target, checksum, algorithm):
             return
-        with _alone(part):
+        with alone(part):
             if not _is_right(target, checksum, algorithm):
                 _stream(url, sources[scheme](url), part)
                 _put_in_place(part, target, url, checksum, algorithm)
@@ -133,16 +133,23 @@ def _unwritable(target: Path, error: OSError) -> FerdError:
 
 
 @contextmanager
-def _alone(part: Path) -> Iterator[None]:
-    """Hold the lock of a part while it is fetched; one that stays empty is deleted."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            if part.exists() and not part.stat().st_size:
-                part.unlink()
+def alone(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, made where it is missing; one that is empty in the end is deleted.
+
+    Who has waited for a file that was deleted or moved meanwhile waits for the one that is there now.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with path.open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
+                continue
+            try:
+                yield
+            finally:
+                if path.exists() and not path.stat().st_size:
+                    path.unlink()
+            return
 
 
 def _stream(url: str, source: Source, part: Path) -> None:
@@ -319,7 +326,7 @@ def _from_drive(fetch: Callable[[Path], None], name: str, target: Path, checksum
     """What RobustBench's own client fetches to a path, checked and put in place."""
     part = _part_of(target)
     try:
-        with _alone(part):
+        with alone(part):
             if _is_right(target, checksum, "sha256"):  # another process fetched it meanwhile
                 return
             try:

@@ -206,7 +206,7 @@ class Sweep:
 
         So a sweep that is asked for again with more of either adds to what is there.
         """
-        known = params.read()
+        known = params.validate(self._content)  # what the points have, whatever params.yaml has by now
         block = known.benchmark(self.benchmark).model_dump()
         common = {name: block[name] for name in USED} | {"method": known.method(self.method).model_dump()}
         common["dataset"] = block["data"]["dataset"]

@@ -71,7 +71,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
         benchmark.augmentation,
         device.type,
     ]
-    resume = process.resume_folder(progress.task, *what, process.sha256(images))
+    resume = progress.resume_folder(*what, process.sha256(images))
     run = tracking.resume_or_start(resume, name, role.name, fingerprint(*what), progress.task, settings)
     records: list[dict[str, Any]] = []
     if settings.training is None:
@@ -109,7 +109,6 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     process.write_cost(result.with_suffix(".train-cost.json"), progress, device)
     run.log({f"{role.name}/measured/{attack}": measured[attack] for attack in MEASURED})
     run.finish()
-    process.discard(resume)
 
 
 def initial_network(settings: Teacher, benchmark: Benchmark, seed: int) -> Classifier:

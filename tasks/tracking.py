@@ -28,6 +28,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
 BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
+LOCKED = "database is locked"
 
 
 class Run:
@@ -100,7 +101,7 @@ def start_run(
             "settings": settings,
             "dvc_stage": os.environ.get("DVC_STAGE", task),
             "mlflow.source.git.commit": head(),
-            "git_dirty": str(bool(_git("status", "--porcelain", "--untracked-files=no"))).lower(),
+            "git_dirty": str(bool(_git_if_there("status", "--porcelain", "--untracked-files=no"))).lower(),
             "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
         }
@@ -243,6 +244,7 @@ def connected() -> Iterator[Any]:
         yield client
     except (MlflowException, OSError) as error:
         silent = server and not isinstance(error, RestException)  # a server's own words
+        silent = silent or LOCKED in str(error)  # the file, for longer than SQLite waits
         raise (Unreachable if silent else FerdError)(
             f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
             "MLFLOW_TRACKING_URI"
@@ -270,16 +272,21 @@ def _reason(error: Exception) -> str:
 
 def head() -> str:
     """The commit that this folder is at; empty outside a Git repository."""
-    return _git("rev-parse", "HEAD")
+    return _git_if_there("rev-parse", "HEAD")
 
 
 def refuse_uncommitted() -> None:
     """Refuse to share work where what results depend on is not that of the commit.
 
     Raises:
-        FerdError: which files differ from it.
+        FerdError: which files differ from it, or Git cannot say.
     """
-    found = _git("status", "--porcelain", "--untracked-files=no", "--", *BEHIND_RESULTS)
+    try:
+        found = _git("status", "--porcelain", "--untracked-files=no", "--", *BEHIND_RESULTS)
+    except OSError as error:
+        raise FerdError(
+            f"{Path.cwd()}: git: {error}; machines agree by a commit on what they compute: correct that"
+        ) from None
     if files := [line.split(maxsplit=1)[1] for line in found.splitlines()]:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
         raise FerdError(
@@ -289,11 +296,23 @@ def refuse_uncommitted() -> None:
 
 
 def _git(*arguments: str) -> str:
-    try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    except FileNotFoundError:  # a record can do without
-        return ""
+    """What Git prints.
+
+    Raises:
+        OSError: it is not there, or refuses.
+    """
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+    if answer.returncode:
+        raise OSError((answer.stderr.strip().splitlines() or ["it says nothing"])[0])
     return answer.stdout.strip()
+
+
+def _git_if_there(*arguments: str) -> str:
+    """The same, or nothing where it is not there or refuses: a record can do without."""
+    try:
+        return _git(*arguments)
+    except OSError:
+        return ""
 
 
 if __name__ == "__main__":

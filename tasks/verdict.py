@@ -159,19 +159,20 @@ def shown(verdict: Verdict, value: float | None) -> str:
 def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) -> list[Verdict]:
     known = [(pair.committed, pair.tonight) for pair in group if pair.committed is not None]
     same = all(pair.same_environment for pair in group if pair.committed is not None)
+    fresh = [pair.tonight for pair in group if pair.committed is None]
+    verdicts = [
+        Verdict(*identity, attack, figure, len(fresh), None, value, 0.0, Outcome.NEW)
+        for attack, figure, value in (_means(fresh) if fresh else [])
+    ]
     if not known:
-        return [
-            Verdict(*identity, attack, figure, len(group), None, value, 0.0, Outcome.NEW)
-            for attack, figure, value in _means([pair.tonight for pair in group])
-        ]
+        return verdicts
     then, now = ([judged(result) for result in side] for side in zip(*known, strict=True))
-    verdicts = []
     for attack in {attack: None for figures in (*then, *now) for attack in figures}:  # in order
         before = [figures.get(attack) for figures in then]
         after = [figures.get(attack) for figures in now]
         verdicts += _judge_attack(identity, attack, before, after, same, tolerances)
     unequal = any(committed != tonight for committed, tonight in known)
-    if same and unequal and all(verdict.outcome is Outcome.IDENTICAL for verdict in verdicts):
+    if same and unequal and all(verdict.outcome in (Outcome.IDENTICAL, Outcome.NEW) for verdict in verdicts):
         rest = "anything else in the file"
         verdicts.append(Verdict(*identity, "", rest, len(known), None, None, 0.0, Outcome.CHANGED))
     return verdicts

@@ -11,13 +11,16 @@ import time
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import psutil
 import pytest
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 
 from ferd.errors import FerdError
+from flows import nightly
 from flows.alert import alert, check
 from tests.conftest import environment, run_in
 
@@ -173,3 +176,28 @@ def test_a_saved_block_is_told_what_failed(prefect_server, inbox):
     (message,) = messages
     assert message["text"].startswith("night ")
     assert "pgd20 worst: fell" in message["text"]
+
+
+def test_a_night_takes_nothing_that_was_computed_before(monkeypatch):
+    asked = []
+    monkeypatch.setattr(nightly, "evaluations", lambda *_: [])
+    monkeypatch.setattr(nightly, "Pipeline", lambda: SimpleNamespace(plan=lambda *_, **__: []))
+    monkeypatch.setattr(nightly, "run_stale", lambda *_, **options: asked.append(options))
+    nightly.reproduce(SimpleNamespace(goes_on=True), {"methods": None, "seeds": None}, ["digits"], 1)
+    assert asked == [{"anew": True}]
+
+
+def test_a_verdict_stands_though_prefect_does_not_take_its_page(monkeypatch):
+    def refuse(*_, **__):
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(nightly, "write_page", lambda *_: "# Night")
+    monkeypatch.setattr(nightly, "create_markdown_artifact", refuse)
+    monkeypatch.setattr(nightly, "push", lambda *_: None)
+    assert nightly.deliver(None, ["digits"], [], []) == [
+        "no page of the verdicts: All connection attempts failed"
+    ]
+
+
+def test_a_night_that_crashes_alerts_too():
+    assert alert in nightly.nightly.on_crashed_hooks and alert in nightly.nightly.on_failure_hooks

@@ -51,3 +51,13 @@ def test_one_that_ends_before_it_computes_gives_its_room_back(session):
     entered, leave = waiting(session)
     assert entered.wait(10)
     leave.set()
+
+
+def test_without_slots_one_computes_at_a_time():
+    session = Session(LiveView(3), slots=None)
+    with session.room() as watched:
+        entered, leave = waiting(session)
+        watched(lambda _: None)({"event": "computing"})
+        assert not entered.wait(SOON)
+    assert entered.wait(10)
+    leave.set()

@@ -8,7 +8,7 @@ from prefect import flow as prefect_flow
 
 from ferd.errors import FerdError
 from flows import sweep as flow
-from tasks.sweep import Point
+from tasks.sweep import Point, Sweep
 from tests.conftest import ROOT, free_port, run_in
 
 COMMAND = [sys.executable, "-m", "flows.sweep"]
@@ -93,3 +93,13 @@ def test_a_sweep_may_have_many_points(monkeypatch, prefect_server):
 
     assert parent() == []
     assert sorted(computed) == list(range(40))
+
+
+def test_a_sweep_keeps_the_settings_that_it_was_asked_for(workspace, monkeypatch, change_params):
+    """Its inputs may take hours to be made; its points must not be filed under what is set by then."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.setattr(Sweep, "inputs", {})
+    asked = Sweep("digits", None, "ferd", "utae.gamma", [0.0], [0])
+    same = Sweep("digits", None, "ferd", "utae.gamma", [0.0], [0]).id
+    change_params(workspace, 5, "benchmarks", "digits", "distillation", "rounds")
+    assert asked.id == same != Sweep("digits", None, "ferd", "utae.gamma", [0.0], [0]).id

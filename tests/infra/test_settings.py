@@ -149,3 +149,29 @@ def test_nothing_runs_where_nothing_was_started(tmp_path, command):
     )
     assert done.stdout == "nothing is running\n", done.stderr
     assert done.returncode == (command == "status")
+
+
+def test_a_server_that_does_not_answer_is_named_and_no_password_is_made(tmp_path):
+    address = f"http://127.0.0.1:{free_port()}/api"
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.stack", "deploy"],
+        env=environment() | {"STACK_FOLDER": str(tmp_path), "PREFECT_API_URL": address},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"stack: Prefect's server at {address} does not answer; make up, or set PREFECT_API_URL\n"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_dockers_passwords_come_with_what_a_shell_sources(tmp_path, monkeypatch):
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    for name in stack.SECRETS:
+        monkeypatch.delenv(name, raising=False)
+    stack.Stack().keep_secrets()
+    key = stack.Stack().secrets()["AWS_SECRET_ACCESS_KEY"]
+    assert f"export AWS_SECRET_ACCESS_KEY={key}\n" in (tmp_path / "environment.sh").read_text()

@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+import yaml
 
 from ferd.errors import FerdError
 from tasks import process
@@ -182,3 +184,26 @@ def test_a_full_gpu_ends_a_stage_with_one_line(folder, capfd):
     assert ended.value.code == process.BAD_INPUT
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith("distill x: CUDA out of memory; lower batch_size")
+
+
+@pytest.mark.parametrize(("method", "recorded"), [("ferd", False), ("no-fae", True)])
+def test_settings_that_change_while_a_stage_runs_are_not_recorded(
+    folder, monkeypatch, capfd, method, recorded
+):
+    """DVC hashes them when the stage has ended; what was computed is taken up by the next attempt."""
+    monkeypatch.setenv("DVC_STAGE", "distill")
+    monkeypatch.setattr(process.lineage, "require", lambda _: None)
+    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    file = folder / "params.yaml"
+    file.write_text(yaml.safe_dump(settings))
+    with (
+        nullcontext() if recorded else pytest.raises(SystemExit),
+        process.running("distill digits/resnet8-w8/ferd/s0") as progress,
+    ):
+        state = progress.resume_folder(1)
+        state.mkdir(parents=True)
+        settings["methods"][method]["utae"]["gamma"] = 0.9
+        file.write_text(yaml.safe_dump(settings))
+    assert state.exists() is not recorded
+    said = capfd.readouterr().err
+    assert said == "" if recorded else "settings for this stage were changed while it ran" in said

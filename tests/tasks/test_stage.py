@@ -227,3 +227,13 @@ def test_a_stage_that_another_process_has_is_not_run_and_loses_nothing(here, cha
     with pytest.raises(stage.StageBusy):
         stage.run(wanted, lambda event: None)
     assert all(path.exists() for path in wanted.uncached)
+
+
+@pytest.mark.parametrize(
+    ("options", "added"), [({}, []), ({"anew": True}, ["--no-run-cache"]), ({"pull": True}, ["--pull"])]
+)
+def test_a_stage_is_run_by_dvc_alone_and_anew_or_from_the_remote_as_is_asked(monkeypatch, options, added):
+    commands = []
+    monkeypatch.setattr(stage, "run_module", lambda _name, command, *_: commands.append(command))
+    stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print, **options)
+    assert commands == [["dvc", "--wait-for-lock", "repro", "--single-item", "distill", *added]]

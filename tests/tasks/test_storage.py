@@ -517,3 +517,22 @@ def test_a_model_that_cannot_be_downloaded_is_one_line(zoo, here):
         fetch_weights, weights("robustbench", "Gone")
     )
     assert list((here / "downloads").iterdir()) == []
+
+
+def test_who_waited_for_a_file_that_is_gone_is_alone_with_the_one_that_is_there(tmp_path):
+    path, inside, most = tmp_path / "set.lock", [], []
+
+    def work(seconds):
+        with storage.alone(path):
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(seconds)
+            inside.pop()
+
+    threads = [threading.Thread(target=work, args=(seconds,)) for seconds in (0.2, 0.5, 0.1, 0.1)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.1)  # the first deletes the file when the others wait for it
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1] and not path.exists()

@@ -4,6 +4,7 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from ferd.errors import FerdError, Unreachable
 from tasks import tracking
@@ -172,3 +173,17 @@ def test_a_warm_up_round_has_no_student_metrics():
         "generator/oh": 2.0,
         "student/learning_rate": 0.1,
     }
+
+
+def test_where_git_refuses_nothing_passes_for_committed(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(FerdError, match=r"git: fatal: .*; machines agree by a commit"):
+        tracking.refuse_uncommitted()
+
+
+def test_a_store_that_another_process_writes_to_for_long_is_worth_another_try(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(Unreachable), tracking.connected():
+        raise MlflowException("(sqlite3.OperationalError) database is locked")

@@ -174,3 +174,9 @@ def test_the_worst_comes_first_in_words_and_in_the_table():
     assert len(rows) == 2 + 6
     assert rows[2] == "| **fell** | `digits/resnet8-w8/ferd` | pgd20 | worst | 1 | 50.0 | 40.0 | 0 |"
     assert rows[-1] == "| identical | `digits/resnet8-w8/ferd` | pgd20 | nsd | 1 | 0.160 | 0.160 | 0 |"
+
+
+def test_a_seed_that_was_not_committed_is_new_beside_those_that_were():
+    found = judge([Pair(result(), result(), True), Pair(None, result(seed=1, worst=0.0), True)], TOLERANCES)
+    assert headline(found) == "3 new, 3 identical"
+    assert [verdict.tonight for verdict in found if verdict.figure == "worst"] == [0.0, 0.5]

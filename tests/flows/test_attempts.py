@@ -1,0 +1,71 @@
+"""What a task of a flow does with a failure: waits, tries again, or says that it is over."""
+
+import pytest
+from prefect import flow
+
+from ferd.errors import FerdError, Unreachable
+from flows import pipeline
+from flows.pipeline import RETRIES, Session
+from flows.progress import LiveView
+from tasks.process import SLOTS
+from tasks.stage import Stage, StageBusy, StageFailed
+
+STAGE = Stage("distill", (), True, ("tasks.distill",), ())
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (StageFailed("distill", "killed", retryable=True), 1 + RETRIES),
+        (Unreachable("the remote does not answer"), 1 + RETRIES),
+        (StageFailed("distill", "gamma is -1", retryable=False), 1),
+        (FerdError("no such stage"), 1),
+    ],
+)
+def test_what_may_pass_is_tried_again_and_nothing_else(prefect_server, error, attempts):
+    made = []
+
+    @pipeline.tried_again()
+    def fails():
+        made.append(1)
+        raise error
+
+    @flow
+    def whole():
+        fails.with_options(retry_delay_seconds=0).submit().wait()
+        return "over"
+
+    assert whole() == "over"
+    assert len(made) == attempts
+
+
+def test_a_stage_that_another_flow_has_is_waited_for_and_told_of_once(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "BUSY_POLL_SECONDS", 0.01)
+    answers = [StageBusy("distill", "busy", retryable=True)] * 2
+
+    def work(_):
+        if answers:
+            raise answers.pop()
+
+    pipeline.work_when_free("distill", Session(LiveView(1), slots=1), work)
+    assert not answers
+    assert capsys.readouterr().out.count("waiting for another process") == 1
+
+
+def test_a_stage_is_told_of_its_slots_and_its_gpu(monkeypatch):
+    given = []
+    monkeypatch.setattr(pipeline, "attempt", lambda _name, _session, work: work(lambda _: None))
+    monkeypatch.setattr(pipeline, "run", lambda *_, environment, **__: given.append(environment))
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    pipeline.run_stage.fn(STAGE, Session(LiveView(1), slots=3))
+    assert (given[0][SLOTS], given[0]["CUDA_VISIBLE_DEVICES"]) == ("3", "0")
+
+
+def test_a_pause_before_another_attempt_is_not_computing():
+    view = LiveView(1)
+    view.on_event("distill", {"event": "computing"})
+    view.paused("distill")
+    computed = view.computing_seconds
+    view.finished("distill")
+    assert view.computing_seconds == computed > 0
