@@ -18,7 +18,7 @@ test: $(READY) ## style, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 test-services: $(READY) ## tests on real services: PostgreSQL (must be installed), S3, MLflow, Prefect; minutes
 	$(BIN)/python -m pytest -m services --numprocesses 2 --dist loadscope

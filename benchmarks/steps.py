@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -92,7 +93,12 @@ class Size:
         return paper.model_copy(update={"distillation": distillation, "teacher": teacher})
 
     def _settings(self) -> Benchmark:
-        return params.read().benchmark(self.benchmark)
+        return _params().benchmark(self.benchmark)
+
+
+@cache
+def _params() -> params.Params:
+    return params.read()
 
 
 SIZES = (

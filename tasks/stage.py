@@ -1,8 +1,10 @@
 """The pipeline as DVC sees it: what is out of date, and how one stage is run."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from tasks import lineage, paths
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
+PERMANENT = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST")  # no retry helps
 T = TypeVar("T")
 
 
@@ -272,7 +275,7 @@ def run_module(
                 on_event(event)
     if process.returncode != 0:
         message = failure.get("message") or _last_error(tail, process.returncode)
-        raise StageFailed(name, message, retryable=failure.get("retryable", True))
+        raise StageFailed(name, message, retryable=failure.get("retryable", not _is_permanent(message)))
 
 
 @contextmanager
@@ -345,6 +348,12 @@ def _last_error(tail: Iterable[str], code: int) -> str:
     ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     line = (telling or lines or [f"it ended by {ending} and said nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
+
+
+def _is_permanent(message: str) -> bool:
+    """Whether DVC says of a file what no other attempt would mend, such as ``[Errno 20] Not a directory``."""
+    number = re.search(r"\[Errno (\d+)\]", message)
+    return number is not None and errno.errorcode.get(int(number[1])) in PERMANENT
 
 
 def _files(output: Path) -> list[Path]:

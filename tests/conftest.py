@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,15 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@cache
+def written_params() -> dict:
+    """params.yaml as it is; parsing it takes longer than most tests."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
 def tiny_params() -> dict:
     """params.yaml with the smallest settings that still run every part of ``digits``."""
-    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params = deepcopy(written_params())
     digits = params["benchmarks"]["digits"]
     digits["data"] |= {"train_per_class": 20, "validation_per_class": 2, "test_per_class": 5}
     digits["teacher"]["training"] |= {"epochs": 2, "attack_steps": 1}

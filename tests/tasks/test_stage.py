@@ -162,6 +162,33 @@ def test_a_stage_says_itself_whether_its_error_may_pass(tmp_path, retryable):
     assert caught.value.retryable is retryable
 
 
+def test_a_file_in_the_way_is_not_worth_a_retry(here, change_params):
+    change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
+    wanted = planned("distill-digits@resnet8-w8-ferd-s1")
+    (here / "checkpoints/digits/resnet8-w8/ferd").rename(here / "elsewhere")
+    (here / "checkpoints/digits/resnet8-w8/ferd").write_text("")
+    with pytest.raises(stage.StageFailed, match=r"Not a directory: .*/ferd/s1\.safetensors") as caught:
+        stage.run(wanted, lambda event: None)
+    assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("message", "retryable"),
+    [
+        ("[Errno 28] No space left on device", False),
+        ("[Errno 13] Permission denied: 'a'", False),
+        ("[Errno 111] Connection refused", True),
+        ("[Errno 5] Input/output error", True),
+        ("failed to pull", True),
+    ],
+)
+def test_what_dvc_says_of_a_file_is_told_from_what_may_pass(tmp_path, message, retryable):
+    (tmp_path / "ending.py").write_text(f"raise SystemExit({f'ERROR: {message}'!r})")
+    with pytest.raises(stage.StageFailed) as caught:
+        stage.run_module("s", ["ending"], lambda event: None, folder=tmp_path)
+    assert caught.value.retryable is retryable
+
+
 def test_once_stopped_nothing_begins_until_the_next_flow(tmp_path):
     (tmp_path / "writing.py").write_text("open('ran', 'w')")
     with pytest.raises(KeyboardInterrupt), stage.stoppable():
