@@ -16,15 +16,29 @@ from tests.conftest import run_in, tiny_params
 from tests.tasks.test_results import write_result
 
 FERD = "resnet8-w8/ferd/s0"
+pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code
+
+
+@pytest.fixture
+def folder(finished_copy, monkeypatch):
+    """A finished workspace, and the record of it."""
+    monkeypatch.chdir(finished_copy)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_copy}/mlflow.db")
+    return finished_copy
 
 
 def complete(folder):
-    answer = run_in(folder, sys.executable, "-m", "tasks.record", "digits")
-    assert answer.returncode == 0, answer.stderr
+    record.complete("digits", params.read())
     client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name("digits")
     runs = client.search_runs([experiment.experiment_id])
     return client, experiment, {run.data.tags["run_key"]: run for run in runs}, len(runs)
+
+
+def test_as_a_command_it_says_what_it_completed(finished_copy):
+    answer = run_in(finished_copy, sys.executable, "-m", "tasks.record", "digits")
+    assert answer.returncode == 0, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "digits: complete in the record"
 
 
 @pytest.fixture
@@ -32,8 +46,8 @@ def result(finished_copy):
     return json.loads((finished_copy / f"results/digits/{FERD}.json").read_text())
 
 
-def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
-    client, experiment, runs, number = complete(finished_copy)
+def test_the_stages_own_runs_are_completed_not_copied(folder):
+    client, experiment, runs, number = complete(folder)
     assert number == len(runs) == 4  # and the report's
     assert [item.path for item in client.list_artifacts(runs["report"].info.run_id)] == ["index.html"]
     run = runs[FERD]
@@ -45,31 +59,29 @@ def test_the_stages_own_runs_are_completed_not_copied(finished_copy):
     assert model.name == "classifier"
     assert "UTAE" in experiment.tags["mlflow.note.content"]
     before = run.info.end_time, run.data.tags["completed"]
-    _, _, again, number = complete(finished_copy)
+    _, _, again, number = complete(folder)
     assert number == 4 and (again[FERD].info.end_time, again[FERD].data.tags["completed"]) == before
 
 
-@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code
-def test_the_model_gives_the_students_logits(finished_copy, monkeypatch):
+def test_the_model_gives_the_students_logits(folder, monkeypatch):
     import mlflow
     import torch
 
     from ferd.checkpoint import load_classifier
 
-    client, experiment, runs, _ = complete(finished_copy)
+    client, experiment, runs, _ = complete(folder)
     models = client.search_logged_models([experiment.experiment_id])
     (model,) = [model for model in models if model.source_run_id == runs[FERD].info.run_id]
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)  # as the next line does, for good
     mlflow.set_tracking_uri(client.tracking_uri)
     images = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    student = load_classifier(finished_copy / f"checkpoints/digits/{FERD}.safetensors")
+    student = load_classifier(folder / f"checkpoints/digits/{FERD}.safetensors")
     logits = mlflow.pyfunc.load_model(model.model_uri).predict(images.numpy())
     torch.testing.assert_close(torch.as_tensor(logits), student(images), rtol=1e-4, atol=1e-5)
 
 
-def test_results_of_elsewhere_become_runs_with_their_rounds(finished_copy, result):
-    (finished_copy / "mlflow.db").unlink()
-    client, _, runs, number = complete(finished_copy)
+def test_results_of_elsewhere_become_runs_with_their_rounds(folder, result):
+    (folder / "mlflow.db").unlink()
+    client, _, runs, number = complete(folder)
     assert number == 4
     run = runs[FERD]
     assert run.data.tags["imported"] == "true" and run.info.status == "FINISHED"
@@ -79,11 +91,11 @@ def test_results_of_elsewhere_become_runs_with_their_rounds(finished_copy, resul
     assert [point.step for point in history] == [1, 2, 3]
 
 
-def test_a_changed_result_is_a_new_run(finished_copy, result):
-    complete(finished_copy)
+def test_a_changed_result_is_a_new_run(folder, result):
+    complete(folder)
     result["attacks"]["pgd20"]["worst"] = 0.125
-    (finished_copy / f"results/digits/{FERD}.json").write_text(json.dumps(result))
-    client, experiment, _, number = complete(finished_copy)
+    (folder / f"results/digits/{FERD}.json").write_text(json.dumps(result))
+    client, experiment, _, number = complete(folder)
     assert number == 5
     compared = client.search_runs(
         [experiment.experiment_id], f"tags.run_key = '{FERD}' and tags.{ABLATION} = '{GAMMA}'"
@@ -91,14 +103,14 @@ def test_a_changed_result_is_a_new_run(finished_copy, result):
     assert [run.data.metrics["robust/pgd20/worst"] for run in compared] == [0.125]
 
 
-def test_a_run_that_is_completed_again_keeps_one_table_of_classes(finished_copy):
-    checkpoint, away = finished_copy / f"checkpoints/digits/{FERD}.safetensors", finished_copy / "away"
+def test_a_run_that_is_completed_again_keeps_one_table_of_classes(folder):
+    checkpoint, away = folder / f"checkpoints/digits/{FERD}.safetensors", folder / "away"
     checkpoint.rename(away)
-    complete(finished_copy)
+    complete(folder)
     away.rename(checkpoint)  # as `dvc pull` brings it
-    client, _, runs, _ = complete(finished_copy)
+    client, _, runs, _ = complete(folder)
     run = runs[FERD]
-    file = client.download_artifacts(run.info.run_id, "per_class.json", str(finished_copy))
+    file = client.download_artifacts(run.info.run_id, "per_class.json", str(folder))
     table = json.loads(Path(file).read_text())
     assert [row[0] for row in table["data"]] == [str(digit) for digit in range(10)]
     assert table["columns"][0] == "class" and {"clean", "pgd20", "all"} <= set(table["columns"])
@@ -107,19 +119,18 @@ def test_a_run_that_is_completed_again_keeps_one_table_of_classes(finished_copy)
     ]
 
 
-def test_the_runs_of_a_night_on_another_machine_are_not_taken_for_these(finished_copy, result, monkeypatch):
-    _, _, runs, number = complete(finished_copy)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished_copy}/mlflow.db")
+def test_the_runs_of_a_night_on_another_machine_are_not_taken_for_these(folder, result, monkeypatch):
+    _, _, runs, number = complete(folder)
     monkeypatch.setenv("FERD_SWEEP_ID", "nightly-1")
     night = tracking.start_run("digits", FERD, runs[FERD].data.tags["settings"], "distill", {})
     night.log({"robust/pgd20/worst": 0.125})
     night.finish()
     for _ in range(2):
-        assert complete(finished_copy)[3] == number + 1
+        assert complete(folder)[3] == number + 1
 
 
-def test_a_teacher_is_not_sent_as_a_model(finished_copy):
-    client, experiment, runs, _ = complete(finished_copy)
+def test_a_teacher_is_not_sent_as_a_model(folder):
+    client, experiment, runs, _ = complete(folder)
     models = client.search_logged_models([experiment.experiment_id])
     assert runs["teacher"].info.run_id not in {model.source_run_id for model in models}
 
