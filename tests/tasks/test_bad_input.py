@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from ferd.checkpoint import save_classifier
 from ferd.models.registry import build
+from tasks import distill
 from tests.conftest import copy_workspace, run_in
 
 TEACHER = Path("checkpoints/digits/teacher.safetensors")
@@ -33,8 +34,21 @@ def restored(folder):
         (folder / name).write_bytes(content)
 
 
-def distil(folder: Path) -> subprocess.CompletedProcess[str]:
-    return run_in(folder, sys.executable, "-m", "tasks.distill", "digits", "resnet8-w8", "ferd", "s0")
+@pytest.fixture
+def distil(folder, monkeypatch, capsys):
+    """The student's stage, run in this process, which is to fail; -> how, and what it said."""
+
+    def run() -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        monkeypatch.setattr(sys, "argv", ["distill", "digits", "resnet8-w8", "ferd", "s0"])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            distill.main()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, *capsys.readouterr())
+
+    return run
 
 
 def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> None:
@@ -67,10 +81,10 @@ def assert_one_line(failed: subprocess.CompletedProcess[str], *words: str) -> No
         ),
     ],
 )
-def test_a_fault_in_params_names_its_key(folder, change_params, keys, value, words):
+def test_a_fault_in_params_names_its_key(folder, distil, change_params, keys, value, words):
     change_params(folder, value, *keys)
     before = (folder / STUDENT).read_bytes()
-    assert_one_line(distil(folder), *words)
+    assert_one_line(distil(), *words)
     assert (folder / STUDENT).read_bytes() == before
 
 
@@ -101,20 +115,20 @@ def test_a_flow_refuses_a_name_that_is_unknown_before_it_begins(folder):
         assert f"'{name}' is unknown; choose from" in refused.stderr
 
 
-def test_a_cut_off_teacher_is_refused(folder):
+def test_a_cut_off_teacher_is_refused(folder, distil):
     whole = (folder / TEACHER).read_bytes()
     (folder / TEACHER).unlink()
     (folder / TEACHER).write_bytes(whole[: len(whole) // 2])
-    assert_one_line(distil(folder), str(TEACHER), "cut off")
+    assert_one_line(distil(), str(TEACHER), "cut off")
 
 
-def test_a_foreign_teacher_is_refused(folder):
+def test_a_foreign_teacher_is_refused(folder, distil):
     (folder / TEACHER).unlink()
     save_file({"weight": torch.zeros(3)}, folder / TEACHER)
-    assert_one_line(distil(folder), str(TEACHER), "another program")
+    assert_one_line(distil(), str(TEACHER), "another program")
 
 
-def test_a_teacher_of_other_classes_is_refused(folder):
+def test_a_teacher_of_other_classes_is_refused(folder, distil):
     (folder / TEACHER).unlink()
     save_classifier(
         folder / TEACHER,
@@ -122,12 +136,12 @@ def test_a_teacher_of_other_classes_is_refused(folder):
         "resnet8-w16",
         benchmark="digits",
     )
-    assert_one_line(distil(folder), str(TEACHER), "classes", "7", "10")
+    assert_one_line(distil(), str(TEACHER), "classes", "7", "10")
 
 
-def test_a_missing_teacher_says_what_to_run(folder):
+def test_a_missing_teacher_says_what_to_run(folder, distil):
     (folder / TEACHER).unlink()
-    assert_one_line(distil(folder), str(TEACHER), "run")
+    assert_one_line(distil(), str(TEACHER), "run")
 
 
 def test_a_missing_data_folder_is_named(folder):
@@ -150,10 +164,10 @@ def test_a_results_folder_that_cannot_be_written_leaves_the_result(folder):
     result.unlink()
 
 
-def test_a_diverging_student_is_reported_and_the_last_one_kept(folder, change_params):
+def test_a_diverging_student_is_reported_and_the_last_one_kept(folder, distil, change_params):
     change_params(folder, 1.0e30, "benchmarks", "digits", "distillation", "student", "learning_rate")
     before = (folder / STUDENT).read_bytes()
-    assert_one_line(distil(folder), "loss", "learning_rate")
+    assert_one_line(distil(), "loss", "learning_rate")
     assert (folder / STUDENT).read_bytes() == before
 
 
