@@ -20,7 +20,15 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from infra import stack
-from tests.conftest import ROOT, environment, free_port, make_workspace, run_in, wait_until
+from tests.conftest import (
+    ROOT,
+    environment,
+    free_port,
+    keep_digits_alone,
+    make_workspace,
+    run_in,
+    wait_until,
+)
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
@@ -140,8 +148,8 @@ class Services:
 
 
 def make_clone(folder: Path) -> Path:
-    """A tiny workspace that is a Git repository with one commit, with all that a worker needs."""
-    make_workspace(folder)
+    """A tiny workspace of ``digits``: a Git repository with one commit, with all that a worker needs."""
+    keep_digits_alone(make_workspace(folder))
     shutil.copytree(ROOT / "infra", folder / "infra", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "prefect.yaml", folder / "prefect.yaml")
     commit(folder, "tiny")
