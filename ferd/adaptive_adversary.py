@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ferd.attacks import pgd, random_start, toward
 from ferd.config import ThreatModel
-from ferd.datasets import Images
+from ferd.datasets import Images, require_every_class
+from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
@@ -25,10 +26,11 @@ class AdaptiveAdversary:
 
     An image's targets are the min(C, 10) − 1 classes, other than its own, of the highest clean logits:
     all of them where C <= 10. Attacks run on a twin with BatchNorm folded in; every verdict is the
-    network's own. Every batch has its own random numbers.
+    network's own. Every batch has its own random numbers. The network is moved to ``device``, laid out for
+    speed and left in eval mode.
 
     Args:
-        data: the images that are attacked, of all classes or of some.
+        data: the images that are attacked, of all classes; of some, where ``figures`` is not asked for.
         threat: the ball, and the steps of each attack.
 
     Attributes:
@@ -44,10 +46,12 @@ class AdaptiveAdversary:
         threat: ThreatModel,
         batch_size: int,
         seed: int,
-        device: torch.device,
+        device: torch.device | str,
     ) -> None:
+        device = torch.device(device)
         self.network = fast_layout(network, device).eval()
-        self.attacked = Folded(self.network).network
+        self._twin = Folded(self.network)
+        self.attacked = self._twin.network
         self.data, self.threat, self.batch_size = data, threat, batch_size
         self.seed, self.device = seed, device
         self.targets_per_image = min(network.classes - 1, MOST_TARGETS)
@@ -56,7 +60,8 @@ class AdaptiveAdversary:
         self.outcomes = self.targets
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """Attack what is left; after each batch (images attacked, images in all)."""
+        """Attack what is left, by the present weights; after each batch (images attacked, images in all)."""
+        self._twin.refresh()
         total = len(self.data.labels)
         while (done := len(self.outcomes)) < total:
             rows = slice(done, done + self.batch_size)
@@ -101,7 +106,17 @@ class AdaptiveAdversary:
         }
 
     def figures(self) -> dict[str, Any]:
-        """The (source × target) matrices, what stands out in them, and accuracies over classes."""
+        """The (source × target) matrices, what stands out in them, and accuracies over classes.
+
+        Raises:
+            FerdError: images are left to attack, or there are none of a class.
+        """
+        require_every_class(self.data.labels, self.network.classes)
+        if len(self.outcomes) < len(self.data.labels):
+            raise FerdError(
+                f"{len(self.outcomes)} of {len(self.data.labels)} images are attacked; "
+                "go through batches() first"
+            )
         sources = [self.source(label) for label in range(self.network.classes)]
         return {
             "n": len(self.data.labels),

@@ -74,7 +74,7 @@ class AdversarialTraining:
     """SGD with momentum 0.9 on (adversarial) training images; cosine to 0.
 
     Args:
-        network: trained in place, on ``device``.
+        network: trained in place, on ``device``, all of its weights.
         data: training images.
         threat: the ball; its step size and steps are replaced by the settings' own.
         warm_up: the learning rate rises over the first 5 % of the steps: for given weights.
@@ -88,11 +88,12 @@ class AdversarialTraining:
         threat: ThreatModel,
         augmentation: Augmentation,
         seed: int,
-        device: torch.device,
+        device: torch.device | str,
         *,
         warm_up: bool = False,
     ) -> None:
-        self._trained = fast_layout(network, device).train()
+        device = torch.device(device)
+        self._trained = fast_layout(network, device).train().requires_grad_(True)
         self._twin = Folded(self._trained, attack_dtype(settings.precision, device))
         self._average = (
             WeightAverage(self._trained, settings.weight_average) if settings.weight_average else None
@@ -129,10 +130,7 @@ class AdversarialTraining:
         Raises:
             FerdError: the training diverges, or an epoch was left half-way.
         """
-        if not self._at_epoch_end:
-            raise FerdError(
-                f"epoch {self.epoch + 1} was interrupted; load the state that was saved before it"
-            )
+        self._require_epoch_end()
         while self.epoch < self.settings.epochs:
             self._at_epoch_end = False
             record = self._train_epoch()
@@ -147,7 +145,12 @@ class AdversarialTraining:
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that the remaining epochs depend on."""
+        """A copy of all that the remaining epochs depend on.
+
+        Raises:
+            FerdError: an epoch was left half-way.
+        """
+        self._require_epoch_end()
         state = {
             "epoch": self.epoch,
             "network": self._trained.state_dict(),
@@ -168,6 +171,12 @@ class AdversarialTraining:
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
         self._at_epoch_end = True
+
+    def _require_epoch_end(self) -> None:
+        if not self._at_epoch_end:
+            raise FerdError(
+                f"epoch {self.epoch + 1} was interrupted; load the state that was saved before it"
+            )
 
     @tf32_convolutions(False)
     def _train_epoch(self) -> EpochRecord:

@@ -25,9 +25,11 @@ class Adversary(ABC):
 
     Attributes:
         recordable: False for one that branches on a tensor's value or copies it to the host.
+        needs_teacher: False for one that does not look at the teacher's softmax.
     """
 
     recordable = True
+    needs_teacher = True
 
     @abstractmethod
     def attack(
@@ -38,7 +40,12 @@ class Adversary(ABC):
         teacher_probs: Tensor,
         rng: torch.Generator,
     ) -> Tensor:
-        """Images of the shape of ``inputs`` (B, channels, H, W) in [0, 1]; labels (B,), probs (B, C)."""
+        """Images of the shape of ``inputs`` (B, channels, H, W) in [0, 1]; labels (B,).
+
+        Args:
+            attacked: a folded twin of the network that ``utae.model`` names, perhaps in bfloat16.
+            teacher_probs: the teacher's softmax (B, C) on ``inputs``; (0, C) where nothing needs it.
+        """
 
     def observe(self, labels: Tensor, adv_logits: Tensor) -> None:  # noqa: B027
         """What the student made of the attack; labels (B,), logits (B, C)."""
@@ -119,10 +126,12 @@ class AdaptiveUtaeAdversary(Adversary):
 
 
 class HighEntropyAdversary(Adversary):
-    """DFHL-RS (Yuan et al. 2024): steps of 0.03 up the student's entropy, within [0, 1] alone.
+    """DFHL-RS (Yuan et al. 2024): steps of 0.03 up the attacked network's entropy, within [0, 1] alone.
 
     From a strongly augmented image + 0.001·N(0, 1).
     """
+
+    needs_teacher = False
 
     def __init__(self, steps: int) -> None:
         self.threat = ThreatModel(norm="linf", epsilon=1.0, step_size=HIGH_ENTROPY_STEP, steps=steps)

@@ -18,7 +18,7 @@ from ferd.models.registry import build
 FORMAT = "ferd-checkpoint/1"
 
 
-def save_classifier(path: Path, network: Classifier, name: str, **about: Any) -> None:
+def save_classifier(path: Path | str, network: Classifier, name: str, **about: Any) -> None:
     """Write weights with what is needed to rebuild the network and to refuse a wrong one.
 
     Args:
@@ -36,7 +36,7 @@ def save_classifier(path: Path, network: Classifier, name: str, **about: Any) ->
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
-    with atomic_write(path) as part:
+    with atomic_write(Path(path)) as part:
         save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
 
 

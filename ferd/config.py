@@ -32,6 +32,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
+        """A copy with some values changed, validated like any block; pydantic's own takes whatever comes.
+
+        ``deep`` makes no difference: nothing in a block can be changed.
+
+        Raises:
+            FerdError: a key is unknown, or a value is not accepted.
+        """
+        return parse(type(self), {**dict(self), **(update or {})}, type(self).__name__)
+
 
 class ThreatModel(Settings):
     """What the adversary may do: ‖x' − x‖ <= ε in [0, 1] pixels, by steps of ``step_size``.

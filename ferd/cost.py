@@ -7,8 +7,9 @@ multiplication and an addition are two FLOPs. ``attack_rate`` alone computes: it
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from ferd.evaluation import CW_STEPS, PGD_STEPS
 from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype
+from ferd.models.generator import Generator
 
 Shape = tuple[int, int, int]
 ROBUST_SHARE = 0.4  # of the images: AutoAttack's later parts run on those that its earlier parts left
@@ -157,7 +159,10 @@ def distillation_work(
     else:
         on_student += attacks * student.attack
     on_adversarial_alone = method.student_loss == "hard-label"
-    on_teacher += attacked * teacher.forward * (2 if on_adversarial_alone else 1)
+    if method.adversary != "high-entropy" or not on_adversarial_alone:
+        on_teacher += attacked * teacher.forward  # on clean images
+    if on_adversarial_alone:
+        on_teacher += attacked * teacher.forward
     on_student += attacked * student.training * (1 if on_adversarial_alone else 2)
     return Work(on_teacher, on_student, on_generator)
 
@@ -225,9 +230,14 @@ def distillation_memory(
     schedule: DistillationSettings, teacher: Classifier, student: Classifier, shape: Shape
 ) -> int:
     """Bytes at the larger of a generator step and a student step, with both twins and the pool."""
+    latent_dim = schedule.synthesis.latent_dim
+    with torch.device("meta"):
+        generator = Generator(latent_dim, shape[0], shape[1])
+        latents = torch.empty(schedule.batch_size, latent_dim)
     images = torch.empty(schedule.batch_size, *shape, device="meta", requires_grad=True)
     with frozen(teacher, student):
         generator_step = saved_bytes(lambda: teacher(images) + student(images), teacher, student)
+    generator_step += saved_bytes(lambda: generator(latents), generator) + 4 * weights_bytes(generator)
     student_step = training_memory(student, schedule.batch_size, shape, forwards=2)
     pool = schedule.rounds * images.numel()
     return pool + 2 * weights_bytes(teacher) + weights_bytes(student) + max(generator_step, student_step)
@@ -267,9 +277,23 @@ def _synchronise(device: torch.device) -> None:
 
 
 def _flops(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
+    counted_anew = {torch.ops.aten.convolution_backward: _convolution_backward}
+    with FlopCounterMode(display=False, custom_mapping=counted_anew) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def _convolution_backward(  # as PyTorch's counter calls it, shapes in place of tensors
+    outputs: Sequence[int], inputs: Sequence[int], weight: Sequence[int], *arguments: Any, **_: Any
+) -> int:
+    """FLOPs of a convolution's gradients: each, by inputs and by weights, those of its forward pass.
+
+    PyTorch's own formula multiplies the second by the number of groups: a depthwise convolution of K channels
+    would count K times.
+    """
+    transposed, by = arguments[4], arguments[-1]
+    forward = 2 * math.prod(inputs if transposed else outputs) * math.prod(weight[1:])
+    return forward * (bool(by[0]) + bool(by[1]))
 
 
 def _storage(tensor: Tensor) -> int:

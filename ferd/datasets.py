@@ -135,6 +135,16 @@ def require_known(labels: Tensor, classes: int) -> None:
         raise FerdError(f"there are images of class {label}, but the network has classes 0 to {classes - 1}")
 
 
+def require_every_class(labels: Tensor, classes: int) -> None:
+    """Refuse labels (N,) that leave out one of 0 ... C − 1: its accuracy would not be known.
+
+    Raises:
+        FerdError: says which class.
+    """
+    for label in sorted(set(range(classes)) - set(labels.unique().tolist())):
+        raise FerdError(f"there is no image of class {label} of 0 to {classes - 1}; give some of every class")
+
+
 def save_images(path: Path, part: Images) -> None:
     """Write images and labels, whole or not at all."""
     with atomic_write(path) as target:

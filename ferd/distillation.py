@@ -18,6 +18,7 @@ from ferd.adversaries import build_adversary
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
 from ferd.cuda_graphs import Recorded
+from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
 from ferd.image_sources import (
     FittedGenerator,
@@ -68,7 +69,7 @@ class Distillation:
 
     Args:
         teacher: frozen and in eval mode, always.
-        student: trained in place, on ``device``; in eval mode between two rounds.
+        student: trained in place, on ``device``, all of its weights; in eval mode between two rounds.
         shape: (channels, H, W) of an image; H = W, a multiple of 4.
         schedule: rounds, steps, rates and weights; ``ferd.paper.SCHEDULE`` is the paper's.
         augmentation: of generated images before their loss, and of pool images in training.
@@ -80,8 +81,9 @@ class Distillation:
             with labels (N,), or the folder of the pool that is replayed.
 
     Raises:
-        FerdError: a network is no ``Classifier``, the two differ in their classes, the generator makes no
-            images of that shape, or the floor of the proportions is above an equal share.
+        FerdError: a network is no ``Classifier``, the two are one, or differ in classes or channels, the
+            generator makes no images of that shape, the floor of the proportions is above an equal share, or
+            ``given`` has labels that the networks lack.
         ValueError: ``given`` is not what the method needs.
     """
 
@@ -97,13 +99,13 @@ class Distillation:
         seed: int,
         pool_folder: Path | str,
         device: torch.device | str,
-        given: tuple[Tensor, Tensor] | Path | None = None,
+        given: tuple[Tensor, Tensor] | Path | str | None = None,
     ) -> None:
         _require_fitting(teacher, student, shape)
         device, classes = torch.device(device), teacher.classes
         schedule.require_fitting(classes)
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
-        self.student = fast_layout(student, device).eval()
+        self.student = fast_layout(student, device).eval().requires_grad_(True)
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
         self.shape, self.device = shape, device
         self.rng = stream(seed, "distillation", device=device)
@@ -137,10 +139,7 @@ class Distillation:
         Raises:
             FerdError: the pool's folder has rounds of another run, or a round was left half-way.
         """
-        if not self._at_round_end:
-            raise FerdError(
-                f"round {self.round + 1} was interrupted; load the state that was saved before it"
-            )
+        self._require_round_end()
         if self.pool.rounds and not self.round:
             raise FerdError(
                 f"{self.pool.folder}: holds {self.pool.rounds} rounds of an earlier run; delete it, choose "
@@ -155,7 +154,12 @@ class Distillation:
             yield record
 
     def state_dict(self) -> dict[str, Any]:
-        """A copy of all that the remaining rounds depend on, but for the pool, which is on disk."""
+        """A copy of all that the remaining rounds depend on, but for the pool, which is on disk.
+
+        Raises:
+            FerdError: a round was left half-way.
+        """
+        self._require_round_end()
         state = {
             "round": self.round,
             "student": self.student.state_dict(),
@@ -169,11 +173,13 @@ class Distillation:
         """Go on where ``state_dict`` was taken, with the same pieces.
 
         Raises:
-            FerdError: the state is of other pieces; nothing of it was taken.
+            FerdError: the state is of other pieces or of another student; nothing of it was taken.
         """
         for name in PIECES:
             if state[name].keys() != getattr(self, name).state_dict().keys():
                 raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
+        if _shapes(state["student"]) != _shapes(self.student.state_dict()):
+            raise FerdError("the state is of another student; give the network that it was saved with")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -181,6 +187,12 @@ class Distillation:
             getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
         self._at_round_end = True
+
+    def _require_round_end(self) -> None:
+        if not self._at_round_end:
+            raise FerdError(
+                f"round {self.round + 1} was interrupted; load the state that was saved before it"
+            )
 
     def _fold(self, dtype: torch.dtype) -> None:
         """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked.
@@ -196,17 +208,19 @@ class Distillation:
             )
         self._target_teacher = self._attacked_teacher if self._bf16 else self._teacher_twin
 
-    def _build_source(self, given: tuple[Tensor, Tensor] | Path | None) -> ImageSource:
+    def _build_source(self, given: tuple[Tensor, Tensor] | Path | str | None) -> ImageSource:
         method, schedule, teacher = self.method, self.schedule, self._teacher_twin.network
         batch = schedule.batch_size
         if method.images == "real-data":
             if not isinstance(given, tuple):
                 raise ValueError("real-data is given images and labels")
-            return RealImages(*given, batch)
+            real = Images(*given)
+            require_known(real.labels, teacher.classes)
+            return RealImages(real.images, real.labels, batch)
         if method.pool_of:
-            if not isinstance(given, Path):
+            if not isinstance(given, Path | str):
                 raise ValueError(f"{method.images} is given the folder of that pool")
-            finished = Pool(given, schedule.rounds * batch, self.shape, self.device, grows=False)
+            finished = Pool(Path(given), schedule.rounds * batch, self.shape, self.device, grows=False)
             return ReplayedPool(finished, schedule.rounds, batch)
         if given is not None:
             raise ValueError(f"{method.images} makes its own images and is given none")
@@ -271,28 +285,29 @@ class Distillation:
 
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on Eq. 12; -> its clean and adversarial loss (2,)."""
-        with torch.no_grad():
-            teacher_logits = self._target_teacher.network(inputs)
+        loss = self.student_loss
+        on_clean = self.adversary.needs_teacher or loss.needs_teacher_on_clean
+        teacher_logits = self._targets(inputs) if on_clean else None
         adv_inputs = self._attack(inputs, labels, teacher_logits)
         self.student.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            clean_logits = self.student(inputs) if self.student_loss.needs_student_on_clean else None
+            clean_logits = self.student(inputs) if loss.needs_student_on_clean else None
             student_adv_logits = self.student(adv_inputs)
         student_logits = student_adv_logits if clean_logits is None else clean_logits
-        teacher_adv_logits = None
-        if self.student_loss.needs_teacher_on_adversarial:
-            with torch.no_grad():
-                teacher_adv_logits = self._target_teacher.network(adv_inputs)
+        on_adversarial = loss.needs_teacher_on_adversarial or not on_clean
+        teacher_adv_logits = self._targets(adv_inputs) if on_adversarial else None
+        targets = teacher_adv_logits if teacher_logits is None else teacher_logits
+        assert targets is not None
         batch = Batch(
             inputs,
             adv_inputs,
             labels,
-            teacher_logits,
+            targets,
             student_logits.float(),
             student_adv_logits.float(),
             teacher_adv_logits,
         )
-        clean, adversarial = self.student_loss.losses(batch)
+        clean, adversarial = loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())
         share = self.adversarial_weight
         self.optimiser.zero_grad()
@@ -300,13 +315,25 @@ class Distillation:
         self.optimiser.step()
         return torch.stack([clean, adversarial]).detach()
 
-    def _attack(self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor) -> Tensor:
+    @torch.no_grad()
+    def _targets(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits (B, C)."""
+        logits: Tensor = self._target_teacher.network(inputs)
+        return logits
+
+    def _attack(self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
         """Adversarial images of the batch, made on a twin of the network that the method attacks."""
         twin = self._attacked_teacher
         if self.method.utae.model == "student":
             twin = self._attacked_student
             twin.refresh()
-        return self.adversary.attack(twin.network, inputs, labels, teacher_logits.softmax(1), self.rng)
+        none = inputs.new_empty((0, self.teacher.classes))
+        teacher_probs = none if teacher_logits is None else teacher_logits.softmax(1)
+        return self.adversary.attack(twin.network, inputs, labels, teacher_probs, self.rng)
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:
@@ -317,6 +344,11 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
                 f"{role}: a {type(network).__name__} is no ferd.models.classifier.Classifier; derive it from "
                 "that: stem, blocks and linear are what it needs"
             )
+    if student is teacher:
+        raise FerdError("the teacher is to be the student, too; give a network of its own to train")
+    for role, network in (("teacher", teacher), ("student", student)):
+        if network.channels != shape[0]:
+            raise FerdError(f"the {role} takes {network.channels} channels, not the {shape[0]} of the images")
     if student.classes != teacher.classes:
         raise FerdError(
             f"the student has {student.classes} classes, the teacher {teacher.classes}; give one of as many"

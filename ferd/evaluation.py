@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
 from ferd.config import EvaluationSettings, OtherBall, ThreatModel
-from ferd.datasets import Images, first_per_class, require_known
+from ferd.datasets import Images, first_per_class, require_every_class, require_known
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier, fast_layout
@@ -36,7 +36,8 @@ class Trial:
 class Evaluation:
     """Correctness of each example under each attack; resumable between two batches.
 
-    Attacks run on a twin with BatchNorm folded in; every verdict is the network's own.
+    Attacks run on a twin with BatchNorm folded in; every verdict is the network's own. The network is moved
+    to ``device``, laid out for speed and left in eval mode.
     Every batch has its own random numbers, so the order of work does not change a verdict.
 
     Attributes:
@@ -45,7 +46,7 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: there are no images, or some of a class that the network lacks; a
+        FerdError: there are no images of a class, or some of one that the network lacks; a
             trial's cannot be split over the classes, two balls have one name, there are too few classes for
             AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
@@ -57,14 +58,17 @@ class Evaluation:
         settings: EvaluationSettings,
         threat: ThreatModel,
         seed: int,
-        device: torch.device,
+        device: torch.device | str,
     ) -> None:
+        device = torch.device(device)
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         require_known(data.labels, network.classes)
+        require_every_class(data.labels, network.classes)
         settings.require_fitting(network.classes)
         self.network = fast_layout(network, device).eval()
-        self.attacked = Folded(self.network).network
+        self._twin = Folded(self.network)
+        self.attacked = self._twin.network
         self.data, self.settings, self.threat = data, settings, threat
         self.seed, self.device = seed, device
         self.trials = self._trials()
@@ -72,7 +76,8 @@ class Evaluation:
         self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
 
     def batches(self) -> Iterator[tuple[str, int, int]]:
-        """Judge what is left; after each batch (trial, images judged, images in all)."""
+        """Judge what is left, by the network's present weights; after each batch (trial, judged, in all)."""
+        self._twin.refresh()
         for name, trial in self.trials.items():
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
@@ -129,7 +134,16 @@ class Evaluation:
         return dict(self.verdicts)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            FerdError: the state is of other attacks; nothing of it was taken.
+        """
+        if state.keys() != self.trials.keys():
+            raise FerdError(
+                f"the state is of the attacks {', '.join(state)}, not of {', '.join(self.trials)}; "
+                "evaluate anew"
+            )
         self.verdicts = dict(state)
 
     def _trials(self) -> dict[str, Trial]:

@@ -14,6 +14,7 @@ from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.pixels import to_float
+from ferd.tf32 import tf32_convolutions
 
 INCEPTION_SIZE = 299  # pixels
 
@@ -115,14 +116,16 @@ def class_balance(labels: Tensor, classes: int) -> dict[str, Any]:
 
 
 @torch.no_grad()
+@tf32_convolutions(False)
 def agreement(network: Classifier, data: Images, batch_size: int, device: torch.device) -> float:
-    """The share of images that a network takes for their labels."""
+    """The share of images that a network takes for their labels; it is moved and left in eval mode."""
     network = fast_layout(network, device).eval()
     predicted = torch.cat([network(images).argmax(1).cpu() for images in _batches(data, batch_size, device)])
     return (predicted == data.labels).double().mean().item()
 
 
 @torch.no_grad()
+@tf32_convolutions(False)
 def embed(embedding: Embedding, data: Images, batch_size: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Features (N, K) and probabilities (N, C) of all images, on the CPU."""
     parts = [embedding(images) for images in _batches(data, batch_size, device)]

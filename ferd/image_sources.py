@@ -13,6 +13,7 @@ from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pixels import to_float, to_uint8
 from ferd.pool import Pool
+from ferd.randomness import with_weights_of
 from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
 from ferd.tf32 import tf32_convolutions
 
@@ -62,8 +63,7 @@ class FittedGenerator(ImageSource):
     ) -> None:
         self.teacher, self.student, self.bf16 = teacher, student, bf16
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
-        generator = Generator(schedule.synthesis.latent_dim, shape[0], shape[1])
-        self.generator = fast_layout(generator, device)
+        self.generator = _generator(schedule.synthesis.latent_dim, shape, device)
 
     def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
         """Labels by p, then images for them."""
@@ -111,7 +111,7 @@ class UntrainedGenerator(ImageSource):
     ) -> None:
         self.teacher = teacher
         self.size = (schedule.batch_size, schedule.synthesis.latent_dim)
-        self.generator = fast_layout(Generator(self.size[1], shape[0], shape[1]), device)
+        self.generator = _generator(self.size[1], shape, device)
 
     def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
         """p plays no part."""
@@ -159,6 +159,11 @@ class ReplayedPool(ImageSource):
         """The images of that round."""
         rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.pool.images[rows], self.pool.labels[rows], {}
+
+
+def _generator(latent_dim: int, shape: tuple[int, int, int], device: torch.device) -> Generator:
+    """One whose weights each round draws anew: the first ones take nothing from anybody's random numbers."""
+    return fast_layout(with_weights_of(0, lambda: Generator(latent_dim, shape[0], shape[1])), device)
 
 
 @torch.no_grad()

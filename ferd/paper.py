@@ -1,7 +1,7 @@
 """The paper's settings on CIFAR-10, in Python: for whoever takes the library without ``params.yaml``.
 
-To change one: ``SCHEDULE.model_copy(update={"rounds": 10})``. CIFAR-100 and Tiny-ImageNet have batches of 512
-and a student's learning rate of 0.2.
+To change some: ``SCHEDULE.model_copy(update={"rounds": 10, "warmup_rounds": 1})``. CIFAR-100 and
+Tiny-ImageNet have batches of 512 and a student's learning rate of 0.2.
 """
 
 from ferd.config import (

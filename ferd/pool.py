@@ -53,12 +53,12 @@ class Pool:
         return self._images[: self.size]
 
     def append(self, images: Tensor, labels: Tensor) -> None:
-        """Add a round: images (B, channels, H, W) uint8, labels (B,).
+        """Add a round: images (B, channels, H, W) uint8, labels (B,) int64.
 
         Raises:
             FerdError: they are of another kind or size, or more than there is room for; nothing is written.
         """
-        self._refuse_unfit(images)
+        self._refuse_unfit(images, labels)
         shard = self._shard(self.rounds)
         with atomic_write(shard) as part:
             save_file({"images": images.cpu().contiguous(), "labels": labels.cpu()}, part)
@@ -85,12 +85,17 @@ class Pool:
     def _shard(self, number: int) -> Path:
         return self.folder / f"round-{number + 1:04d}.safetensors"
 
-    def _refuse_unfit(self, images: Tensor) -> None:
+    def _refuse_unfit(self, images: Tensor, labels: Tensor) -> None:
         shape = self._images.shape[1:]
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise FerdError(
                 f"{self.folder}: takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} "
                 f"{tuple(images.shape)}; floats become bytes by ferd.pixels.to_uint8"
+            )
+        if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+            raise FerdError(
+                f"{self.folder}: takes int64 labels ({len(images)},), one an image, not {labels.dtype} "
+                f"{tuple(labels.shape)}"
             )
         if self.size + len(images) > len(self._images):
             advice = (
@@ -103,7 +108,7 @@ class Pool:
             )
 
     def _take(self, images: Tensor, labels: Tensor) -> None:
-        self._refuse_unfit(images)
+        self._refuse_unfit(images, labels)
         end = self.size + len(images)
         self._images[self.size : end] = images
         self._labels[self.size : end] = labels

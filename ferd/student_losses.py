@@ -24,7 +24,8 @@ class Batch:
     """Images (B, channels, H, W) in [0, 1], clean and adversarial, logits (B, C) on them, and labels (B,).
 
     For a loss that needs no student on clean images ``student_logits`` are ``student_adv_logits``; for one
-    that needs no teacher on adversarial images ``teacher_adv_logits`` are None.
+    that needs no teacher on clean images ``teacher_logits`` may be ``teacher_adv_logits``; for one that needs
+    no teacher on adversarial images those are None.
     """
 
     inputs: Tensor
@@ -45,11 +46,14 @@ class StudentLoss(ABC):
     Attributes:
         recordable: False for one that branches on a tensor's value or copies it to the host.
         adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
+        needs_student_on_clean, needs_teacher_on_clean, needs_teacher_on_adversarial: which logits of a batch
+            it looks at; of the others those are not computed that nothing else needs.
     """
 
     recordable = True
     adversarial_weight: float | None = None
     needs_student_on_clean = True
+    needs_teacher_on_clean = True
     needs_teacher_on_adversarial = False
 
     @abstractmethod
@@ -59,7 +63,11 @@ class StudentLoss(ABC):
     def end_round(  # noqa: B027
         self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
     ) -> None:
-        """Adjust to the trained student; images (B, channels, H, W) in [0, 1] of the round, labels (B,)."""
+        """Adjust to the trained student; images (B, channels, H, W) in [0, 1] of the round, labels (B,).
+
+        Args:
+            student: a twin of it, BatchNorm folded in, perhaps in bfloat16.
+        """
 
     def state_dict(self) -> dict[str, Tensor]:
         """What later batches depend on."""
@@ -210,7 +218,7 @@ class Absld(StudentLoss):
 class HardLabel(StudentLoss):
     """DFHL-RS (Yuan et al. 2024): CE(f^S(x'), argmax f^T(x')), its only term, given as both parts."""
 
-    needs_student_on_clean = False
+    needs_student_on_clean = needs_teacher_on_clean = False
     needs_teacher_on_adversarial = True
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:

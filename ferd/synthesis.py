@@ -108,7 +108,13 @@ def diversity_loss(logits: Tensor) -> Tensor:
 
 @contextmanager
 def dfhl_rs_loss(student: Classifier, labels: Tensor) -> Iterator[SynthesisLoss]:
-    """DFHL-RS (Yuan et al. 2024): CE(f^S(x), smoothed y) + 3·Σ q log10 q, the student frozen."""
+    """DFHL-RS (Yuan et al. 2024): CE(f^S(x), smoothed y) + 3·Σ q log10 q, the student frozen.
+
+    Raises:
+        FerdError: there are fewer than four classes, over which its smoothing leaves the label no weight.
+    """
+    if student.classes < 4:
+        raise FerdError(f"synthesis dfhl-rs needs 4 classes, not {student.classes}; take plain or fae")
     smoothing = SMOOTHING / (student.classes - 1)  # torch gives the true class its share of it back
     with frozen(student):
 

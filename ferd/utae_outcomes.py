@@ -9,6 +9,7 @@ from torch import Tensor
 from ferd.attacks import utae
 from ferd.config import ThreatModel
 from ferd.datasets import Images
+from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout
@@ -22,7 +23,8 @@ class UtaeOutcomes:
     """The student's predictions on UTAEs of the same images, for several γ; resumable between two batches.
 
     x' = UTAE of x on the student's folded twin with target q = σ(f^T(x)) (Eq. 10; γ = 0: plain KL-PGD);
-    predictions are the student's own. A batch starts from the same noise for every γ.
+    predictions are the student's own. A batch starts from the same noise for every γ. Both networks are moved
+    to ``device``, laid out for speed and left in eval mode.
 
     Args:
         threat: the ball, and the steps of each attack.
@@ -42,11 +44,13 @@ class UtaeOutcomes:
         threat: ThreatModel,
         batch_size: int,
         seed: int,
-        device: torch.device,
+        device: torch.device | str,
     ) -> None:
+        device = torch.device(device)
         self.student = fast_layout(student, device).eval()
         self.teacher = fast_layout(teacher, device).eval()
-        self.attacked = Folded(self.student).network
+        self._twin = Folded(self.student)
+        self.attacked = self._twin.network
         self.data, self.gammas, self.threat = data, gammas, threat
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.clean = self._predict_clean()
@@ -54,7 +58,8 @@ class UtaeOutcomes:
         self.divergences = [torch.empty(0) for _ in gammas]
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """Attack what is left; after each batch (images attacked, in all), over all γ."""
+        """Attack what is left, by the present weights; after each batch (attacked, in all), over all γ."""
+        self._twin.refresh()
         total = len(self.data.labels)
         for index, gamma in enumerate(self.gammas):
             while (done := len(self.predicted[index])) < total:
@@ -75,7 +80,12 @@ class UtaeOutcomes:
             ``same_end`` the chance that two of them, of one class, ended in the same class
             (``collision_probability``); ``kl_from_uniform``: the mean KL(U ‖ σ(f(x'))); ``correct``: the
             share that still is.
+
+        Raises:
+            FerdError: images are left to attack.
         """
+        if any(len(predicted) < len(self.data.labels) for predicted in self.predicted):
+            raise FerdError("not all images are attacked; go through batches() first")
         return [
             {"gamma": gamma, **self._summary(predicted, divergence)}
             for gamma, predicted, divergence in zip(

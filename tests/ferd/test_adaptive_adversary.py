@@ -9,6 +9,7 @@ from ferd.attacks import toward
 from ferd.checkpoint import load_state, save_state
 from ferd.config import ThreatModel
 from ferd.datasets import Images
+from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
 
 CPU = torch.device("cpu")
@@ -193,3 +194,18 @@ def test_network_and_global_generator_are_left_alone(adversary, teacher, untouch
     with untouched(teacher):
         list(adversary().batches())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_there_are_no_figures_before_every_image_is_attacked(adversary):
+    run = adversary()
+    with pytest.raises(FerdError, match=r"^0 of 20 images are attacked; go through batches\(\) first$"):
+        run.figures()
+
+
+def test_figures_of_images_that_lack_a_class_are_refused(ball):
+    data = Images(bright([[200, 180, 120], [120, 200, 120]]), torch.tensor([0, 1]))
+    run = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, "cpu")
+    list(run.batches())
+    assert run.source(0)["clean_accuracy"] == 1
+    with pytest.raises(FerdError, match="there is no image of class 2 of 0 to 2"):
+        run.figures()

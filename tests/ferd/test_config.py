@@ -252,3 +252,14 @@ def test_a_value_where_a_block_belongs_says_which_keys_do(path, expected):
 
 def test_a_benchmark_without_students_is_refused():
     assert "b.digits.students" in refusal(Benchmark, changed(BENCHMARK, "students", []), "b.digits")
+
+
+def test_a_copy_is_validated_like_any_block():
+    threat = ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=5)
+    assert threat.model_copy(update={"steps": 7}).steps == 7 and threat.model_copy() == threat
+    for update, said in (
+        ({"step": 7}, "ThreatModel.step: unknown key"),
+        ({"steps": "ten"}, "ThreatModel.steps"),
+    ):
+        with pytest.raises(FerdError, match=f"^{said}"):
+            threat.model_copy(update=update)

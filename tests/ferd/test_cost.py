@@ -50,8 +50,9 @@ def test_forward_flops_are_those_of_its_layers(name):
     assert cost.passes(meta(name), images()).forward == sum(layers)
 
 
-def test_an_attack_costs_two_and_a_training_step_nearly_three_forward_passes():
-    found = cost.passes(meta("resnet18"), images(2))
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])  # the second has a group a channel
+def test_an_attack_costs_two_and_a_training_step_nearly_three_forward_passes(name):
+    found = cost.passes(meta(name), images(2))
     assert found.attack == pytest.approx(2 * found.forward, rel=1e-3)
     assert 2.9 < found.training / found.forward < 3
 
@@ -105,7 +106,7 @@ def test_methods_cost_what_they_do():
     assert works["no-utae"] == works["ferd"]
     assert works["no-reweighting"].teacher == works["ferd"].teacher - 3 * 16 * (20 * 2 + 1)
     assert works["uniform-noise"].generator == works["rslad"].generator == 0
-    assert works["dfhl-rs"].teacher == 3 * 16 + 2 * 2 * 16 * 2  # agreement; clean and attacked images
+    assert works["dfhl-rs"].teacher == 3 * 16 + 2 * 2 * 16  # agreement; attacked images
     assert works["dfhl-rs"].student == 3 * 2 * 16 * 2 + 2 * 2 * 16 * (10 * 2 + 3)
 
 
@@ -142,3 +143,23 @@ def test_a_calibration_measures_a_rate_that_this_machine_can_have(precision):
     network = build("resnet8-w8", classes=10, channels=1)
     rate = cost.attack_rate(network, (1, 8, 8), 4, precision, torch.device("cpu"))
     assert 1e6 < rate < 1e13
+
+
+def test_a_transposed_convolutions_gradients_cost_a_forward_pass_each():
+    layer = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False).to("meta")
+    found = cost.passes(layer, torch.empty(2, 4, 5, 5, device="meta"))
+    assert found.forward == 2 * 4 * 5 * 5 * 3 * 3 * 3
+    assert found.attack == found.training == 2 * found.forward
+
+
+def test_a_distillations_memory_holds_the_generator_in_its_step():
+    network, shape = meta("resnet8-w8", channels=1), (1, 8, 8)
+    wide = SCHEDULE.model_copy(
+        update={"synthesis": SCHEDULE.synthesis.model_copy(update={"latent_dim": 10_000})}
+    )
+    plain, more = (
+        cost.distillation_memory(schedule, network, network, shape) for schedule in (SCHEDULE, wide)
+    )
+    assert (
+        more - plain > 16 * (10_000 - SCHEDULE.synthesis.latent_dim) * 128
+    )  # weights, gradients, Adam's two

@@ -9,6 +9,7 @@ from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence
+from ferd.models.registry import build
 from ferd.paper import FERD
 from ferd.pixels import to_float
 from ferd.samplers import Sampler
@@ -337,8 +338,9 @@ def test_a_round_that_was_interrupted_is_not_gone_on_with(make_run):
     with pytest.raises(KeyboardInterrupt):
         next(run.rounds())
     del run._train_batch
-    with pytest.raises(FerdError, match="round 2 was interrupted; load the state"):
-        next(run.rounds())
+    for goes_on in (lambda: next(run.rounds()), run.state_dict):
+        with pytest.raises(FerdError, match="round 2 was interrupted; load the state"):
+            goes_on()
     run.load_state_dict(state)
     assert equal(weights(run.student), expected)
     assert [record.round for record in run.rounds()] == [2, 3]
@@ -397,6 +399,43 @@ def test_images_of_a_size_that_is_no_multiple_of_four_are_refused(make_network, 
         run_of(make_network(), make_network(), tmp_path, threat, (1, size, size))
 
 
+def test_a_frozen_student_is_trained_all_the_same(make_network, threat, tmp_path):
+    student = make_network(seed=1).requires_grad_(False)  # as load_classifier gives it
+    before = weights(student)
+    assert len(list(run_of(make_network(), student, tmp_path, threat).rounds())) == 3
+    assert not equal(weights(student), before)
+
+
+def test_a_teacher_that_is_its_own_student_is_refused(make_network, threat, tmp_path):
+    network = make_network()
+    with pytest.raises(FerdError, match=r"^the teacher is to be the student, too; give a network of its own"):
+        run_of(network, network, tmp_path, threat)
+
+
+def test_networks_of_other_channels_are_refused(make_network, threat, tmp_path):
+    for channels, role in (((3, 1), "teacher"), ((1, 3), "student")):
+        with pytest.raises(FerdError, match=f"^the {role} takes 3 channels, not the 1 of the images$"):
+            run_of(*(make_network(number) for number in channels), tmp_path, threat)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [(torch.arange(40) % 13, "images of class 10, but"), (torch.arange(39) % 10, "wanted are uint8 images")],
+)
+def test_real_images_whose_labels_do_not_fit_are_refused(make_run, labels, said):
+    with pytest.raises(FerdError, match=said):
+        make_run(method=method(images="real-data"), given=(real_images()[0], labels))
+
+
+def test_the_state_of_another_student_is_refused(make_run, make_network, threat, tmp_path):
+    state = make_run().state_dict()
+    other = build("resnet8-w16", classes=10, channels=1)
+    run = run_of(make_network(), other, tmp_path, threat)
+    with pytest.raises(FerdError, match=r"^the state is of another student; give the network that"):
+        run.load_state_dict(state)
+    assert run.round == 0
+
+
 def test_images_that_are_not_square_are_refused(make_network, threat, tmp_path):
     crops = Augmentation(padding=1, flip=False)
     with pytest.raises(FerdError, match="images of 8×6: the generator makes square ones"):
@@ -434,10 +473,10 @@ def test_a_mask_that_holds_everything_is_warned_of(make_run, caplog):
     assert "round 1" in caplog.text and "bottleneck.threshold" in caplog.text
 
 
-def test_the_global_generator_is_left_alone(make_run):
-    run = make_run()
+def test_the_global_generator_is_left_alone(make_network, threat, tmp_path):
+    networks = make_network(), make_network(seed=1)
     before = torch.get_rng_state()
-    list(run.rounds())
+    list(run_of(*networks, tmp_path, threat).rounds())
     assert torch.equal(torch.get_rng_state(), before)
 
 

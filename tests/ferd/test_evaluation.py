@@ -210,12 +210,13 @@ def test_autoattack_judges_a_linear_model_by_its_closed_form(
 
 
 def test_autoattack_leaves_running_statistics_alone(evaluation, teacher, digits, untouched):
-    test = digits["test"]
+    images = digits["test"].images[:10]
     with torch.no_grad():
-        wrong = teacher(test.images / 255).argmin(1)  # nothing to attack, and so fast
-    run = evaluation({"autoattack": "all"}, data=Images(test.images, wrong), batch_size=20)
+        predicted = teacher(images / 255).argmax(1)
+    labels = (predicted[0] + torch.arange(10)) % 10  # few are right: little to attack, and so fast
+    run = evaluation({"autoattack": "all"}, data=Images(images, labels), batch_size=10)
     with untouched(teacher):
-        assert not judged(run)["autoattack"].any()
+        assert not judged(run)["autoattack"][predicted != labels].any()
 
 
 def test_white_box_attacks_leave_teacher_and_global_generator_alone(evaluation, teacher, untouched):
@@ -373,9 +374,11 @@ def test_autoattack_takes_as_many_targets_as_there_are(make_network):
     settings = EvaluationSettings(batch_size=4, attacks={"autoattack": "all"}, other_balls=[], threads=1)
     with torch.no_grad():
         labels = network(images / 255).argmax(1)
+    assert (labels == 1).all()
+    images, labels = torch.cat([images, images[:3]]), torch.cat([labels, torch.tensor([0, 2, 3])])
     run = Evaluation(network, Images(images, labels), settings, threat, 0, CPU)
     list(run.batches())
-    assert len(run.verdicts["autoattack"]) == 4
+    assert run.verdicts["autoattack"].tolist() == [True] * 4 + [False] * 3
 
 
 def test_too_few_classes_for_autoattack_are_refused_in_one_line(make_network):
@@ -396,6 +399,35 @@ def test_on_a_gpu_float32_is_float32_whatever_the_caller_has_set(evaluation, mon
     list(run.batches())
     assert len(seen) >= 3 and not any(seen)
     assert cudnn.allow_tf32
+
+
+def test_attacks_are_on_the_weights_that_are_judged(make_network, digits, threat):
+    """A network that is trained on after an evaluation of it was made."""
+    judged, trained = (make_network(seed=seed) for seed in (0, 1))
+    settings = EvaluationSettings(batch_size=8, attacks={"pgd20": "all"}, other_balls=[], threads=1)
+    runs = [Evaluation(network, digits["test"], settings, threat, 0, CPU) for network in (judged, trained)]
+    judged.load_state_dict(trained.state_dict())
+    for run in runs:
+        list(run.batches())
+    assert torch.equal(runs[0].verdicts["pgd20"], runs[1].verdicts["pgd20"])
+    assert runs[0].verdicts["pgd20"].any() != runs[0].verdicts["pgd20"].all()
+
+
+def test_a_class_without_an_image_is_refused_before_an_attack(evaluation, digits):
+    some = digits["test"].labels != 3
+    data = Images(digits["test"].images[some], digits["test"].labels[some])
+    with pytest.raises(
+        FerdError, match=r"^there is no image of class 3 of 0 to 9; give some of every class$"
+    ):
+        evaluation(WHITE_BOX, data=data)
+
+
+def test_the_state_of_other_attacks_is_refused(evaluation):
+    state = evaluation({"clean": "all"}).state_dict()
+    with pytest.raises(
+        FerdError, match=r"^the state is of the attacks clean, not of clean, fgsm; evaluate anew$"
+    ):
+        evaluation({"clean": "all", "fgsm": "all"}).load_state_dict(state)
 
 
 def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evaluation):

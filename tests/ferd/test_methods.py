@@ -142,3 +142,14 @@ def test_what_a_loaded_state_becomes_leaves_the_state_alone(threat):
         use(piece)
         assert equal(state, before)
         assert not equal(piece.state_dict(), before)
+
+
+@pytest.mark.parametrize(("name", "on_clean"), [("dfhl-rs", 0), ("ferd", 1), ("rslad", 1)])
+def test_the_teacher_sees_clean_images_only_where_they_are_looked_at(make_run, monkeypatch, name, on_clean):
+    run, seen = make_run(name, "pool"), []
+    targets = run._targets
+    monkeypatch.setattr(run, "_targets", lambda inputs: seen.append(inputs) or targets(inputs))
+    inputs, labels = torch.rand(4, *run.shape), torch.arange(4)
+    run._train_batch(inputs, labels)
+    assert sum(torch.equal(given, inputs) for given in seen) == on_clean
+    assert len(seen) == 1

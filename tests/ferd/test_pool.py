@@ -171,3 +171,13 @@ def test_a_pool_of_grey_images_is_not_opened_as_one_of_colours(folder):
         FerdError, match=r"takes uint8 images \(B, 3, 4, 4\), not torch\.uint8 \(4, 1, 4, 4\)"
     ):
         open_pool(folder, (3, 4, 4))
+
+
+@pytest.mark.parametrize(
+    "labels", [torch.tensor([3]), torch.tensor([1, 2, 3]), torch.tensor([1.0, 2.0, 3.0, 4.0])]
+)
+def test_labels_that_are_not_one_an_image_are_refused_and_nothing_is_written(folder, labels):
+    pool, before = open_pool(folder), contents(folder)
+    with pytest.raises(FerdError, match=r"takes int64 labels \(4,\), one an image, not "):
+        pool.append(a_round(3)[0], labels)
+    assert contents(folder) == before and pool.rounds == 3

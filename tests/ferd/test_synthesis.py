@@ -202,3 +202,11 @@ def test_dfhl_rs_smooths_labels_to_four_fifths_for_the_true_one_of_ten(make_netw
 def test_diversity_is_least_where_classes_are_even():
     assert diversity_loss(torch.zeros(4, 10)).item() == pytest.approx(-1.0)
     assert diversity_loss(100 * torch.eye(10)[[3, 3]]).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_dfhl_rs_of_few_classes_is_refused(make_network):
+    with (
+        pytest.raises(FerdError, match=r"^synthesis dfhl-rs needs 4 classes, not 3; take plain or fae$"),
+        dfhl_rs_loss(make_network(classes=3), torch.arange(3)),
+    ):
+        pass

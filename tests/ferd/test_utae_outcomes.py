@@ -4,6 +4,7 @@ import torch
 from ferd.attacks import utae
 from ferd.checkpoint import load_state, save_state
 from ferd.datasets import Images
+from ferd.errors import FerdError
 from ferd.models.folding import Folded
 from ferd.randomness import stream
 from ferd.utae_outcomes import UtaeOutcomes, collision_probability
@@ -114,3 +115,8 @@ def test_networks_and_global_generator_are_left_alone(outcomes, make_network, te
     with untouched(student), untouched(teacher):
         list(outcomes(student=student).batches())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_there_are_no_figures_before_every_image_is_attacked(outcomes):
+    with pytest.raises(FerdError, match=r"go through batches\(\) first$"):
+        outcomes().figures()
