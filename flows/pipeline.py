@@ -114,6 +114,7 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
 
     Raises:
         StageFailed: the work failed, or the flow was stopped before it began.
+        FerdError, OSError: it failed by something that no other attempt mends.
     """
     get_run_logger().info("start")
     try:
@@ -125,6 +126,9 @@ def attempt(name: str, session: Session, work: Callable[[OnEvent], None]) -> Non
             session.view.say(f"{error}; trying again")
         else:
             session.view.finished(name, "stopped" if stopped.is_set() else f"failed: {error}")
+        raise
+    except (FerdError, OSError) as error:
+        session.view.finished(name, f"failed: {error}")
         raise
     session.view.finished(name)
 
@@ -167,6 +171,10 @@ def require_known(benchmark: str, methods: Sequence[str] | None) -> None:
         settings.method(method)
 
 
+def _end_by(number: int, _frame: Any) -> None:
+    sys.exit(128 + number)
+
+
 @contextmanager
 def as_command(name: str) -> Iterator[None]:
     """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
@@ -175,7 +183,7 @@ def as_command(name: str) -> Iterator[None]:
     that it started here, and what stages had removed is put back.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+        signal.signal(number, _end_by)
     try:
         yield
     except FerdError as error:

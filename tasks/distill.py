@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -31,11 +32,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     for name in ("benchmark", "student", "method"):
         parser.add_argument(name)
-    parser.add_argument("seed", type=lambda text: int(text.removeprefix("s")))
+    parser.add_argument("seed", type=seed)
     args = parser.parse_args()
     run_key = f"{args.benchmark}/{args.student}/{args.method}/s{args.seed}"
     with process.running(f"distill {run_key}") as progress:
         distil_student(args.benchmark, args.student, args.method, args.seed, progress)
+
+
+def seed(text: str) -> int:
+    """A seed as ``dvc.yaml`` writes it: 0 of ``s0``."""
+    found = re.fullmatch(r"s(\d+)", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; write s0, s1, ...")
+    return int(found[1])
 
 
 def distil_student(

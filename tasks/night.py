@@ -28,6 +28,7 @@ from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
 NIGHTS = Path(".nightly")
+NAME = "%Y-%m-%dT%H%M%SZ"  # of a night: when it began
 LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
 LOCK = Path("dvc.lock")
 AS_NIGHTLY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost", "-c", "commit.gpgsign=false")
@@ -163,7 +164,7 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
     for name, note in broken_off.items():
         if (note.get("commit"), note.get("what")) == (commit, what):
             return Night(name, commit, home, goes_on=True)
-    night = Night(now.astimezone(UTC).strftime("%Y-%m-%dT%H%M%SZ"), commit, home, goes_on=False)
+    night = Night(now.astimezone(UTC).strftime(NAME), commit, home, goes_on=False)
     _remove_all_but(broken_off)
     _clone(night)
     return night
@@ -242,12 +243,13 @@ def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:
     for path in sorted(NIGHTS.glob("*.json"), reverse=True):
         try:
             note = read_json(path, {"name": str, "finished": bool})
-        except FerdError as error:
-            print(f"{error}; that night is over", flush=True)
+            name = note["name"]
+            began = datetime.strptime(name, NAME).replace(tzinfo=UTC)
+        except (FerdError, ValueError) as error:  # the second: of the name
+            reason = error if isinstance(error, FerdError) else f"{path}: name {name!r} is no night's"
+            print(f"{reason}; that night is over", flush=True)
             continue
-        name = note["name"]
-        recent = now - datetime.fromisoformat(name) < LASTS
-        if recent and not note["finished"] and (NIGHTS / name).exists():
+        if now - began < LASTS and not note["finished"] and (NIGHTS / name).exists():
             found[name] = note
     return found
 

@@ -110,7 +110,7 @@ def _of_sweeps(sweeps: Sequence[SweepResults]) -> list[Section]:
         alike = list(group)
         compared = sweep.methods_compared(alike)
         sections += [Section(compared)] if compared else []
-        sections += [Section(sweep.over_values(each, tidy.over_values(each.groups))) for each in alike]
+        sections += [Section(sweep.over_values(each, tidy.over_values(each.groups), alike)) for each in alike]
     return sections
 
 

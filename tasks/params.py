@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,14 @@ from tasks.paths import CHECKPOINTS
 
 PARAMS = Path(os.environ.get("FERD_PARAMS", "params.yaml"))  # a sweep's point has its own: tasks/sweep.py
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
+USED = {  # by command: keys of its benchmark that a result depends on, as dvc.yaml has them for its stages
+    "data": ("data",),
+    "teacher": ("augmentation", "data.dataset", "evaluation.batch_size", "teacher", "threat_model"),
+    "judge": ("analysis.judge", "augmentation", "data.dataset", "evaluation.batch_size", "threat_model"),
+    "distill": ("augmentation", "data.dataset", "distillation", "threat_model"),
+    "evaluate": ("data.dataset", "evaluation", "threat_model"),
+    "analyse": ("analysis", "data.dataset", "distillation.utae_steps", "threat_model"),
+}
 
 
 class Tolerances(Settings):
@@ -134,15 +143,20 @@ def validate(content: Any) -> Params:
     return params
 
 
-def used_by(task: str) -> tuple[Benchmark | None, Method | None]:
-    """The blocks behind a stage such as ``distill digits/resnet8-w8/ferd/s0``: its benchmark's, its method's.
+def used_by(task: str) -> list[Any]:
+    """What the result of a stage such as ``distill digits/resnet8-w8/ferd/s0`` depends on, of all settings.
 
     Raises:
         FerdError: as ``read``.
     """
     known = read()
-    benchmark, _, method, *_ = [*task.partition(" ")[2].split("/"), "", "", ""]
-    return known.benchmarks.get(benchmark), known.methods.get(method)
+    command, _, what = task.partition(" ")
+    if command not in USED:  # the report
+        return [known.benchmarks, known.methods]
+    name, _, method, *_ = [*what.split("/"), "", "", ""]
+    benchmark = known.benchmarks.get(name)
+    used = [attrgetter(key)(benchmark) for key in USED[command]] if benchmark else []
+    return [*used, known.methods.get(method)] if command == "distill" else used
 
 
 def benchmark_of(checkpoint: Path) -> str:

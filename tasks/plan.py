@@ -7,6 +7,7 @@ machine's device, and what earlier stages really took is set against what is pre
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
@@ -16,6 +17,7 @@ from statistics import median
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import SafetensorError, safe_open
 
 from ferd import cost
 from ferd.config import Benchmark, Precision, Teacher
@@ -26,6 +28,7 @@ from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
 from tasks.device import device_name, device_type
+from tasks.process import processor
 from tasks.results import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
@@ -117,10 +120,10 @@ class Costs:
 
     def seconds(self, job: Job) -> float:
         """Each network's FLOPs at the rate that it reached in the calibration, at the job's precision."""
-        precision = self._precision(job)
-        work, teacher = self.work(job), self._rate(self._given(job).network, precision)
-        student = self._rate(job.student, precision) if job.student else teacher
-        return work.teacher / teacher + work.student / student + work.generator / student
+        precision, work, teacher = self._precision(job), self.work(job), self._given(job).network
+        student = job.student or teacher
+        parts = ((work.teacher, teacher), (work.student, student), (work.generator, student))
+        return sum(flops / self._rate(network, precision) for flops, network in parts if flops)
 
     def memory(self, job: Job) -> int:
         """Bytes on the device at the largest moment."""
@@ -137,7 +140,7 @@ class Costs:
         return cost.training_memory(student, self.benchmark.evaluation.batch_size, self.shape)
 
     def disk(self, job: Job) -> int:
-        """Bytes of a job's checkpoint and pool."""
+        """Bytes of a job's checkpoint and pool, twice: DVC's cache holds a copy."""
         if job.kind in ("evaluate", "analyse"):
             return 0
         network = self._meta(job.student or self._given(job).network)
@@ -145,7 +148,7 @@ class Costs:
         if job.kind == "distill":
             schedule = self.benchmark.distillation
             size += schedule.rounds * schedule.batch_size * prod(self.shape)
-        return size
+        return 2 * size
 
     def _given(self, job: Job) -> Teacher:
         """The teacher's settings; those of the judge for the job that makes it."""
@@ -157,6 +160,10 @@ class Costs:
 
     @property
     def _test_images(self) -> int:
+        made = paths.images(self.name, "test")
+        if made.exists():  # of a damaged file, what the settings say
+            with suppress(SafetensorError), safe_open(made, framework="pt") as file:
+                return int(file.get_slice("labels").get_shape()[0])
         per_class = self.benchmark.data.test_per_class
         everything = TEST_IMAGES.get(self.benchmark.data.name, USUAL_TEST_IMAGES)
         return per_class * len(self.data.class_names) or everything
@@ -243,8 +250,9 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
 
 
 def compared(own: Sequence[Job], costs: Costs, device: torch.device) -> list[float]:
-    """What a stage took over what is predicted, of each that computed on such a device."""
-    took = {job: _spent(job, device) for job in own if costs.work(job).total}  # a teacher's file costs none
+    """What a stage took over what is predicted, of each that is up to date and computed on such a device."""
+    current = [job for job in own if not job.stale and costs.work(job).total]  # a teacher's file costs none
+    took = {job: _spent(job, device) for job in current}
     return [seconds / costs.seconds(job) for job, seconds in took.items() if seconds is not None]
 
 
@@ -259,7 +267,10 @@ def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
 def _spent(job: Job, device: torch.device) -> float | None:
     """Seconds that the stage took by itself, where it ran on such a device and in one go."""
     record = read_cost(job.spent)
-    return own_seconds(record) if record and record["device"] == device_name(device) else None
+    if not record or record["device"] != device_name(device):
+        return None
+    alike = device.type != "cpu" or record.get("processor") == processor()
+    return own_seconds(record) if alike else None
 
 
 def main() -> None:

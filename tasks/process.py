@@ -8,7 +8,6 @@ Events are ``computing`` and ``computed`` (around the work itself), ``progress``
 teacher's figures before it is used) and ``error``.
 """
 
-import errno
 import fcntl
 import json
 import os
@@ -30,6 +29,7 @@ from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 from tasks import lineage, params
 from tasks.device import device_name, device_type
+from tasks.stage import NOT_WRITABLE
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -37,7 +37,6 @@ SLOT_FOLDER = "FERD_SLOT_FOLDER"  # where they are, if not in this folder's own 
 SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
 SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 class Progress:

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -78,11 +79,11 @@ def complete(name: str, settings: Params) -> str | None:
     with _alone():
         client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
         client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-        known = latest_runs(client, experiment)
+        known = own_runs(client, experiment)
         for group in groups:
             for path, result in zip(group.paths, group.results, strict=True):
                 _complete_run(client, experiment, known, settings, path, result)
-        _keep_report(client, experiment, known.get(REPORT))
+        _keep_report(client, experiment, known.get(REPORT, []))
         compared = {group.method for group in groups} & tidy.gammas(settings.methods).keys()
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
 
@@ -104,12 +105,12 @@ def _alone() -> Iterator[None]:
         raise FerdError(f"mlflow: {reason}; see to that, then run again: it goes on where it was") from None
 
 
-def _keep_report(client: Any, experiment: str, run: Any | None) -> None:
+def _keep_report(client: Any, experiment: str, runs: Sequence[Any]) -> None:
     """The report page as an artifact of a run of its own, which shows it in MLflow."""
     if not paths.PAGE.exists():
         return
     done = hashlib.sha256(paths.PAGE.read_bytes()).hexdigest()[:16]
-    if run is None or run.data.tags.get(COMPLETED) != done:
+    if not runs or runs[0].data.tags.get(COMPLETED) != done:
         made = client.create_run(experiment, run_name=REPORT, tags={"run_key": REPORT})
         client.log_artifact(made.info.run_id, str(paths.PAGE))
         client.set_tag(made.info.run_id, COMPLETED, done)
@@ -127,17 +128,15 @@ def description(benchmark: Benchmark) -> str:
     )
 
 
-def latest_runs(client: Any, experiment: str) -> dict[str, Any]:
-    """The newest run of each student, by its ``run_key``; not those of sweeps and nights."""
-    runs: dict[str, Any] = {}
+def own_runs(client: Any, experiment: str) -> dict[str, list[Any]]:
+    """The runs of each student by its ``run_key``, the newest first; not those of sweeps and nights."""
+    runs: dict[str, list[Any]] = defaultdict(list)
     token = None
     while True:
-        page = client.search_runs([experiment], order_by=["attributes.start_time ASC"], page_token=token)
-        runs |= {
-            run.data.tags["run_key"]: run
-            for run in page
-            if "run_key" in run.data.tags and "sweep_id" not in run.data.tags
-        }
+        page = client.search_runs([experiment], order_by=["attributes.start_time DESC"], page_token=token)
+        for run in page:
+            if "run_key" in run.data.tags and "sweep_id" not in run.data.tags:
+                runs[run.data.tags["run_key"]].append(run)
         token = page.token
         if not token:
             return runs
@@ -146,23 +145,22 @@ def latest_runs(client: Any, experiment: str) -> dict[str, Any]:
 def _complete_run(
     client: Any,
     experiment: str,
-    known: Mapping[str, Any],
+    known: Mapping[str, Sequence[Any]],
     settings: Params,
     path: Path,
     result: Mapping[str, Any],
 ) -> None:
     checkpoint = paths.checkpoint_of(path)
     key = paths.run_key(checkpoint)
-    run = known.get(key)
+    runs = known.get(key, [])
     has_model = bool(result["student"]) and checkpoint.exists()  # teachers are large, and the same for all
     done = f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}{' and model' if has_model else ''}"
-    if run and run.data.tags.get(COMPLETED, "").startswith(done):
+    completed = [run for run in runs if run.data.tags.get(COMPLETED, "").startswith(done)]
+    found = completed or [run for run in runs if _holds(run, result)]
+    run_id = found[0].info.run_id if found else _import(client, experiment, key, settings, path, result)
+    _compare(client, run_id, runs, compared=result["method"] in tidy.gammas(settings.methods))
+    if completed:
         return
-    run_id = run.info.run_id if run and _holds(run, result) else None
-    if run_id is None:
-        if run and ABLATION in run.data.tags:
-            client.delete_tag(run.info.run_id, ABLATION)  # a point of the comparison has one run
-        run_id = _import(client, experiment, key, settings, path, result)
     benchmark = settings.benchmark(result["benchmark"])
     class_names = dataset(benchmark.data.dataset).class_names
     _log_table(client, run_id, per_class(result, class_names), "per_class.json")
@@ -173,9 +171,16 @@ def _complete_run(
     _log_dataset(client, run_id, benchmark, result)
     if has_model:
         _log_model(client, run_id, load_classifier(checkpoint), dataset(benchmark.data.dataset).size)
-    if result["method"] in tidy.gammas(settings.methods):
-        client.set_tag(run_id, ABLATION, GAMMA)
     client.set_tag(run_id, COMPLETED, done)
+
+
+def _compare(client: Any, run_id: str, runs: Sequence[Any], *, compared: bool) -> None:
+    """Of all runs of a key, this one alone is a point of the comparison of γ, if its method is compared."""
+    tagged = {run.info.run_id for run in runs if ABLATION in run.data.tags}
+    for other in tagged - {run_id}:
+        client.delete_tag(other, ABLATION)
+    if compared and run_id not in tagged:
+        client.set_tag(run_id, ABLATION, GAMMA)
 
 
 def _log_table(client: Any, run_id: str, columns: Mapping[str, Sequence[Any]], name: str) -> None:

@@ -25,7 +25,8 @@ from tasks import lineage, paths
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
-PERMANENT = ("EACCES", "EPERM", "EROFS", "ENOSPC", "EDQUOT", "ENOTDIR", "EISDIR", "EEXIST")  # no retry helps
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+PERMANENT = (*NOT_WRITABLE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # no retry helps
 T = TypeVar("T")
 
 
@@ -342,8 +343,15 @@ def _event(line: str) -> dict[str, Any] | None:
 
 
 def _last_error(tail: Iterable[str], code: int) -> str:
-    """What DVC or Python said last; DVC's own line says of a failed command only that it failed."""
-    lines = [line.strip() for line in tail if line.strip()]
+    """What DVC or Python said last; DVC's own line says of a failed command only that it failed.
+
+    Of one that was killed it says by which signal, and no other line says why. MLflow's warnings are no
+    reasons.
+    """
+    said = [line.strip() for line in tail]
+    lines = [line for line in said if line and not line.startswith("mlflow: ")]
+    if killed := re.search(r", exited with -(\d+)", "\n".join(lines)):
+        return f"it ended by {signal.Signals(int(killed[1])).name}"
     telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
     ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
     line = (telling or lines or [f"it ended by {ending} and said nothing"])[-1]
@@ -353,7 +361,7 @@ def _last_error(tail: Iterable[str], code: int) -> str:
 def _is_permanent(message: str) -> bool:
     """Whether DVC says of a file what no other attempt would mend, such as ``[Errno 20] Not a directory``."""
     number = re.search(r"\[Errno (\d+)\]", message)
-    return number is not None and errno.errorcode.get(int(number[1])) in PERMANENT
+    return number is not None and int(number[1]) in PERMANENT
 
 
 def _files(output: Path) -> list[Path]:

@@ -28,17 +28,22 @@ from ferd.models.registry import build
 from tasks import lineage, params, paths, tracking
 from tasks.mlflow_view import address, save_view
 from tasks.stage import StageFailed, run_module
-from tasks.sweep_results import SCHEMA, Value, in_method, input_hash, load, order, results_file, setting
+from tasks.sweep_results import (
+    SCHEMA,
+    USED,
+    Value,
+    in_method,
+    input_hash,
+    load,
+    order,
+    other_settings,
+    results_file,
+    setting,
+)
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
 TABLE = [(attack, figure) for attack in ("clean", "pgd20") for figure in ("average", "worst", "nsd")]
-USED = (
-    "threat_model",
-    "augmentation",
-    "distillation",
-    "evaluation",
-)  # blocks of a benchmark that points read
 
 
 @dataclass(frozen=True)
@@ -206,17 +211,14 @@ class Sweep:
 
         So a sweep that is asked for again with more of either adds to what is there.
         """
-        known = params.validate(self._content)  # what the points have, whatever params.yaml has by now
-        block = known.benchmark(self.benchmark).model_dump()
-        common = {name: block[name] for name in USED} | {"method": known.method(self.method).model_dump()}
-        common["dataset"] = block["data"]["dataset"]
-        *parents, last = self.key.split(".")
-        changed = common["method"] if in_method(self.key) else common
-        for parent in parents:
-            changed = changed[parent]
-        changed.pop(last, None)  # a key that the block may have, and has not
         name = f"{self.benchmark}-{self.student}-{self.method}-{self.key}"
-        return f"{name}-{fingerprint(common, self.inputs)[:8]}"
+        return f"{name}-{fingerprint(self._common, self.inputs)[:8]}"
+
+    @cached_property
+    def _common(self) -> dict[str, Any]:
+        """The settings that the points have in common, whatever params.yaml has by now."""
+        known = params.validate(self._content)
+        return other_settings(known.benchmark(self.benchmark), known.method(self.method), self.key)
 
     def points(self) -> list[Point]:
         """A point a seed and value, all values of a seed first: one that is stopped early can be compared."""
@@ -268,6 +270,7 @@ class Sweep:
                 "student": self.student,
                 "method": self.method,
                 "key": self.key,
+                "settings": fingerprint(self._common),
                 "inputs": self.inputs,
                 "points": sorted(found, key=lambda point: (order(point["value"]), point["result"]["seed"])),
             },

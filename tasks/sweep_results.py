@@ -3,7 +3,7 @@
 ``sweep_id``, ``benchmark``, ``student``, ``method``, ``key``; ``inputs``, the SHA-256 of each file that the
 points depend on (teacher, images; of code as in ``tasks.lineage``); and ``points``, a list of
 ``{"value": ..., "result": ...}``, a result as ``tasks.evaluate`` writes it, its seed included, ordered by
-value and seed.
+value and seed. Of newer ones also ``settings``, the hash of all settings of its points but the swept key's.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ferd.config import Benchmark, Method, Settings
+from ferd.config import Benchmark, Method, Settings, fingerprint
 from ferd.files import read_json
 from tasks.lineage import code_hash
 from tasks.paths import RESULTS
@@ -21,6 +21,7 @@ from tasks.results import Group, check_figures
 SCHEMA = "ferd-sweep/2"
 FOLDER = RESULTS / "sweeps"
 Value = float | int | str | bool
+USED = ("threat_model", "augmentation", "distillation", "evaluation")  # blocks that points read
 NAMES = ("sweep_id", "benchmark", "student", "method", "key")
 RESULT_FIELDS = {"method": str, "seed": int, "attacks": dict}
 FIELDS = {
@@ -36,6 +37,7 @@ class SweepResults:
 
     ``inputs``: the files that they depend on, by their SHA-256 when the sweep ran, each time that it did.
     ``own``: the value of ``params.yaml``, where the benchmark's students stand for it.
+    ``settings``: the hash of all other settings of its points; None of a sweep that did not write it.
     """
 
     sweep_id: str
@@ -46,6 +48,7 @@ class SweepResults:
     inputs: Mapping[str, Collection[str]]
     groups: Mapping[Value, Group]
     own: Value | None = None
+    settings: str | None = None
 
     def changed(self) -> list[str]:
         """The inputs that are other files here and now; those that are missing are not known to be."""
@@ -84,22 +87,25 @@ def load(path: Path, seeds: Sequence[int] | None = None) -> SweepResults:
         for value, results in grouped.items()
     }
     inputs = {name: [expected] for name, expected in content["inputs"].items()}
-    return SweepResults(**{name: content[name] for name in NAMES}, inputs=inputs, groups=groups)
+    names = {name: content[name] for name in NAMES}
+    return SweepResults(**names, inputs=inputs, groups=groups, settings=content.get("settings"))
 
 
 def of_benchmark(name: str) -> list[SweepResults]:
-    """What sweeps of a benchmark have results of, one a student, method and key.
+    """What sweeps of a benchmark have results of, one a student, method, key and state of other settings.
 
     One that ran again since code or teacher changed has another file: of a seed that is in both, the file
     counts of which less has changed since.
     """
     found = [load(path) for path in sorted(FOLDER.glob(f"{name}-*.json"))]
-    together: dict[tuple[str, str, str], SweepResults] = {}
+    together: dict[tuple[str | None, ...], SweepResults] = {}
     for sweep in sorted(found, key=lambda sweep: len(sweep.changed()), reverse=True):
         if sweep.benchmark == name and sweep.groups:
-            what = sweep.student, sweep.method, sweep.key
+            what = sweep.student, sweep.method, sweep.key, sweep.settings
             together[what] = _beside(together[what], sweep) if what in together else sweep
-    return sorted(together.values(), key=lambda sweep: (sweep.key, sweep.student, sweep.method))
+    return sorted(
+        together.values(), key=lambda sweep: (sweep.key, sweep.student, sweep.method, sweep.settings or "")
+    )
 
 
 def _beside(older: SweepResults, newer: SweepResults) -> SweepResults:
@@ -127,12 +133,17 @@ def _united(groups: Sequence[Group]) -> Group:
 def beside_own_students(
     sweep: SweepResults, benchmark: Benchmark, methods: Mapping[str, Method], groups: Sequence[Group]
 ) -> SweepResults:
-    """The sweep with the value that ``params.yaml`` has, too: ``groups``, the benchmark's, stand for it."""
+    """The sweep with the value that ``params.yaml`` has, too: ``groups``, the benchmark's, stand for it.
+
+    Not where the sweep is of other settings than ``params.yaml`` has now.
+    """
     method = methods.get(sweep.method)
     own = next(
         (group for group in groups if (group.student, group.method) == (sweep.student, sweep.method)), None
     )
     if method is None or own is None:
+        return sweep
+    if sweep.settings and sweep.settings != fingerprint(other_settings(benchmark, method, sweep.key)):
         return sweep
     value = setting(benchmark, method, sweep.key)
     if value in sweep.groups or not isinstance(value, Value):
@@ -150,6 +161,19 @@ def setting(benchmark: Benchmark, method: Method, key: str) -> Any:
         else:
             found = found.get(part) if isinstance(found, Mapping) else None
     return found
+
+
+def other_settings(benchmark: Benchmark, method: Method, key: str) -> dict[str, Any]:
+    """All settings that the points of a sweep of ``key`` have in common."""
+    block = benchmark.model_dump()
+    common = {name: block[name] for name in USED} | {"method": method.model_dump()}
+    common["dataset"] = block["data"]["dataset"]
+    *parents, last = key.split(".")
+    changed = common["method"] if in_method(key) else common
+    for parent in parents:
+        changed = changed[parent]
+    changed.pop(last, None)  # a key that the block may have, and has not
+    return common
 
 
 def in_method(key: str) -> bool:

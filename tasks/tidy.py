@@ -10,6 +10,7 @@ from tasks.sweep_results import Value
 
 Row = dict[str, Any]
 ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
+MACHINE = ("device", "processor", "threads")  # of a cost record: what its seconds are of
 COSTS = {"distill": "distill-cost", "train": "train-cost", "evaluate": "evaluate-cost"}
 
 
@@ -150,16 +151,21 @@ def utae_outcomes(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]
 
 
 def costs(groups: Sequence[Group]) -> list[Row]:
-    """A row a (student, method, stage): ``own_seconds``, mean and std over seeds, and the machine."""
+    """A row a (student, method, stage, machine): ``own_seconds``, mean and std over seeds."""
     rows = []
     for group in groups:
         for stage, suffix in COSTS.items():
-            records = [read_cost(path.with_suffix(f".{suffix}.json")) for path in group.paths]
-            found = [record for record in records if record]
-            if found:
-                machine = {key: found[0].get(key) for key in ("device", "threads", "torch")}
-                seconds = [own_seconds(cost) for cost in found]
-                rows.append({**_who(group, groups), "stage": stage, **_interval(seconds, 1), **machine})
+            found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+            for path in group.paths:
+                if record := read_cost(path.with_suffix(f".{suffix}.json")):
+                    found[tuple(record.get(key) for key in MACHINE)].append(record)
+            for machine, records in found.items():
+                seconds = [own_seconds(record) for record in records]
+                seeds = {"seeds": len(records)} if len(found) > 1 else {}
+                named = dict(zip(MACHINE, machine, strict=True)) | {"torch": records[0].get("torch")}
+                rows.append(
+                    {**_who(group, groups), **seeds, "stage": stage, **_interval(seconds, 1), **named}
+                )
     return rows
 
 

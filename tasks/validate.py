@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--benchmark", required=True)
     parser.add_argument("--method", help="without it, the teacher is trained and judged")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--seeds", type=typed_seed, nargs="+", default=[0])
     parser.add_argument("--teacher", type=Path, help="default: the pipeline's checkpoint")
     parser.add_argument("--save-teacher", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
@@ -57,6 +57,13 @@ def main() -> None:
             print(json.dumps({"seed": seed, **figures, "seconds": seconds}), flush=True)
     except FerdError as error:
         sys.exit(f"validate: {error}")
+
+
+def typed_seed(text: str) -> int:
+    """A seed: a whole number, 0 or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed; give whole numbers, 0 or more")
+    return int(text)
 
 
 def override(path: Path, overrides: list[str]) -> Params:

@@ -50,7 +50,7 @@ class Pair:
 class Verdict:
     """One figure of one (benchmark, student, method), the mean over ``seeds``; the teacher has no student.
 
-    ``tolerance`` is 0 where the same bits are asked for.
+    ``tolerance`` is 0 where the same bits are asked for, None where nothing is compared.
     """
 
     benchmark: str
@@ -61,7 +61,7 @@ class Verdict:
     seeds: int
     committed: float | None
     tonight: float | None
-    tolerance: float
+    tolerance: float | None
     outcome: Outcome
 
 
@@ -137,7 +137,7 @@ def markdown(verdicts: Sequence[Verdict]) -> str:
             str(verdict.seeds),
             shown(verdict, verdict.committed),
             shown(verdict, verdict.tonight),
-            f"± {shown(verdict, verdict.tolerance)}" if verdict.tolerance else "0",
+            _tolerated(verdict),
         ]
         for verdict in verdicts
     ]
@@ -156,12 +156,19 @@ def shown(verdict: Verdict, value: float | None) -> str:
     return f"{value:.3f}" if verdict.figure == "nsd" else f"{100 * value:.1f}"
 
 
+def _tolerated(verdict: Verdict) -> str:
+    """``± 5.0``; 0 where the same bits are asked for, empty where nothing is compared."""
+    if verdict.tolerance:
+        return f"± {shown(verdict, verdict.tolerance)}"
+    return "" if verdict.tolerance is None else "0"
+
+
 def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) -> list[Verdict]:
     known = [(pair.committed, pair.tonight) for pair in group if pair.committed is not None]
     same = all(pair.same_environment for pair in group if pair.committed is not None)
     fresh = [pair.tonight for pair in group if pair.committed is None]
     verdicts = [
-        Verdict(*identity, attack, figure, len(fresh), None, value, 0.0, Outcome.NEW)
+        Verdict(*identity, attack, figure, len(fresh), None, value, None, Outcome.NEW)
         for attack, figure, value in (_means(fresh) if fresh else [])
     ]
     if not known:
@@ -190,14 +197,15 @@ def _judge_attack(
     for figure in FIGURES:
         then = [figures[figure] for figures in before if figures]
         now = [figures[figure] for figures in after if figures]
-        tolerated = 0.0
+        tolerated: float | None = None
         if not then:
             outcome = Outcome.NEW
         elif [_setting(figures) for figures in before] != [_setting(figures) for figures in after]:
             outcome = Outcome.INCOMPARABLE
         elif then == now:
-            outcome = Outcome.IDENTICAL
+            tolerated, outcome = 0.0, Outcome.IDENTICAL
         elif same:
+            tolerated = 0.0
             fell = figure == "worst" and any(new < old for old, new in zip(then, now, strict=True))
             outcome = Outcome.FELL if fell else Outcome.CHANGED
         else:

@@ -1,5 +1,6 @@
 """What each method cost."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import altair as alt
@@ -12,18 +13,33 @@ COLOURS = {"distill": BLUE, "train": GREEN, "evaluate": ORANGE}
 
 
 def seconds(rows: Sequence[Row], command: str) -> Figure:
-    """Stacked bars a method; ``rows``: ``tidy.costs``."""
+    """Stacked bars a method, and a machine where one stage ran on several; ``rows``: ``tidy.costs``."""
     title = "Cost of each method"
     if not rows:
         return missing("cost", title, "No stage has left its cost.", command)
-    machines = sorted({f"{row['device']}, {row['threads']} thread(s), torch {row['torch']}" for row in rows})
+    machines = sorted({_machine(row) for row in rows})
+    stages = Counter((row["label"], row["stage"]) for row in rows)
+    several = {label for (label, _), count in stages.items() if count > 1}
+    shown = [
+        row | {"label": f"{row['label']} ({machines.index(_machine(row)) + 1})"}
+        if row["label"] in several
+        else row
+        for row in rows
+    ]
+    named = [f"({number}) {machine}" for number, machine in enumerate(machines, 1)] if several else machines
     reading = (
         "Seconds a seed, the mean over seeds: making the network (distil; of a teacher train, or fetch and "
         f"measure a given one) and evaluating it{_unknown(rows)}; a pool that a method replays is another's "
         "cost. On a CPU processor time over threads, so that other work hardly counts; wall time on a GPU, "
-        f"and of records that have no other. Machines: {'; '.join(machines)}."
+        f"and of records that have no other. Machines: {'; '.join(named)}."
     )
-    return Figure("cost", title, reading, command, rows, {"": _bars(rows)})
+    return Figure("cost", title, reading, command, rows, {"": _bars(shown)})
+
+
+def _machine(row: Row) -> str:
+    """Device, processor where it is on record, threads and torch."""
+    processor = f", {row['processor']}" if row.get("processor") else ""
+    return f"{row['device']}{processor}, {row['threads']} thread(s), torch {row['torch']}"
 
 
 def _unknown(rows: Sequence[Row]) -> str:

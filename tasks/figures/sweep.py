@@ -22,10 +22,10 @@ COMPARED = (
 )
 
 
-def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
-    """Panels of average, worst and NSD; ``rows``: ``tidy.over_values``."""
+def over_values(sweep: SweepResults, rows: Sequence[Row], alike: Sequence[SweepResults] = ()) -> Figure:
+    """Panels of average, worst and NSD; ``rows``: ``tidy.over_values``, ``alike``: of its key and student."""
     key = f"sweep-{sweep.sweep_id.rpartition('-')[2]}"
-    title = f"Sweep of {sweep.key}: {sweep.method}, {sweep.student}"
+    title = f"Sweep of {sweep.key}: {_method(sweep, alike)}, {sweep.student}"
     if len(sweep.groups) < 2:
         return missing(key, title, "Needs two values or more.", _command(sweep, "ANOTHER"))
     shown = curves.drawn(rows)
@@ -44,15 +44,15 @@ def over_values(sweep: SweepResults, rows: Sequence[Row]) -> Figure:
 def methods_compared(sweeps: Sequence[SweepResults]) -> Figure | None:
     """Panels of average, worst and NSD under PGD-20, a line a method; None where only one was swept so."""
     shown = [
-        row | {"label": row["method"], "method": sweep.method}
+        row | {"label": row["method"], "method": _method(sweep, sweeps)}
         for sweep in sweeps
         if len(sweep.groups) > 1
         for row in tidy.over_values(sweep.groups)
         if row["attack"] == "pgd20"
     ]
-    methods = list(dict.fromkeys(row["method"] for row in shown))
-    if len(methods) < 2:
+    if len({sweep.method for sweep in sweeps if len(sweep.groups) > 1}) < 2:
         return None
+    methods = list(dict.fromkeys(row["method"] for row in shown))
     colours = label_colours({method: method for method in methods})
     key, student = sweeps[0].key, sweeps[0].student
     return Figure(
@@ -65,6 +65,13 @@ def methods_compared(sweeps: Sequence[SweepResults]) -> Figure | None:
         columns=3,
         legend=curves.legend(shown, "method", colours),
     )
+
+
+def _method(sweep: SweepResults, alike: Sequence[SweepResults]) -> str:
+    """A sweep's method; where it was swept under several settings, with what tells these apart."""
+    if sum(other.method == sweep.method for other in alike) < 2:
+        return sweep.method
+    return f"{sweep.method} (settings {sweep.settings[:8] if sweep.settings else 'not on record'})"
 
 
 def _own(sweep: SweepResults) -> str:

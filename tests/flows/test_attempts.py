@@ -1,5 +1,8 @@
 """What a task of a flow does with a failure: waits, tries again, or says that it is over."""
 
+import logging
+import signal
+
 import pytest
 from prefect import flow
 
@@ -50,6 +53,27 @@ def test_a_stage_that_another_flow_has_is_waited_for_and_told_of_once(monkeypatc
     pipeline.work_when_free("distill", Session(LiveView(1), slots=1), work)
     assert not answers
     assert capsys.readouterr().out.count("waiting for another process") == 1
+
+
+@pytest.mark.parametrize("error", [FerdError("no such file"), OSError(28, "No space left on device")])
+def test_a_fault_of_the_work_is_shown_as_failed(monkeypatch, capsys, error):
+    monkeypatch.setattr(pipeline, "get_run_logger", logging.getLogger)
+
+    def work(_):
+        raise error
+
+    with pytest.raises(type(error)):
+        pipeline.attempt("distill", Session(LiveView(3), slots=1), work)
+    assert capsys.readouterr().out == f"[1/3] distill: failed: {error}\n"
+
+
+def test_a_closed_terminal_ends_a_command_as_a_termination_does(handlers):
+    with pipeline.as_command("reproduce"):
+        ends = {signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    [end] = ends
+    with pytest.raises(SystemExit) as ended:
+        end(signal.SIGHUP, None)
+    assert ended.value.code == 128 + signal.SIGHUP
 
 
 def test_a_stage_is_told_of_its_slots_and_its_gpu(monkeypatch):

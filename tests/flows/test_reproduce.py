@@ -54,7 +54,7 @@ def heed_interrupts():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_params, number):
     change_params(finished_copy, 500, "benchmarks", "digits", "distillation", "rounds")
     command = [*COMMAND, "ferd"]

@@ -4,14 +4,23 @@ import json
 import sys
 
 import pytest
+import yaml
 from prefect import flow as prefect_flow
 
 from ferd.errors import FerdError
 from flows import sweep as flow
 from tasks.sweep import Point, Sweep
-from tests.conftest import ROOT, free_port, run_in
+from tests.conftest import ROOT, free_port, run_in, tiny_params
 
 COMMAND = [sys.executable, "-m", "flows.sweep"]
+
+
+@pytest.fixture(scope="module")
+def settings_alone(tmp_path_factory):
+    """A folder with params.yaml and nothing else."""
+    folder = tmp_path_factory.mktemp("settings")
+    (folder / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -27,13 +36,22 @@ COMMAND = [sys.executable, "-m", "flows.sweep"]
         ("--key utae.gamma --values 1 --slots 0", "slots: 0; at least one stage must compute"),
     ],
 )
-def test_a_fault_is_one_line_before_anything_runs(workspace, arguments, said):
-    refused = run_in(workspace, *COMMAND, *arguments.split())
-    assert refused.returncode != 0
-    assert refused.stderr.startswith("sweep: ")
-    assert said in refused.stderr
-    assert len(refused.stderr.splitlines()) == 1
-    assert not (workspace / "data").exists()
+def test_a_fault_is_one_line_before_anything_runs(settings_alone, monkeypatch, handlers, arguments, said):
+    monkeypatch.chdir(settings_alone)
+    monkeypatch.setattr(sys, "argv", ["sweep", *arguments.split()])
+    with pytest.raises(SystemExit) as refused:
+        flow.main()
+    assert refused.value.code.startswith("sweep: ")
+    assert said in refused.value.code
+    assert len(refused.value.code.splitlines()) == 1
+    assert [path.name for path in settings_alone.iterdir()] == ["params.yaml"]
+
+
+def test_as_a_command_it_refuses_by_its_exit_status(settings_alone):
+    refused = run_in(settings_alone, *COMMAND, "--key", "nothing", "--values", "1", PYTHONPATH=str(ROOT))
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr.startswith("sweep: nothing: unknown key") and refused.stderr.count("\n") == 1
+    assert [path.name for path in settings_alone.iterdir()] == ["params.yaml"]
 
 
 @pytest.mark.parametrize("form", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "here"])
@@ -56,6 +74,7 @@ def test_each_point_runs_once_and_one_that_fails_does_not_lose_the_others(finish
     assert "viewStateShareKey=digits-resnet8-w8-ferd-utae.gamma-" in first.stdout
     [file] = (finished_copy / "results/sweeps").glob("*.json")
     points = json.loads(file.read_text())["points"]
+    assert len(json.loads(file.read_text())["settings"]) == 64
     assert [point["value"] for point in points] == [0.0, 0.5]
     staged = json.loads((finished_copy / "results/digits/resnet8-w8/ferd/s0.json").read_text())
     assert points[1]["result"]["attacks"] == staged["attacks"]  # γ = 0.5 is `ferd`

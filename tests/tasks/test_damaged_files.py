@@ -14,6 +14,7 @@ from tasks import (
     analyse,
     analysis_table,
     browse,
+    distill,
     evaluate,
     params,
     plan,
@@ -231,6 +232,22 @@ def test_a_name_that_is_no_text_is_refused(kind, key):
 def test_an_override_that_cannot_be_made_is_one_line(here, refusal, override, fault):
     said = refusal(validate, "--benchmark", "digits", "--set", override)
     assert said.startswith(f"validate: {fault}")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        *((distill, f"digits w8 ferd {text}", f"argument seed: {text!r} is no seed; write s0, s1, ...")
+          for text in ("s-1", "sss1", "sx", "1")),
+        (validate, "--benchmark digits --seeds 0 -1",
+         "argument --seeds: '-1' is no seed; give whole numbers, 0 or more"),
+    ],
+)  # fmt: skip
+def test_what_is_no_seed_is_refused(monkeypatch, capsys, command, arguments, said):
+    monkeypatch.setattr("sys.argv", ["command", *arguments.split()])
+    with pytest.raises(SystemExit):
+        command.main()
+    assert capsys.readouterr().err.splitlines()[-1] == f"command: error: {said}"
 
 
 def test_without_the_method_ferd_no_gamma_is_compared_and_the_report_is_made(here, monkeypatch):

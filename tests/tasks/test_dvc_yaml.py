@@ -1,6 +1,8 @@
 """dvc.yaml says what each stage's result depends on: no more, no less."""
 
+import re
 import subprocess
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
@@ -66,6 +68,18 @@ def test_a_stage_depends_on_the_list_of_every_network_of_its_benchmark(stages):
         assert lists_of(stage) == {own, *lists}, stage.addressing
         seen.add((command[0], name))
     assert len(seen) > 4 * len(known)
+
+
+def test_the_settings_that_a_command_is_guarded_by_are_those_of_its_stages(stages):
+    named = defaultdict(set)
+    for stage in stages.values():
+        command = stage.cmd.split()[2].removeprefix("tasks.")
+        keys = {key for dep in stage.deps for key in getattr(dep, "params", ())}
+        named[command] |= {re.sub(r"^benchmarks\.[^.]+\.|(?<=^methods)\..+", "", key) for key in keys}
+    assert named.pop("report") == {"benchmarks", "methods"}
+    assert named.pop("sources") == set()
+    named["distill"].remove("methods")
+    assert named == {command: set(keys) for command, keys in params.USED.items()}
 
 
 @cache

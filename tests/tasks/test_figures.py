@@ -275,3 +275,19 @@ def test_a_network_whose_making_is_not_on_record_is_named():
         for label, stage in (("ferd", "distill"), ("ferd", "evaluate"), ("no-fae", "evaluate"))
     ]  # fmt: skip
     assert "(what making no-fae took is not on record)" in cost.seconds(rows, "make it").reading
+
+
+def test_a_method_that_ran_on_two_machines_has_two_bars():
+    rows = [
+        {"label": label, "student": "w8", "method": label, "seeds": 1, "stage": "distill", "mean": mean,
+         "std": None, "low": mean, "high": mean, "device": "cpu", "processor": processor, "threads": 1,
+         "torch": "2"}
+        for label, processor, mean in (("ferd", "a", 1.0), ("ferd", "b", 3.0), ("no-fae", "a", 2.0))
+    ]  # fmt: skip
+    figure = cost.seconds(rows, "make it")
+    assert figure.reading.endswith(
+        "Machines: (1) cpu, a, 1 thread(s), torch 2; (2) cpu, b, 1 thread(s), torch 2."
+    )
+    bars = figure.panels[""].to_dict()["layer"][0]
+    assert bars["encoding"]["y"]["sort"] == ["ferd (1)", "ferd (2)", "no-fae"]
+    assert figure.rows == rows

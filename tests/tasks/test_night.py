@@ -1,5 +1,6 @@
 """A night's clone: which night goes on, what it forgets, and that the folder itself stays as it is."""
 
+import json
 import os
 from datetime import UTC, datetime, timedelta
 
@@ -55,6 +56,15 @@ def test_a_damaged_note_is_told_and_a_new_night_begins(here, capsys):
     tomorrow = night.open_night(WHAT, TWO + timedelta(hours=1))
     assert (tomorrow.name, tomorrow.goes_on) == ("2026-11-25T030000Z", False)
     assert capsys.readouterr().out.startswith(".nightly/2026-11-25T020000Z.json")
+
+
+@pytest.mark.parametrize("name", ["tonight", "2026-11-25T020000", "../results"])
+def test_a_note_of_no_night_is_told_and_a_new_night_begins(here, capsys, name):
+    note = {"name": name, "commit": "0", "what": WHAT, "finished": False}
+    (night.NIGHTS / "odd.json").write_text(json.dumps(note))
+    assert not night.open_night(WHAT, TWO).goes_on
+    said = f".nightly/odd.json: name {name!r} is no night's; that night is over\n"
+    assert capsys.readouterr().out == said
 
 
 def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):

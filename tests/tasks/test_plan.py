@@ -7,10 +7,13 @@ import sys
 import pytest
 import torch
 
+from ferd.datasets import Images, save_images
 from tasks import params, plan
+from tasks.process import processor
 from tests.conftest import run_in, tiny_params
 
 SETTINGS = params.validate(tiny_params())
+GIVEN = {"training": None, "weights": SETTINGS.benchmark("cifar10-small").teacher.weights}  # of a teacher
 
 
 @pytest.fixture
@@ -61,14 +64,52 @@ def test_a_judge_is_a_classifier_of_its_own_settings(costs):
     images = costs.benchmark.data.train_per_class * 10
     assert costs.work(judge).total == settings.training.epochs * images * passes.training
     costs.benchmark = costs.benchmark.model_copy(
-        update={"teacher": costs.benchmark.teacher.model_copy(update={"training": None})}
+        update={"teacher": costs.benchmark.teacher.model_copy(update=GIVEN)}
     )
     assert costs.work(teacher).total == 0 < costs.work(judge).total
 
 
+def test_a_network_that_computes_nothing_is_not_calibrated(costs, monkeypatch):
+    calibrated = []
+
+    def rate(network, *_):
+        calibrated.append(network.conv1.out_channels)
+        return 1e6
+
+    monkeypatch.setattr(plan.cost, "attack_rate", rate)
+    assert costs.seconds(job("evaluate")) > 0
+    assert calibrated == [8]  # the student's width, not the teacher's
+
+
+def test_test_images_are_counted_where_they_are(costs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_the_settings = costs._test_images
+    path = plan.paths.images("digits", "test")
+    save_images(path, Images(torch.zeros(7, 1, 8, 8, dtype=torch.uint8), torch.arange(7)))
+    assert costs._test_images == 7 != by_the_settings
+    path.write_bytes(path.read_bytes()[:20])
+    assert costs._test_images == by_the_settings
+
+
+def test_only_what_is_up_to_date_and_of_this_processor_is_compared(costs, tmp_path):
+    def ran(name, *, stale, **more):
+        path = tmp_path / f"{name}.json"
+        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu", "threads": 1, **more}))
+        return plan.Job("evaluate", "digits", "resnet8-w8", name, path, stale=stale)
+
+    done = [
+        ran("here", stale=False, processor=processor()),
+        ran("earlier", stale=True, processor=processor()),
+        ran("elsewhere", stale=False, processor="another"),
+        ran("unknown", stale=False),
+    ]
+    assert plan.compared(done, costs, torch.device("cpu")) == [4.0 / costs.seconds(done[0])]
+
+
 def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
     float32_and_counters = 4 * 20_146 + 8 * 9  # parameters and running statistics; a counter a BatchNorm
-    assert costs.disk(job("distill")) == float32_and_counters + 3 * 16 * 8 * 8  # rounds of uint8 images
+    images = 3 * 16 * 8 * 8  # rounds of uint8
+    assert costs.disk(job("distill")) == 2 * (float32_and_counters + images)  # and in DVC's cache
     assert costs.disk(job("evaluate")) == 0
 
 
@@ -83,12 +124,13 @@ def test_a_trained_teacher_holds_its_training_images(costs):
 def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
     took = {kind: tmp_path / f"{kind}.json" for kind in ("teacher", "evaluate")}
     for path in took.values():
-        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu", "threads": 1}))
+        took_so_long = {"seconds": 4.0, "device": "cpu", "threads": 1, "processor": processor()}
+        path.write_text(json.dumps(took_so_long))
     teacher, evaluation = (
         plan.Job(kind, "digits", None, "teacher", path, stale=False) for kind, path in took.items()
     )
     costs.benchmark = costs.benchmark.model_copy(
-        update={"teacher": costs.benchmark.teacher.model_copy(update={"training": None})}
+        update={"teacher": costs.benchmark.teacher.model_copy(update=GIVEN)}
     )
     cpu = torch.device("cpu")
     assert plan.compared([teacher, evaluation], costs, cpu) == [4.0 / costs.seconds(evaluation)]

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import shutil
 import subprocess
 import sys
 import threading
 from contextlib import nullcontext
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
@@ -13,8 +16,9 @@ import yaml
 
 from ferd.errors import FerdError
 from tasks import process
-from tests.conftest import ROOT, environment
+from tests.conftest import ROOT, environment, tiny_params
 
+FERD = "distill digits/resnet8-w8/ferd/s0"
 HOLDER = "from tasks import process; slot = process.take_slot(1); print('taken', flush=True); input()"
 
 
@@ -169,6 +173,20 @@ def test_states_of_other_settings_stay_until_the_stage_has_finished(folder):
     assert not any(state.exists() for state in states) and another.exists()
 
 
+@pytest.mark.parametrize("file", ["ferd/losses.py", "tasks/distill.py", "tasks/process.py"])
+def test_a_state_of_other_code_is_another(folder, monkeypatch, file):
+    for part in ("ferd", "tasks"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(process, "__file__", str(folder / "tasks/process.py"))
+    state = process.resume_folder(FERD, 1)
+    with (folder / file).open("a") as code:
+        code.write("# a comment\n")
+    assert process.resume_folder(FERD, 1) == state
+    with (folder / file).open("a") as code:
+        code.write("OTHER = 1\n")
+    assert process.resume_folder(FERD, 1) != state
+
+
 def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capfd):
     with pytest.raises(SystemExit), process.running("report"):
         raise PermissionError(errno.EACCES, "Permission denied", "results/report")
@@ -186,23 +204,32 @@ def test_a_full_gpu_ends_a_stage_with_one_line(folder, capfd):
     assert line.startswith("distill x: CUDA out of memory; lower batch_size")
 
 
-@pytest.mark.parametrize(("method", "recorded"), [("ferd", False), ("no-fae", True)])
+@pytest.mark.parametrize(
+    ("task", "block", "change", "recorded"),
+    [
+        (FERD, ("methods", "ferd"), {"sampler": "uniform"}, False),
+        (FERD, ("methods", "no-fae"), {"sampler": "uniform"}, True),
+        (FERD, ("benchmarks", "digits", "augmentation"), {"padding": 3}, False),
+        (FERD, ("benchmarks", "digits", "evaluation"), {"batch_size": 7}, True),
+        ("report", ("methods", "no-fae"), {"sampler": "uniform"}, False),
+    ],
+)
 def test_settings_that_change_while_a_stage_runs_are_not_recorded(
-    folder, monkeypatch, capfd, method, recorded
+    folder, monkeypatch, capfd, task, block, change, recorded
 ):
     """DVC hashes them when the stage has ended; what was computed is taken up by the next attempt."""
-    monkeypatch.setenv("DVC_STAGE", "distill")
+    monkeypatch.setenv("DVC_STAGE", task)
     monkeypatch.setattr(process.lineage, "require", lambda _: None)
-    settings = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings = tiny_params()
     file = folder / "params.yaml"
     file.write_text(yaml.safe_dump(settings))
     with (
         nullcontext() if recorded else pytest.raises(SystemExit),
-        process.running("distill digits/resnet8-w8/ferd/s0") as progress,
+        process.running(task) as progress,
     ):
         state = progress.resume_folder(1)
         state.mkdir(parents=True)
-        settings["methods"][method]["utae"]["gamma"] = 0.9
+        reduce(getitem, block, settings).update(change)
         file.write_text(yaml.safe_dump(settings))
     assert state.exists() is not recorded
     said = capfd.readouterr().err

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -101,6 +102,23 @@ def test_a_changed_result_is_a_new_run(folder, result):
         [experiment.experiment_id], f"tags.run_key = '{FERD}' and tags.{ABLATION} = '{GAMMA}'"
     )
     assert [run.data.metrics["robust/pgd20/worst"] for run in compared] == [0.125]
+
+
+def test_a_result_of_elsewhere_is_one_run_whatever_was_computed_here_since(folder, result):
+    complete(folder)
+    path = folder / f"results/digits/{FERD}.json"
+    own = path.read_bytes()
+    result["attacks"]["pgd20"]["worst"] = 0.125
+    path.write_text(json.dumps(result))
+    os.utime(path, (0, 0))  # before the run of this folder began
+    elsewhere = path.read_bytes()
+    for content, worst in ((elsewhere, 0.125), (elsewhere, 0.125), (own, None), (elsewhere, 0.125)):
+        path.write_bytes(content)
+        client, experiment, _, number = complete(folder)
+        assert number == 5
+        point = f"tags.run_key = '{FERD}' and tags.{ABLATION} = '{GAMMA}'"
+        [run] = client.search_runs([experiment.experiment_id], point)
+        assert (run.data.metrics["robust/pgd20/worst"] == 0.125) is (worst is not None)
 
 
 def test_a_run_that_is_completed_again_keeps_one_table_of_classes(folder):

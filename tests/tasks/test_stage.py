@@ -3,15 +3,17 @@
 import subprocess
 import sys
 import threading
+from contextlib import chdir
 
 import pytest
 
 from ferd.errors import FerdError
 from tasks import stage
-from tests.conftest import environment, wait_until
+from tests.conftest import copy_workspace, environment, wait_until
 
 FERD = "evaluate-digits@resnet8-w8-ferd-s0"
 STUDENT = "checkpoints/digits/resnet8-w8/ferd/s0.safetensors"
+WARNED = "mlflow: ConnectionError: [Errno 13] Permission denied; keeping metrics"
 
 
 @pytest.fixture
@@ -20,13 +22,29 @@ def here(finished_copy, monkeypatch):
     return finished_copy
 
 
-def test_a_finished_pipeline_has_nothing_stale(here):
-    planned = stage.Pipeline().plan(["evaluate-teacher@digits", FERD], report=True)
+@pytest.fixture(scope="module")
+def finished_pipeline(finished, tmp_path_factory):
+    """A finished workspace that is only read, and its pipeline."""
+    folder = tmp_path_factory.mktemp("read") / "workspace"
+    copy_workspace(finished, folder)
+    with chdir(folder):
+        return folder, stage.Pipeline()
+
+
+@pytest.fixture
+def pipeline(finished_pipeline, monkeypatch):
+    folder, known = finished_pipeline
+    monkeypatch.chdir(folder)
+    return known
+
+
+def test_a_finished_pipeline_has_nothing_stale(pipeline):
+    planned = pipeline.plan(["evaluate-teacher@digits", FERD], report=True)
     assert not [item.name for item in planned if item.stale]
 
 
-def test_a_plan_is_in_topological_order_and_may_end_with_the_report(here):
-    planned = stage.Pipeline().plan([FERD], report=True)
+def test_a_plan_is_in_topological_order_and_may_end_with_the_report(pipeline):
+    planned = pipeline.plan([FERD], report=True)
     names = [item.name for item in planned]
     assert names == [
         "sources",
@@ -53,15 +71,15 @@ def test_what_follows_a_changed_stage_is_stale(here, change_params):
     }
 
 
-def test_an_unknown_stage_method_or_seed_is_one_line(here):
+def test_an_unknown_stage_method_or_seed_is_one_line(pipeline):
     for wrong, said in (
-        (lambda: stage.Pipeline().plan(["distill@nothing"]), "has no stage 'distill@nothing'"),
+        (lambda: pipeline.plan(["distill@nothing"]), "has no stage 'distill@nothing'"),
         (
-            lambda: stage.Pipeline().student_stages("digits", ["fred"], None),
+            lambda: pipeline.student_stages("digits", ["fred"], None),
             "evaluates no method 'fred' of digits; choose from ferd, .*no-fae, ",
         ),
         (
-            lambda: stage.Pipeline().student_stages("digits", None, [7]),
+            lambda: pipeline.student_stages("digits", None, [7]),
             "evaluates no seed 7 of digits; choose from 0, 1, 2, or add it",
         ),
     ):
@@ -70,28 +88,27 @@ def test_an_unknown_stage_method_or_seed_is_one_line(here):
         assert "\n" not in str(caught.value)
 
 
-def test_student_stages_are_selected_by_method_and_seed(here):
-    assert stage.Pipeline().student_stages("digits", ["ferd", "no-fae"], [1]) == [
+def test_student_stages_are_selected_by_method_and_seed(pipeline):
+    assert pipeline.student_stages("digits", ["ferd", "no-fae"], [1]) == [
         "evaluate-digits@resnet8-w8-ferd-s1",
         "evaluate-digits@resnet8-w8-no-fae-s1",
     ]
-    assert len(stage.Pipeline().student_stages("digits", None, [0])) == 12
+    assert len(pipeline.student_stages("digits", None, [0])) == 12
 
 
-def planned(name):
-    return next(item for item in stage.Pipeline().plan([name]) if item.name == name)
+def planned(name, pipeline=None):
+    return next(item for item in (pipeline or stage.Pipeline()).plan([name]) if item.name == name)
 
 
-def test_only_the_students_that_were_chosen_are_analysed(here):
-    pipeline = stage.Pipeline()
+def test_only_the_students_that_were_chosen_are_analysed(pipeline):
     for method, expected in (("ferd", ["analyse-digits@resnet8-w8-ferd-s0"]), ("gamma-0_1", [])):
         chosen = pipeline.student_stages("digits", [method], [0])
         assert pipeline.analyses_of(chosen) == expected
     assert len(pipeline.analyses_of(pipeline.student_stages("digits", None, None))) > 3
 
 
-def test_a_stage_knows_the_outputs_that_dvc_does_not_cache(here):
-    assert [str(path) for path in planned("distill-digits@resnet8-w8-ferd-s0").uncached] == [
+def test_a_stage_knows_the_outputs_that_dvc_does_not_cache(pipeline):
+    assert [str(path) for path in planned("distill-digits@resnet8-w8-ferd-s0", pipeline).uncached] == [
         "results/digits/resnet8-w8/ferd/s0.rounds.jsonl",
         "results/digits/resnet8-w8/ferd/s0.distill-cost.json",
     ]
@@ -209,6 +226,25 @@ def test_a_command_of_another_kind_is_no_stage_of_ours():
 def test_a_stage_that_says_nothing_is_told_by_how_it_ended():
     assert stage._last_error([], -9) == "it ended by SIGKILL and said nothing"
     assert stage._last_error([" "], 143) == "it ended by exit status 143 and said nothing"
+
+
+@pytest.mark.parametrize(
+    ("lines", "said", "retryable"),
+    [
+        ([WARNED, "ERROR: failed to reproduce 'x': failed to run: python -m tasks.distill, exited with -9"],
+         "it ended by SIGKILL", True),
+        (["RuntimeError: earlier", "ERROR: failed to reproduce 'x': failed to run: python, exited with -15"],
+         "it ended by SIGTERM", True),
+        (["OSError: [Errno 28] full", "ERROR: failed to reproduce 'x': failed to run: python, exited with 1"],
+         "OSError: [Errno 28] full", False),
+        ([WARNED, "ERROR: failed to reproduce 'x': failed to run: python, exited with 1"],
+         "failed to run: python, exited with 1", True),
+    ],
+)  # fmt: skip
+def test_a_killed_stage_is_told_by_its_signal_and_no_warning_is_a_reason(lines, said, retryable):
+    message = stage._last_error(lines, 255)
+    assert message == said
+    assert stage._is_permanent(message) is not retryable
 
 
 HOLD = """

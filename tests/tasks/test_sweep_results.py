@@ -5,18 +5,21 @@ import json
 
 import pytest
 
+from ferd.config import fingerprint
 from ferd.errors import FerdError
 from tasks import page, params, sweep_results, tidy
 from tasks.figures import sweep
 from tasks.results import Group
 from tests.conftest import tiny_params
 
+KEY = "threat_model.epsilon"
+
 
 def attack(worst):
     return {"n": 10, "average": 0.7, "worst": worst, "nsd": 0.1, "per_class": [0.7] * 10}
 
 
-def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA, method="ferd"):
+def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA, method="ferd", **more):
     points = [
         {
             "value": value,
@@ -30,7 +33,7 @@ def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA, met
         for seed in (0, 1)
     ]
     content = {"schema": schema, "sweep_id": sweep_id, "benchmark": benchmark, "points": points}
-    content |= {"student": "resnet8-w8", "method": method, "key": "threat_model.epsilon"}
+    content |= {"student": "resnet8-w8", "method": method, "key": KEY, **more}
     (folder / "attacks.py").write_text("1")
     content["inputs"] = {
         name: hashlib.sha256(b"1").hexdigest() for name in ("attacks.py", "teacher-elsewhere")
@@ -130,6 +133,56 @@ def test_one_that_ran_again_with_other_seeds_is_one_with_what_was_there(here):
         0.2,
     ]  # of seed 1, that of the present code
     assert found.changed() == ["attacks.py"]  # since seed 0
+
+
+def test_sweeps_of_other_settings_are_no_part_of_one_curve(here):
+    name = "digits-resnet8-w8-{}-threat_model.epsilon-{}"
+    for method, sweep_id, more in (
+        ("ferd", "00000000", {}),  # of an earlier version
+        ("ferd", "11111111", {"settings": "abcdef0123"}),
+        ("ferd", "22222222", {"settings": "fedcba9876"}),
+        ("no-fae", "33333333", {"settings": "fedcba9876"}),
+    ):
+        write(here, name.format(method, sweep_id), method=method, **more)
+    settings = params.validate(tiny_params())
+    sweeps = sweep_results.of_benchmark("digits")
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    methods = [
+        "ferd (settings not on record)",
+        "ferd (settings abcdef01)",
+        "ferd (settings fedcba98)",
+        "no-fae",
+    ]
+    titles = [section.figure.title for section in chapter.sections if "Sweep of" in section.figure.title]
+    assert titles == [f"Sweep of threat_model.epsilon: {method}, resnet8-w8" for method in methods]
+    assert list(chapter.figure("sweeps-threat_model.epsilon-resnet8-w8").legend) == methods
+
+
+def test_own_students_stand_beside_a_sweep_of_their_settings_alone(here):
+    content = tiny_params()
+    content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.07
+    now = params.validate(content)
+    own = Group(
+        "resnet8-w8", "ferd", ({"seed": 4, "method": "ferd", "attacks": {"pgd20": attack(0.5)}},), (here,)
+    )
+
+    def values(**more):
+        write(here, "digits-0a1b2c3d", **more)
+        [found] = sweep_results.of_benchmark("digits")
+        return list(
+            sweep_results.beside_own_students(found, now.benchmark("digits"), now.methods, [own]).groups
+        )
+
+    content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.5  # is swept
+    same = params.validate(content)
+    content["benchmarks"]["digits"]["distillation"]["rounds"] += 1
+    other = params.validate(content)
+    by = {
+        name: fingerprint(sweep_results.other_settings(of.benchmark("digits"), of.method("ferd"), KEY))
+        for name, of in (("same", same), ("other", other))
+    }
+    assert values() == values(settings=by["same"]) == [0.05, 0.07, 0.1]
+    assert values(settings=by["other"]) == [0.05, 0.1]
 
 
 def test_methods_that_were_swept_alike_stand_beside_each_other(here):

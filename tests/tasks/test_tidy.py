@@ -113,15 +113,26 @@ def test_pairs_of_classes_are_percent_without_the_diagonal():
     assert (cats["turned"], cats["attacked"]) == (11, 20)
 
 
+def write_cost(seed: int, **figures) -> None:
+    path = Path(f"results/digits/resnet8-w8/ferd/s{seed}.distill-cost.json")
+    cost = {"device": "cpu", "processor": "one", "threads": 1, "torch": "2"} | figures
+    path.write_text(json.dumps(cost))
+
+
 def test_costs_are_seconds_a_seed_of_the_files_there_are(groups):
-    for seed, seconds in enumerate((10, 20, 30)):
-        cost = {"seconds": seconds, "device": "cpu", "threads": 1, "torch": "2"}
-        Path(f"results/digits/resnet8-w8/ferd/s{seed}.distill-cost.json").write_text(json.dumps(cost))
-        if seed == 2:  # beside other work, on two threads
-            cost |= {"seconds": 99, "processor_seconds": 60, "threads": 2}
-            Path("results/digits/resnet8-w8/ferd/s2.distill-cost.json").write_text(json.dumps(cost))
+    for seed, seconds in enumerate((20, 40, 60)):
+        write_cost(seed, seconds=seconds, threads=2)
+    write_cost(2, seconds=99, processor_seconds=120, threads=2)  # beside other work
     (row,) = tidy.costs(groups)
-    assert (row["method"], row["stage"], row["mean"], row["std"]) == ("ferd", "distill", 20, 10)
+    assert (row["method"], row["stage"], row["mean"], row["std"]) == ("ferd", "distill", 40, 20)
+
+
+@pytest.mark.parametrize("other", [{"device": "H100"}, {"processor": "another"}, {"threads": 2}])
+def test_costs_of_several_machines_are_no_mean(groups, other):
+    write_cost(0, seconds=10)
+    write_cost(1, seconds=30)
+    write_cost(2, seconds=1, **other)
+    assert [(row["mean"], row["seeds"]) for row in tidy.costs(groups)] == [(20, 2), (1, 1)]
 
 
 def test_what_an_interrupted_stage_took_is_not_known(groups):

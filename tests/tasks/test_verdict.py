@@ -176,6 +176,12 @@ def test_the_worst_comes_first_in_words_and_in_the_table():
     assert rows[-1] == "| identical | `digits/resnet8-w8/ferd` | pgd20 | nsd | 1 | 0.160 | 0.160 | 0 |"
 
 
+def test_where_nothing_is_compared_nothing_is_tolerated():
+    for pair in (Pair(None, result(), True), Pair(result(), result(n=100), True)):
+        rows = markdown(judge([pair], TOLERANCES)).splitlines()[2:]
+        assert [row.split("|")[-2].strip() for row in rows] == [""] * 3
+
+
 def test_a_seed_that_was_not_committed_is_new_beside_those_that_were():
     found = judge([Pair(result(), result(), True), Pair(None, result(seed=1, worst=0.0), True)], TOLERANCES)
     assert headline(found) == "3 new, 3 identical"
