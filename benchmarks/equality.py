@@ -25,6 +25,7 @@ from ferd.models.registry import build
 from ferd.pixels import to_float
 from ferd.synthesis import ferd_loss
 
+STILL = 1e-30  # a step of an attack that moves no pixel
 LEAST_COSINE = 0.9999  # of the generator's gradients, and of a step's changes to the weights
 MOST_SIGNS = 0.002  # of an attack's step that differ: where the gradient is nearly 0, rounding decides
 MOST_POINTS = 0.5  # of accuracy under attack
@@ -67,11 +68,11 @@ def checks_of_steps(bench: Bench) -> Iterator[Check]:
     for name, attacked in (("student", _attacked_for_student), ("teacher", _attacked_for_teacher)):
         if name in steps:
             what = f"first attack step of a {name} step, {where}"
-            yield _signs(what, *attacked(_with_attack_steps(bench, 1)))
+            yield _signs(what, *attacked(_with_one_attack_step(bench)))
     for name, updates in (("student", _student_updates), ("teacher", _teacher_updates)):
         if name in steps:
-            what = f"what a {name} step changes, {where}, no step of its attack"
-            yield _cosine(what, *updates(_with_attack_steps(bench, 0)), LEAST_COSINE)
+            what = f"what a {name} step changes, {where}, its attack standing still"
+            yield _cosine(what, *updates(_with_one_attack_step(bench, STILL)), LEAST_COSINE)
 
 
 def checks_on_real_images(real: RealImages) -> Iterator[Check]:
@@ -218,16 +219,18 @@ def _masks(bench: Bench, where: str) -> Check:
     )
 
 
-def _with_attack_steps(bench: Bench, steps: int) -> Bench:
-    """The same bench with attacks of so many steps; of none, they end where they start."""
-    short = copy.copy(bench)
-    teacher = bench.settings.teacher
-    assert teacher.training is not None
-    training = teacher.training.model_copy(update={"attack_steps": steps})
-    short.settings = bench.settings.model_copy(
+def _with_one_attack_step(bench: Bench, step_size: float | None = None) -> Bench:
+    """The same bench with attacks of one step; of one that is lost in rounding, they end where they start."""
+    short, settings = copy.copy(bench), bench.settings
+    assert settings.teacher.training is not None
+    size = {"step_size": step_size} if step_size else {}
+    attack = {"attack_steps": 1} | ({"attack_step_size": step_size} if step_size else {})
+    training = settings.teacher.training.model_copy(update=attack)
+    short.settings = settings.model_copy(
         update={
-            "distillation": bench.settings.distillation.model_copy(update={"utae_steps": steps}),
-            "teacher": teacher.model_copy(update={"training": training}),
+            "distillation": settings.distillation.model_copy(update={"utae_steps": 1}),
+            "teacher": settings.teacher.model_copy(update={"training": training}),
+            "threat_model": settings.threat_model.model_copy(update=size),
         }
     )
     return short

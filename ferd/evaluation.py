@@ -46,7 +46,7 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: there are no images of a class, or some of one that the network lacks; a
+        FerdError: there are no images, or some of a class that the network lacks; a
             trial's cannot be split over the classes, two balls have one name, there are too few classes for
             AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
@@ -64,7 +64,6 @@ class Evaluation:
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         require_known(data.labels, network.classes)
-        require_every_class(data.labels, network.classes)
         settings.require_fitting(network.classes)
         self.network = fast_layout(network, device).eval()
         self._twin = Folded(self.network)
@@ -92,8 +91,9 @@ class Evaluation:
         ``all`` is correctness under every attack, clean images among them, on the images that all were given.
 
         Raises:
-            FerdError: images are left to judge.
+            FerdError: images are left to judge, or there are none of a class.
         """
+        require_every_class(self.data.labels, self.network.classes)
         names = list(self.settings.attacks)
         survived = torch.stack(list(self.common(*names).values())).all(0)
         return {
