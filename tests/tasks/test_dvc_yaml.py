@@ -194,9 +194,3 @@ def test_an_experiment_changes_its_own_line_of_the_settings_alone(tmp_path):
     pairs = list(zip(before.splitlines(), path.read_text().splitlines(), strict=True))
     changed = [pair for pair in pairs if pair[0] != pair[1]]
     assert changed == [("    utae: {gamma: 0.5, model: student}", "    utae: {gamma: 0.3, model: student}")]
-
-
-def test_the_lock_file_names_each_dependency_once():
-    for name, stage in yaml.safe_load((ROOT / "dvc.lock").read_text())["stages"].items():
-        paths = [dep["path"] for dep in stage["deps"]]
-        assert len(paths) == len(set(paths)), name
