@@ -171,7 +171,7 @@ class Teacher(Settings):
     weights: Weights | None
     training: Training | None
     measure: Measure
-    threads: Count
+    threads: Count  # of the pipeline's process; the library itself sets none
 
     @model_validator(mode="after")
     def _comes_from_somewhere(self) -> Self:
@@ -229,7 +229,7 @@ class DistillationSettings(Settings):
     utae_steps: Count
     synthesis: Synthesis
     student: Student
-    threads: Count
+    threads: Count  # of the pipeline's process; the library itself sets none
 
     @model_validator(mode="after")
     def _some_round_trains(self) -> Self:
@@ -314,7 +314,7 @@ class EvaluationSettings(Settings):
     batch_size: Count
     attacks: Annotated[dict[Attack, Literal["all"] | Count], Field(min_length=1)]
     other_balls: list[OtherBall]
-    threads: Count
+    threads: Count  # of the pipeline's process; the library itself sets none
 
     def require_fitting(self, classes: int) -> None:
         """Refuse what so many classes cannot be evaluated by.
@@ -355,7 +355,7 @@ class AnalysisSettings(Settings):
     judge: Teacher
     inception: Weights | None
     batch_size: Count
-    threads: Count
+    threads: Count  # of the pipeline's process; the library itself sets none
 
 
 class Benchmark(Settings):
