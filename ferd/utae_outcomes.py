@@ -30,7 +30,7 @@ class UtaeOutcomes:
         threat: the ball, and the steps of each attack.
 
     Attributes:
-        clean: (n,) the student's predictions on the images themselves.
+        clean: (n,) the student's predictions on the images themselves, by its weights when this was made.
         predicted: for each γ the class that each image ended in, so far.
         divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
     """
