@@ -5,6 +5,7 @@ import argparse
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
+from flows.server import own_server
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -24,7 +25,8 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()
     with as_command("demo"):
         create_record()
-        demo()
+        with own_server():
+            demo()
         print_table(BENCHMARK, METHODS, SEEDS)
     print(f"report: {PAGE} (open it in a browser)")
     print("browse every run and round: make ui")

@@ -25,6 +25,7 @@ from flows.pipeline import (
     run_stale,
     tried_again,
 )
+from flows.server import own_server
 from tasks import night, params, tracking, verdict
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
@@ -182,7 +183,8 @@ def main() -> None:
     args = parser.parse_args()
     with as_command("nightly"):
         create_record()
-        nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
+        with own_server():
+            nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,8 @@ def create_record() -> None:
     params.read()
     if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
         quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
-        subprocess.Popen([sys.executable, "-m", "tasks.tracking"], stdout=quiet, stderr=quiet)
+        command = [sys.executable, "-m", "tasks.tracking"]
+        subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)  # Ctrl-C spares it
 
 
 def require_known(benchmark: str, methods: Sequence[str] | None) -> None:
@@ -179,8 +180,8 @@ def _end_by(number: int, _frame: Any) -> None:
 def as_command(name: str) -> Iterator[None]:
     """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
 
-    After SIGTERM, and when its terminal is closed, it is left by ``sys.exit``: then Prefect stops the server
-    that it started here, and what stages had removed is put back.
+    After SIGTERM, and when its terminal is closed, it is left by ``sys.exit``: then Prefect's own server
+    ends, and what stages had removed is put back.
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_by)

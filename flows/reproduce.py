@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, require_known
+from flows.server import own_server
 from tasks.table import print_table
 
 
@@ -44,7 +45,8 @@ def main() -> None:
     with as_command("reproduce"):
         require_known(args.benchmark, args.methods)
         create_record()
-        reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
+        with own_server():
+            reproduce(args.benchmark, args.methods, args.seeds, args.slots, args.analyse)
         print_table(args.benchmark, args.methods, args.seeds)
 
 

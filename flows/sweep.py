@@ -27,6 +27,7 @@ from flows.pipeline import (
     tried_again,
 )
 from flows.progress import LiveView
+from flows.server import own_server
 from tasks.process import SLOTS
 from tasks.stage import Pipeline, stoppable
 from tasks.sweep import Point, Sweep, parse_value, print_table
@@ -193,7 +194,8 @@ def main() -> None:
         check_slots(args["slots"])
         Sweep(*(args[name] for name in ("benchmark", "student", "method", "key", "values", "seeds")))
         create_record()
-        sweep(**args)
+        with own_server():
+            sweep(**args)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ SLOT_FOLDER = "FERD_SLOT_FOLDER"  # where they are, if not in this folder's own 
 SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
 SLOT_POLL_SECONDS = 0.1
 BAD_INPUT = 2
+INTERRUPTED = 130  # a shell's code for Ctrl-C
 
 
 class Progress:
@@ -116,7 +117,7 @@ def take_slot(slots: int) -> IO[str]:
 
 @contextmanager
 def running(task: str) -> Iterator[Progress]:
-    """Run a stage's body, alone; a fault that the user can mend ends the process with one line.
+    """Run a stage's body, alone; a fault that the user can mend, or Ctrl-C, ends the process with one line.
 
     The event of a service that does not answer says ``retryable``. Run by DVC, only with the code and the
     settings by which DVC records the result.
@@ -143,6 +144,9 @@ def running(task: str) -> Iterator[Progress]:
         _end(progress, f"{reason}; lower batch_size, or run fewer stages on this GPU at a time")
     except OSError as error:
         _end(progress, not_writable(error))
+    except KeyboardInterrupt:
+        print(f"{task}: stopped; run it again to go on from here", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
 def not_writable(error: OSError) -> str:

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import signal
@@ -80,6 +81,8 @@ class Pipeline:
     def __init__(self) -> None:
         from dvc.repo import Repo
 
+        # Of a stage that was stopped it would say, each time, that its lock is removed.
+        logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
         with plain_errors():
             self._repo = Repo(".", _wait_for_lock=True)  # others run stages of this folder meanwhile
             graph = self._repo.index.graph

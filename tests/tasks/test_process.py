@@ -194,6 +194,13 @@ def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capf
     assert capfd.readouterr().err == said
 
 
+def test_an_interrupt_ends_a_stage_with_one_line(folder, capfd):
+    with pytest.raises(SystemExit) as ended, process.running(FERD):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capfd.readouterr().err == f"{FERD}: stopped; run it again to go on from here\n"
+
+
 def test_a_full_gpu_ends_a_stage_with_one_line(folder, capfd):
     with pytest.raises(SystemExit) as ended, process.running("distill x"):
         raise torch.OutOfMemoryError(

@@ -1,0 +1,76 @@
+"""Prefect's server for one command: when it runs, and what ends it."""
+
+import os
+import subprocess
+import sys
+import urllib.request
+
+import psutil
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from ferd.errors import FerdError
+from flows.server import own_server
+from tests.conftest import ROOT, environment
+
+HOLD = """
+import sys
+from flows.server import own_server
+
+with own_server():
+    print("up", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def no_server(monkeypatch, tmp_path):
+    """Prefect's settings as they are where nobody has made any."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        yield
+
+
+def servers():
+    own = psutil.Process().children(recursive=True)
+    return [child for child in own if "flows.server" in child.cmdline()]
+
+
+def test_a_server_answers_in_the_block_and_has_ended_after_it(no_server):
+    with own_server():
+        with urllib.request.urlopen(f"{PREFECT_API_URL.value()}/health") as answer:
+            assert answer.read() == b"true"
+        (server,) = servers()
+        assert os.getsid(server.pid) == server.pid != os.getsid(0)
+    assert PREFECT_API_URL.value() is None
+    assert not server.is_running()
+
+
+def test_none_is_started_where_the_settings_name_one():
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}), own_server():
+        assert PREFECT_API_URL.value() == "http://127.0.0.1:1/api"
+        assert servers() == []
+
+
+def test_one_that_does_not_start_is_a_line(no_server, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "/proc/nowhere")
+    with pytest.raises(FerdError, match=r"own server does not start \(.*[cC]onnection"), own_server():
+        pass
+    assert servers() == []
+
+
+def test_it_ends_with_a_command_that_is_killed():
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        cwd=ROOT,
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout.readline() == "up\n"
+        (server,) = servers()
+        command.kill()
+        command.wait()
+    server.wait(30)
+    assert not server.is_running()
