@@ -24,6 +24,7 @@ import yaml
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
 from tasks import lineage, paths, process, share, tracking
+from tasks.git import git, git_if_there
 from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
@@ -101,7 +102,7 @@ class Night:
         Raises:
             FerdError: it is not JSON.
         """
-        shown = _git(self.folder, "show", f"{self.commit}:{path}", check=False)
+        shown = git_if_there(self.folder, "show", f"{self.commit}:{path}")
         if shown is None:
             return None
         try:
@@ -111,9 +112,9 @@ class Night:
 
     def keep(self) -> None:
         """Results and what they are of become the branch ``nightly/<name>`` of the folder's repository."""
-        _git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
-        _git(self.folder, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
-        _git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
+        git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
+        git(self.folder, *AS_NIGHTLY, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
+        git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
 
     def changed_files(self) -> dict[str, list[str]]:
         """Files that DVC finds ``added``, ``modified`` or ``deleted`` by what was kept; not the times."""
@@ -156,10 +157,9 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
         FerdError: this is no Git repository with a commit, or it cannot be cloned.
     """
     home = Path.cwd()
-    commit = _git(home, "rev-parse", "--verify", "HEAD", check=False)
+    commit = git_if_there(home, "rev-parse", "--verify", "HEAD")
     if commit is None:
         raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
-    commit = commit.strip()
     broken_off = _broken_off(now)
     for name, note in broken_off.items():
         if (note.get("commit"), note.get("what")) == (commit, what):
@@ -215,8 +215,8 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 def _clone(night: Night) -> None:
     """A fresh clone with the DVC cache, the remote and the downloads of the folder."""
-    _git(night.home, "clone", "--quiet", str(night.home), str(night.folder))
-    _git(night.folder, "checkout", "--quiet", "--detach", night.commit)
+    git(night.home, "clone", "--quiet", str(night.home), str(night.folder))
+    git(night.folder, "checkout", "--quiet", "--detach", night.commit)
     (night.home / "downloads").mkdir(exist_ok=True)
     (night.folder / "downloads").symlink_to(night.home / "downloads")
     from dvc.repo import Repo
@@ -268,17 +268,3 @@ def _absolute_store(home: Path) -> str:
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
     scheme, separator, path = store.partition(":///")
     return f"{scheme}{separator}{home / path}" if scheme == "sqlite" and separator else store
-
-
-def _git(folder: Path, *arguments: str, check: bool = True) -> str | None:
-    """Git's answer; None where it fails and that may be.
-
-    Raises:
-        FerdError: it failed.
-    """
-    done = subprocess.run(
-        ["git", *AS_NIGHTLY, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode and check:
-        raise FerdError(f"git {arguments[0]}: {' '.join(done.stderr.split()) or 'failed'}")
-    return None if done.returncode else done.stdout

@@ -6,7 +6,6 @@ Written by the stages, never read back as an input. The store is ``MLFLOW_TRACKI
 
 import fcntl
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
+from tasks.git import git, git_if_there
 from tasks.results import FIGURES
 
 DEFAULT_FILE = Path("mlflow.db")
@@ -27,6 +27,7 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
 BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
+CHANGED = ("status", "--porcelain", "--untracked-files=no")
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
 
@@ -101,7 +102,7 @@ def start_run(
             "settings": settings,
             "dvc_stage": os.environ.get("DVC_STAGE", task),
             "mlflow.source.git.commit": head(),
-            "git_dirty": str(bool(_git_if_there("status", "--porcelain", "--untracked-files=no"))).lower(),
+            "git_dirty": str(bool(git_if_there(Path.cwd(), *CHANGED))).lower(),
             "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
         }
@@ -272,7 +273,7 @@ def _reason(error: Exception) -> str:
 
 def head() -> str:
     """The commit that this folder is at; empty outside a Git repository."""
-    return _git_if_there("rev-parse", "HEAD")
+    return git_if_there(Path.cwd(), "rev-parse", "HEAD") or ""
 
 
 def refuse_uncommitted() -> None:
@@ -282,10 +283,10 @@ def refuse_uncommitted() -> None:
         FerdError: which files differ from it, or Git cannot say.
     """
     try:
-        found = _git("status", "--porcelain", "--untracked-files=no", "--", *BEHIND_RESULTS)
-    except OSError as error:
+        found = git(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS)
+    except FerdError as error:
         raise FerdError(
-            f"{Path.cwd()}: git: {error}; machines agree by a commit on what they compute: correct that"
+            f"{Path.cwd()}: {error}; machines agree by a commit on what they compute: correct that"
         ) from None
     if files := [line.split(maxsplit=1)[1] for line in found.splitlines()]:
         more = f" and {len(files) - 1} more" if len(files) > 1 else ""
@@ -293,26 +294,6 @@ def refuse_uncommitted() -> None:
             f"{Path.cwd()}: {files[0]}{more} changed since the commit, by which machines agree on what they "
             "compute; commit or stash it"
         )
-
-
-def _git(*arguments: str) -> str:
-    """What Git prints.
-
-    Raises:
-        OSError: it is not there, or refuses.
-    """
-    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-    if answer.returncode:
-        raise OSError((answer.stderr.strip().splitlines() or ["it says nothing"])[0])
-    return answer.stdout.strip()
-
-
-def _git_if_there(*arguments: str) -> str:
-    """The same, or nothing where it is not there or refuses: a record can do without."""
-    try:
-        return _git(*arguments)
-    except OSError:
-        return ""
 
 
 if __name__ == "__main__":
