@@ -9,6 +9,8 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
+from tasks.events import figures, progress_line, seconds_left
+
 PLAIN_INTERVAL = 10.0  # seconds between two lines of a stage, where output is not a terminal
 
 
@@ -95,27 +97,15 @@ class LiveView:
                 self.computing_seconds += time.monotonic() - self._since
 
     def _show(self, stage: str, event: dict[str, Any]) -> None:
-        unit, left, figures = event.get("unit", "step"), f"{event['seconds_left']} s left", _figures(event)
         if not self._bars.disable:
+            fields = {
+                "unit": event.get("unit", "step"),
+                "left": seconds_left(event),
+                "figures": figures(event),
+            }
             if stage not in self._tasks:
-                self._tasks[stage] = self._bars.add_task(stage, unit=unit, left=left, figures="")
-            self._bars.update(
-                self._tasks[stage],
-                completed=event["done"],
-                total=event["total"],
-                unit=unit,
-                left=left,
-                figures=figures,
-            )
+                self._tasks[stage] = self._bars.add_task(stage, **fields)
+            self._bars.update(self._tasks[stage], completed=event["done"], total=event["total"], **fields)
         elif time.monotonic() - self._printed.get(stage, 0.0) >= PLAIN_INTERVAL:
             self._printed[stage] = time.monotonic()
-            print(
-                f"{stage}: {unit} {event['done']} of {event['total']}, {left}{figures and ', '}{figures}",
-                flush=True,
-            )
-
-
-def _figures(event: dict[str, Any]) -> str:
-    """The last losses and shares that a stage reported, such as ``agreement 0.97, loss 1.4``."""
-    measured = {key: value for key, value in event.items() if isinstance(value, float)}
-    return ", ".join(f"{key} {value:.3g}" for key, value in measured.items())
+            print(f"{stage}: {progress_line(event)}", flush=True)

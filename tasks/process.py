@@ -1,6 +1,6 @@
 """What every stage command shares: events on stdout, one-line errors, threads, the resume folder.
 
-A stage prints one JSON line an event, for whoever shows progress:
+A stage prints one JSON line an event, for whoever shows progress (at a terminal, lines to read):
 
     {"task": "distill digits/...", "event": "progress", "done": 3, "total": 12, "seconds_left": 31}
 
@@ -29,6 +29,7 @@ from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 from tasks import lineage, params
 from tasks.device import device_name, device_type
+from tasks.events import figures, progress_line
 from tasks.stage import NOT_WRITABLE
 
 RESUME = Path(".resume")
@@ -51,8 +52,13 @@ class Progress:
         self.resume: Path | None = None
 
     def event(self, event: str, **details: Any) -> None:
-        """Print one JSON line."""
-        print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
+        """Print one JSON line; for a person at a terminal, what is of interest in words."""
+        if not sys.stdout.isatty():
+            print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
+        elif event == "progress":
+            print(f"{self.task}: {progress_line(details)}", flush=True)
+        elif event == "measured":
+            print(f"{self.task}: measured {figures(details)}", flush=True)
 
     def resume_folder(self, *settings: Any) -> Path:
         """Where an interrupted attempt left its state; discarded when the stage has finished."""

@@ -1,6 +1,7 @@
 """Places to compute in: shared by the stages of a folder, given back by every end of a process."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -95,6 +96,32 @@ def test_a_stage_gives_its_slot_back_when_it_has_computed(folder, monkeypatch):
     for _ in range(2):  # the second would wait for ever
         with process.running("report") as progress:
             progress.start()
+
+
+def test_a_person_at_a_terminal_reads_words(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = process.Progress(FERD)
+    progress.start(done=1)
+    progress.advance(2, 2, unit="round", agreement=0.98437)
+    progress.event("measured", n=500, clean=0.774, pgd20=0.47)
+    progress.finish()
+    assert capsys.readouterr().out.splitlines() == [
+        f"{FERD}: round 2 of 2, 0 s left, agreement 0.984",
+        f"{FERD}: measured clean 0.774, pgd20 0.47",
+    ]
+
+
+def test_a_process_that_watches_reads_json(capsys):
+    process.Progress(FERD).advance(1, 2, unit="round")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line) | {"seconds_left": 0} == {
+        "task": FERD,
+        "event": "progress",
+        "done": 1,
+        "total": 2,
+        "seconds_left": 0,
+        "unit": "round",
+    }
 
 
 def test_a_folder_is_moved_without_what_a_killed_writer_left(folder):
