@@ -3,6 +3,7 @@
 ``python -m benchmarks.threads``: each arrangement in turn, twice over, with and without OpenMP's spinning.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -53,8 +54,11 @@ def together(processes: int, threads: int, spin: str) -> float:
 
 def main() -> None:
     """Measure all arrangements, or, given a number of threads, be one of their processes."""
-    if len(sys.argv) > 1:
-        print(iterations(int(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("threads", nargs="?", type=int, help="be one process with so many threads")
+    threads = parser.parse_args().threads
+    if threads:
+        print(iterations(threads))
         return
     found: dict[tuple[int, int, str], list[float]] = {}
     for _ in range(2):

@@ -254,9 +254,8 @@ def _measured(row: tidy.Row) -> str:
 def _difference(row: tidy.Row) -> str:
     if row["difference"] is None:
         return "–"
-    unsaid = "part of the images" if row["images"] < paper.WHOLE else "one seed"
-    if not row["same_network"]:
-        return f"{row['difference']:+.{3 if row['figure'] == 'nsd' else 1}f}, another network"
-    said = {True: "within noise", False: "beyond noise", None: unsaid}[row["within_noise"]]
     places = 3 if row["figure"] == "nsd" else 1
-    return f"{row['difference']:+.{places}f}, {said}"
+    noise = {True: "within noise", False: "beyond noise", None: "one seed"}[row["within_noise"]]
+    said = [] if row["same_network"] else ["another network"]
+    said += ["part of the images"] if row["images"] < paper.WHOLE else [noise] if not said else []
+    return ", ".join([f"{row['difference']:+.{places}f}", *said])

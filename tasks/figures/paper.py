@@ -12,7 +12,12 @@ READING = (
     "Worst class under AutoAttack, percent; whiskers: ± one standard deviation over our seeds (none: one "
     "seed)."
 )
+LEAST_IMAGES = 1_000  # of CIFAR-10: a hundred a class; the worst of classes of five is 0 by sampling alone
 LEGEND = {"paper": ORANGE, "ours": BLUE}
+TOO_FEW = (
+    f"Ours is not drawn: it is of fewer than {LEAST_IMAGES:,} images, where sampling alone makes the worst "
+    "class low. It stands in the table below."
+)
 OPEN = "This benchmark has no student of ours for it: the table below shows what is open."
 
 
@@ -30,11 +35,15 @@ def beside(rows: Sequence[Row], command: str) -> Figure:
         )
         for name, student in tables
     }
-    gap = "" if any(row["ours"] is not None for row in rows) else OPEN
+    gap = "" if any(_is_drawn(row) for row in shown) else TOO_FEW if _ours(shown) else OPEN
     legend = explained(LEGEND, shapes=True)
     return Figure(
         "paper", title, f"{READING}{_ours(shown)}", command, rows, panels, gap, columns=3, legend=legend
     )
+
+
+def _is_drawn(row: Row) -> bool:
+    return row["ours"] is not None and row["images"] >= LEAST_IMAGES
 
 
 def _ours(rows: Sequence[Row]) -> str:
@@ -59,7 +68,7 @@ def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:
         }
         for row in rows
         for of, key, std in (("paper", "paper", 0), ("ours", "ours", row["std"] or 0))
-        if row[key] is not None
+        if row[key] is not None and (of == "paper" or _is_drawn(row))
     ]
     y = alt.Y("method:N", title=None, sort=[row["paper_method"] for row in rows])
     x = alt.X("value:Q", title="AutoAttack, worst class, %", scale=alt.Scale(domainMin=0))

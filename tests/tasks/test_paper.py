@@ -1,8 +1,11 @@
 """The paper's figures stand as they were given; the difference to ours is judged by our noise."""
 
+import json
+
 import pytest
 
-from tasks import paper, params, results
+from tasks import page, paper, params, results
+from tasks.figures import paper as paper_figure
 from tests.conftest import ROOT
 from tests.tasks.test_results import write_result
 
@@ -69,3 +72,34 @@ def test_noise_is_what_students_t_allows_between_one_run_and_a_mean():
     assert paper.within_noise(15.6, 1.0, 2) is False
     assert paper.within_noise(2.0, None, 1) is None
     assert paper.within_noise(None, 1.0, 3) is None
+
+
+@pytest.mark.parametrize(
+    ("images", "drawn", "gap", "remark"),
+    [
+        (50, False, paper_figure.TOO_FEW, "another network, part of the images"),
+        (1_000, True, "", "another network, part of the images"),
+        (10_000, True, "", "another network"),
+    ],
+)
+def test_a_worst_class_of_few_images_is_not_drawn(known, tmp_path, monkeypatch, images, drawn, gap, remark):
+    monkeypatch.chdir(tmp_path)
+    write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w16", images=images)
+    rows = paper.compare(known.benchmark("cifar10-small"), results.load("digits"))
+    figure = paper_figure.beside(rows, "a command")
+    assert figure.gap == gap
+    panels = json.dumps([panel.to_dict() for panel in figure.panels.values()])
+    assert '"of": "paper"' in panels
+    assert ('"of": "ours"' in panels) is drawn
+    (worst,) = (
+        row
+        for row in rows
+        if (row["table"], row["paper_student"], row["method"]) == ("main", "resnet18", "ferd")
+        and (row["attack"], row["figure"]) == ("autoattack", "worst")
+    )
+    assert page._difference(worst).partition(", ")[2] == remark
+
+
+def test_our_figures_without_any_of_ours_name_that_gap(known):
+    rows = paper.compare(known.benchmark("cifar10"), [])
+    assert paper_figure.beside(rows, "a command").gap == paper_figure.OPEN
