@@ -64,15 +64,16 @@ def nightly(
     check_slots(slots)
     what = {"benchmarks": benchmarks, "methods": methods, "seeds": seeds}
     with night.alone():
-        make_experiments(benchmarks)
         tonight = night.open_night(what, datetime.now(UTC))
+        settings = params.read(tonight.folder / params.PARAMS)
+        names = benchmarks or settings.nightly.benchmarks
+        make_experiments(names, settings)
         print(f"night {tonight.name}{' goes on' if tonight.goes_on else ''}", flush=True)
         with tonight.entered():
-            settings = params.read().nightly
-            planned = reproduce(tonight, what, benchmarks or settings.benchmarks, slots)
-            verdicts = verdict.judge(night.pairs(tonight, planned), settings.tolerances)
+            planned = reproduce(tonight, what, names, slots)
             tonight.keep()
-            undelivered = deliver(tonight, benchmarks or settings.benchmarks, verdicts, planned)
+            verdicts = verdict.judge(night.pairs(tonight, planned), settings.nightly.tolerances)
+            undelivered = deliver(tonight, names, verdicts, planned)
         tonight.finish(what)
     print(f"night {tonight.name}: {verdict.headline(verdicts)}; git branch {tonight.branch}")
     if faults := [*verdict.faults(verdicts), *undelivered]:
@@ -81,14 +82,12 @@ def nightly(
     return None
 
 
-def make_experiments(benchmarks: Sequence[str] | None) -> None:
+def make_experiments(names: Sequence[str], settings: params.Params) -> None:
     """MLflow's experiments, made here and not in a night's folder, where a local store would keep files.
 
     Raises:
         FerdError: a benchmark is unknown.
     """
-    settings = params.read()
-    names = benchmarks or settings.nightly.benchmarks
     for name in names:
         settings.benchmark(name)
     with tracking.connected() as client:

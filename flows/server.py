@@ -3,6 +3,7 @@
 python -m flows.server  SOCKET  (by ``own_server``: the number of a listening socket)
 """
 
+import fcntl
 import os
 import signal
 import socket
@@ -11,11 +12,12 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from prefect.client.base import ServerType, determine_server_type
 from prefect.settings import (
     PREFECT_API_URL,
+    PREFECT_HOME,
     PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     temporary_settings,
 )
@@ -39,20 +41,40 @@ def own_server() -> Iterator[None]:
     if determine_server_type() is not ServerType.EPHEMERAL:
         yield
         return
-    with socket.create_server(("127.0.0.1", 0)) as listening:  # what asks before it is up waits
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+    with ExitStack() as ended:
+        with _starts_alone():
+            url, server = _start()
+            ended.callback(_end, server)
+            _wait_for(url)
+        ended.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        yield
+
+
+@contextmanager
+def _starts_alone() -> Iterator[None]:
+    """Two that make or change the tables of one fresh database would be in each other's way."""
+    home = PREFECT_HOME.value()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        lock = (home / "ferd-server.lock").open("w")
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}"
+        raise FerdError(f"{reason}; set PREFECT_HOME to a folder that Prefect can write to") from None
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _start() -> tuple[str, "subprocess.Popen[bytes]"]:
+    """-> its address, where what asks before it is up waits, and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
         server = subprocess.Popen(
             [sys.executable, "-m", "flows.server", str(listening.fileno())],
             stdin=subprocess.PIPE,
             pass_fds=[listening.fileno()],
             start_new_session=True,
         )
-    try:
-        _wait_for(url)
-        with temporary_settings({PREFECT_API_URL: url}):
-            yield
-    finally:
-        _end(server)
+        return f"http://127.0.0.1:{listening.getsockname()[1]}/api", server
 
 
 def _wait_for(url: str) -> None:

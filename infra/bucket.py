@@ -2,10 +2,10 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping
 
 from ferd.errors import FerdError, Unreachable
+from tasks.command import as_command
 
 SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -53,10 +53,9 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description="Create a bucket at AWS_ENDPOINT_URL, unless it is there.")
     parser.add_argument("name")
-    try:
-        ensure(parser.parse_args().name, os.environ)
-    except FerdError as error:
-        sys.exit(f"bucket: {error}")
+    name = parser.parse_args().name
+    with as_command("bucket"):
+        ensure(name, os.environ)
 
 
 if __name__ == "__main__":

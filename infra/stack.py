@@ -8,6 +8,7 @@ generated passwords: the folder ``.stack`` (or ``STACK_FOLDER``).
 
 import argparse
 import fcntl
+import http.client
 import json
 import os
 import pwd
@@ -25,6 +26,7 @@ import xmlrpc.client
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ from dotenv import dotenv_values
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from infra import bucket, processes
+from tasks.command import as_command
 
 HERE = Path(__file__).parent
 PART = "postgresql.part-"
@@ -44,6 +47,7 @@ SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 CHANGE = "set it in infra/stack.env or in the environment"
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
+LONGEST_SOCKET = 95  # bytes of its name: Linux takes 107, macOS 103; supervisord adds its process's number
 
 
 class Stack:
@@ -174,6 +178,8 @@ class Stack:
         _write_private(self.environment_file, text)
 
     def _check_settings(self) -> None:
+        if len(os.fsencode(self.folder / "supervisor.sock")) > LONGEST_SOCKET:
+            raise FerdError(f"{self.folder}: too long for a socket in it; set STACK_FOLDER to a shorter one")
         if set(str(self.folder)) & set('%"\\\n'):  # supervisord.conf cannot hold them
             raise FerdError(f"{self.folder}: no % \" \\ or line end in a stack's folder; set STACK_FOLDER")
         for name in PORTS:
@@ -266,20 +272,36 @@ class Stack:
             for name, log in logs.items():
                 if supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
                     try:
-                        supervisor.startProcess(name)
+                        supervisor.startProcess(name, False)  # waiting is done below, side by side
                     except xmlrpc.client.Fault:
                         raise FerdError(f"{name} does not start; see {log}") from None
         for name, answers in programs.items():
-            _wait_until(name, answers, logs[name])
+            _wait_until(name, answers, logs[name], partial(self._refuse_given_up, name, logs[name]))
             print(f"{name:<11} answers after {time.monotonic() - began:.0f} s", flush=True)
 
+    def _refuse_given_up(self, name: str, log: Path) -> None:
+        with control(self.folder) as supervisor:
+            if supervisor is None:
+                raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
+            if supervisor.getProcessInfo(name)["statename"] in ("FATAL", "STOPPED"):
+                raise FerdError(f"{name} does not start; see {log}")
+
     def _s3_command(self) -> str:
-        """SeaweedFS where it is installed; else moto's server, which keeps all in memory: for trial."""
+        """SeaweedFS where it is installed; else moto's server, which keeps all in memory: for trial.
+
+        Raises:
+            FerdError: SeaweedFS has stored something here, and is not found now.
+        """
         port = self.settings["S3_PORT"]
         if shutil.which("weed"):
             return (
                 f"weed mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 -ip.bind=127.0.0.1 "
                 f"-s3.port={port} -webdav=false -admin.ui=false -s3.port.iceberg=0"
+            )
+        if (self.folder / "s3").exists():
+            raise FerdError(
+                f"{self.folder / 's3'} is of SeaweedFS, and `weed` is not on PATH ({os.environ['PATH']}); "
+                "correct that, or move the folder away to go on without what it holds"
             )
         print("s3: no SeaweedFS (weed) here; moto's server instead, FOR TRIAL: it forgets all when it stops")
         return f"moto_server -H 127.0.0.1 -p {port}"
@@ -534,11 +556,16 @@ def _answers(url: str) -> bool:
             return bool(answer.status == 200)
     except OSError:
         return False
+    except (ValueError, http.client.HTTPException) as error:
+        raise FerdError(f"{url}: no address ({error})") from None
 
 
-def _wait_until(name: str, answers: Callable[[], bool], log: Path) -> None:
+def _wait_until(
+    name: str, answers: Callable[[], bool], log: Path, refuse_given_up: Callable[[], None] = lambda: None
+) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not answers():
+        refuse_given_up()
         if time.monotonic() > deadline:
             raise FerdError(f"{name} does not answer within {PATIENCE_SECONDS:.0f} s; see {log}")
         time.sleep(POLL_SECONDS)
@@ -548,9 +575,10 @@ def main() -> None:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("command", choices=["up", "down", "status", "deploy", "secrets"])
-    stack = Stack()
-    try:
-        match parser.parse_args().command:
+    command = parser.parse_args().command
+    with as_command("stack"):
+        stack = Stack()
+        match command:
             case "up":
                 stack.up()
             case "down":
@@ -561,8 +589,6 @@ def main() -> None:
                 stack.deploy()
             case "secrets":
                 stack.keep_secrets()
-    except FerdError as error:
-        sys.exit(f"stack: {error}")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,15 @@
 """Analyses as tables: the adaptive adversary, where UTAEs end up, how good the synthetic images are."""
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ferd.datasets import dataset
-from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json
 from tasks import params, tidy
+from tasks.command import as_command
 from tasks.params import CONTROLS
 from tasks.paths import ANALYSIS_SCHEMA, CHECKPOINTS, RESULTS
 
@@ -250,10 +249,9 @@ def main() -> None:
     """``python -m tasks.analysis_table BENCHMARK``: the tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark")
-    try:
-        print(markdown(parser.parse_args().benchmark))
-    except FerdError as error:
-        sys.exit(f"analysis table: {error}")
+    benchmark = parser.parse_args().benchmark
+    with as_command("analysis table"):
+        print(markdown(benchmark))
 
 
 if __name__ == "__main__":

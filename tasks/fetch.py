@@ -3,7 +3,6 @@
 import argparse
 import os
 import shutil
-import sys
 import zipfile
 from pathlib import Path, PurePosixPath
 
@@ -12,6 +11,7 @@ from torchvision.datasets.utils import extract_archive
 from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
 from ferd.errors import FerdError
 from tasks import process, storage
+from tasks.command import as_command
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -23,11 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("set", choices=["cifar10", "cifar100", "tiny-imagenet"])
     name = parser.parse_args().set
-    try:
+    with as_command(f"fetch {name}"):
         print(f"fetch {name}: {fetch(name, root())}")
-    except FerdError as error:
-        print(f"fetch {name}: {error}", file=sys.stderr)
-        sys.exit(process.BAD_INPUT)
 
 
 def root() -> Path:

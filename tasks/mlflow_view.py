@@ -69,8 +69,11 @@ def nightly_links(client: Any, experiment: str, sweep_id: str) -> dict[str, str]
 
 
 def address() -> str:
-    """Where a browser finds MLflow: its server without a password in the address, else ``make ui``'s."""
-    server = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    """Where a browser finds MLflow: its server without a password in the address, else ``make ui``'s.
+
+    ``MLFLOW_UI_URL`` says it where that is another address than the one to write to.
+    """
+    server = urlsplit(os.environ.get("MLFLOW_UI_URL") or os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https"):
         return f"http://{HOST}:{PORT}"
     return tracking.without_password(server.geturl()).rstrip("/")

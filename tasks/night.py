@@ -22,9 +22,10 @@ from typing import Any
 import yaml
 
 from ferd.errors import FerdError
-from ferd.files import atomic_write, read_json, write_json
+from ferd.files import atomic_write, check_fields, read_json, write_json
 from tasks import lineage, paths, process, share, tracking
 from tasks.git import git, git_if_there
+from tasks.results import FIELDS, check_figures
 from tasks.stage import Stage
 from tasks.verdict import Pair, same_environment
 
@@ -174,7 +175,7 @@ def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
     """Each result of the planned stages, as it was committed and as it is now; run in the night's folder.
 
     Raises:
-        FerdError: a result was not computed tonight, or a committed file is not JSON.
+        FerdError: a result was not computed tonight, or a committed file is no such file.
     """
     stages = {stage.name: stage for stage in planned}
     computed = _locked(LOCK)
@@ -195,8 +196,18 @@ def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
             result, records = paths.result_of(Path(arguments[0])), list(costs(stage.name))
             committed = [night.committed(path) for path in records]
             same = same_environment(committed, [read_json(path) for path in records])
-            found.append(Pair(night.committed(result), read_json(result), same))
+            found.append(Pair(_whole(night, result), read_json(result), same))
     return found
+
+
+def _whole(night: Night, path: Path) -> dict[str, Any] | None:
+    """A result as it was committed; None where it was not."""
+    result: dict[str, Any] | None = night.committed(path)
+    if result is not None:
+        where = f"{path}, as committed in {night.commit[:10]}"
+        check_fields(result, FIELDS, where, "commit that")
+        check_figures(result, where, "commit that")
+    return result
 
 
 def dvc(folder: Path, *arguments: str) -> str:

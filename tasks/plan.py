@@ -27,6 +27,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
+from tasks.command import as_command
 from tasks.device import device_name, device_type
 from tasks.process import processor
 from tasks.results import own_seconds, read_cost
@@ -278,16 +279,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
     args = parser.parse_args()
-    try:
+    with as_command("plan"):
         settings = params.read()
         chosen = args.benchmarks or list(settings.benchmarks)
         for benchmark in chosen:
             settings.benchmark(benchmark)
-        print_plan(chosen, settings, Pipeline().plan())
-    except FerdError as error:
-        sys.exit(f"plan: {error}")
-    except OSError as error:
-        sys.exit(f"plan: {error}; DVC must be able to write to this folder, even to read its pipeline")
+        try:
+            print_plan(chosen, settings, Pipeline().plan())
+        except OSError as error:
+            reason = "DVC must be able to write to this folder, even to read its pipeline"
+            raise FerdError(f"{error}; {reason}") from None
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 from tasks import lineage, params
+from tasks.command import BAD_INPUT, INTERRUPTED
 from tasks.device import device_name, device_type
 from tasks.events import figures, progress_line
 from tasks.stage import NOT_WRITABLE
@@ -37,8 +38,6 @@ SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by
 SLOT_FOLDER = "FERD_SLOT_FOLDER"  # where they are, if not in this folder's own .resume
 SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
 SLOT_POLL_SECONDS = 0.1
-BAD_INPUT = 2
-INTERRUPTED = 130  # a shell's code for Ctrl-C
 
 
 class Progress:

@@ -9,7 +9,6 @@ result.
 import argparse
 import hashlib
 import json
-import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from ferd.errors import FerdError
 from ferd.files import check_fields, read_json_lines
 from ferd.models.classifier import Classifier
 from tasks import params, paths, process, results, tidy, tracking
+from tasks.command import as_command
 from tasks.distill import metrics_of
 from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
@@ -56,13 +56,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
     args = parser.parse_args()
-    try:
+    with as_command("record"):
         settings = params.read()
         for name in args.benchmarks or settings.benchmarks:
-            complete(name, settings)
+            try:
+                complete(name, settings)
+            except OSError as error:
+                raise FerdError(str(error)) from None
             print(f"{name}: complete in the record")
-    except (FerdError, OSError) as error:
-        sys.exit(f"record: {error}")
 
 
 def complete(name: str, settings: Params) -> str | None:

@@ -5,13 +5,13 @@ Another machine takes it by ``dvc repro --pull STAGE``, without this one's lock 
 """
 
 import argparse
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from ferd.errors import FerdError, Unreachable
+from tasks.command import as_command
 from tasks.stage import plain_errors, when_free
 
 Entry = tuple[str, str]  # of DVC's run cache: the hash of what a stage was run with, and with what it gave
@@ -118,10 +118,9 @@ def main() -> None:
     """Push, and say how much."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("stages", nargs="+", metavar="STAGE")
-    try:
-        print(f"share: {push(parser.parse_args().stages)} files sent")
-    except FerdError as error:
-        sys.exit(f"share: {error}")
+    stages = parser.parse_args().stages
+    with as_command("share"):
+        print(f"share: {push(stages)} files sent")
 
 
 if __name__ == "__main__":

@@ -297,6 +297,7 @@ def _started(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            errors="replace",
             env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
             start_new_session=True,  # so that a signal reaches the commands below it, as of DVC, alike
         )
@@ -334,7 +335,8 @@ def plain_errors() -> Iterator[None]:
         said = " ".join(str(error).split())
         raise Busy(f"another process is running stages of this folder ({said})") from None
     except DvcException as error:
-        raise FerdError(f"dvc: {' '.join(str(error).split())}") from None
+        told = [error, error.__cause__] if error.__cause__ else [error]  # the cause names a line of dvc.yaml
+        raise FerdError(f"dvc: {': '.join(' '.join(str(part).split()) for part in told)}") from None
 
 
 def _event(line: str) -> dict[str, Any] | None:

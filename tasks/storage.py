@@ -142,14 +142,19 @@ def alone(path: Path) -> Iterator[None]:
     while True:
         with path.open("ab") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno()))):
+            if not _is(path, lock):
                 continue
             try:
                 yield
             finally:
-                if path.exists() and not path.stat().st_size:
+                if _is(path, lock) and not path.stat().st_size:
                     path.unlink()
             return
+
+
+def _is(path: Path, file: IO[bytes]) -> bool:
+    """Whether a path still names an open file; another's, made since, is not to be touched."""
+    return path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))
 
 
 def _stream(url: str, source: Source, part: Path) -> None:

@@ -1,7 +1,6 @@
 """Results as one table on the terminal."""
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -9,8 +8,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from ferd.errors import FerdError
 from tasks import params, tidy
+from tasks.command import as_command
 from tasks.results import Group, load, spread, students
 
 COLUMNS = [
@@ -177,11 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark")
     benchmark = parser.parse_args().benchmark
-    try:
+    with as_command("table"):
         params.read().benchmark(benchmark)
         print(markdown(benchmark))
-    except FerdError as error:
-        sys.exit(f"table: {error}")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.randomness import stream_seed
 from tasks import paths
+from tasks.command import as_command
 from tasks.device import device_with
 from tasks.distill import given_images
 from tasks.params import PARAMS, Params, put, read_content, validate
@@ -48,15 +49,13 @@ def main() -> None:
     parser.add_argument("--save-teacher", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     args = parser.parse_args()
-    try:
+    with as_command("validate"):
         params = override(PARAMS, args.overrides)
         for seed in args.seeds:
             started = time.monotonic()
             figures = try_method(params, args, seed) if args.method else try_teacher(params, args, seed)
             seconds = round(time.monotonic() - started, 1)
             print(json.dumps({"seed": seed, **figures, "seconds": seconds}), flush=True)
-    except FerdError as error:
-        sys.exit(f"validate: {error}")
 
 
 def typed_seed(text: str) -> int:

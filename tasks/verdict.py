@@ -74,8 +74,8 @@ def same_environment(
     GPU never is: some of its sums are added in another order from run to run.
     """
     return all(
-        then is not None
-        and then["device"] == "cpu"
+        isinstance(then, dict)
+        and then.get("device") == "cpu"
         and all(key in then and then[key] == now.get(key) for key in ENVIRONMENT)
         for then, now in zip(committed, tonight, strict=True)
     )

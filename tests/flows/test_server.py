@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import urllib.request
+from pathlib import Path
 
 import psutil
 import pytest
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from ferd.errors import FerdError
 from flows.server import own_server
@@ -53,10 +54,37 @@ def test_none_is_started_where_the_settings_name_one():
 
 
 def test_one_that_does_not_start_is_a_line(no_server, monkeypatch):
-    monkeypatch.setenv("PREFECT_HOME", "/proc/nowhere")
+    monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", "nonsense")
     with pytest.raises(FerdError, match=r"own server does not start \(.*[cC]onnection"), own_server():
         pass
     assert servers() == []
+
+
+def test_a_home_that_cannot_be_is_a_line(no_server, monkeypatch):
+    monkeypatch.setenv("PREFECT_HOME", "/proc/nowhere")
+    with (
+        temporary_settings({PREFECT_HOME: Path("/proc/nowhere")}),
+        pytest.raises(FerdError, match=r"^/proc/nowhere: No such file or directory; set PREFECT_HOME"),
+        own_server(),
+    ):
+        pass
+
+
+def test_those_that_start_at_once_on_a_fresh_machine_do_not_meet(tmp_path):
+    """Each makes Prefect's tables where they are not there, and two at once would do so twice."""
+    own = environment() | {"PREFECT_HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
+    holding = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD],
+            cwd=ROOT,
+            env=own,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    assert [command.communicate()[0] for command in holding] == ["up\n", "up\n"]
 
 
 def test_it_ends_with_a_command_that_is_killed():

@@ -33,7 +33,7 @@ def launch(module: str, *arguments: str, **variables: str) -> subprocess.Complet
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:
     """The one line by which a command refused."""
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     return done.stderr
 

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from configparser import RawConfigParser
+from pathlib import Path
 
 import pytest
 import yaml
@@ -132,9 +133,41 @@ def test_mlflows_names_and_passwords_are_stored_and_reach_the_worker():
     assert "mlflow" in compose["volumes"]
 
 
-def test_what_git_ignores_at_the_root_is_in_no_image():
-    ignored = {line.strip("/") for line in (ROOT / ".gitignore").read_text().split() if line.startswith("/")}
+def test_what_git_ignores_at_the_root_and_of_dvc_is_in_no_image():
+    """A clone's own configuration of DVC may hold credentials."""
+    listed = {folder: (ROOT / folder / ".gitignore").read_text().split() for folder in ("", ".dvc")}
+    ignored = {
+        str(Path(folder) / line.strip("/"))
+        for folder, lines in listed.items()
+        for line in lines
+        if line.startswith("/")
+    }
     assert ignored <= set((ROOT / ".dockerignore").read_text().split())
+
+
+def test_what_seaweedfs_has_stored_is_not_passed_over(tmp_path, monkeypatch):
+    """By cron's PATH, say: moto's server would be empty, and forget what it is given."""
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    monkeypatch.setattr(stack.shutil, "which", lambda _: None)
+    assert stack.Stack()._s3_command().startswith("moto_server ")
+    (tmp_path / "s3").mkdir()
+    with pytest.raises(FerdError, match=r"s3 is of SeaweedFS, and `weed` is not on PATH \("):
+        stack.Stack()._s3_command()
+
+
+def test_a_folder_too_long_for_a_socket_is_refused_before_anything_is_made(tmp_path, monkeypatch):
+    folder = tmp_path / ("long" * 25)
+    monkeypatch.setenv("STACK_FOLDER", str(folder))
+    with pytest.raises(FerdError, match="too long for a socket"):
+        stack.Stack().up()
+    assert not folder.exists()
+
+
+def test_an_address_that_is_none_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    monkeypatch.setenv("PREFECT_API_URL", "foo")
+    with pytest.raises(FerdError, match=r"^foo/ready: no address"):
+        stack.Stack().deploy()
 
 
 @pytest.mark.parametrize("command", ["down", "status"])
@@ -161,7 +194,7 @@ def test_a_server_that_does_not_answer_is_named_and_no_password_is_made(tmp_path
         text=True,
         check=False,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == (
         f"stack: Prefect's server at {address} does not answer; make up, or set PREFECT_API_URL\n"
     )

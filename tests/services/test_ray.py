@@ -1,6 +1,7 @@
 """Several machines, as far as one can show it: a Ray cluster of a head and a second node."""
 
 import json
+import secrets
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from tests.conftest import environment, free_port
 pytestmark = pytest.mark.services
 
 PYTHON = Path(sys.executable)
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # without it, anybody's code runs
 
 
 @pytest.fixture
@@ -21,7 +23,7 @@ def ray_cluster(reproduced, tmp_path):
     """A head and a second node, each in a clone of its own, of one CPU; -> the address."""
     pytest.importorskip("prefect_ray", reason="needs the extra `ray`")
     address = f"127.0.0.1:{free_port()}"
-    own = environment() | reproduced.environment | {"RAY_USAGE_STATS_ENABLED": "0"}
+    own = environment() | reproduced.environment | TOKEN | {"RAY_USAGE_STATS_ENABLED": "0"}
     temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets: a short path
     common = [str(PYTHON.parent / "ray"), "start", "--block", "--num-cpus", "1", "--num-gpus", "0"]
     common += ["--disable-usage-stats", "--object-store-memory", str(100 * 2**20)]
@@ -57,7 +59,7 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep(reproduced, ray_cluster, tmp_pa
     shutil.copytree(reproduced.workspace, folder, symlinks=True)
     sweep = [str(PYTHON), "-m", "flows.sweep", "--key", "threat_model.epsilon", "--values", "0.05", "0.1"]
     said = reproduced.run(
-        *sweep, "--method", "uniform-noise", "--seeds", "0", "1", "--ray", ray_cluster, cwd=folder
+        *sweep, "--method", "uniform-noise", "--seeds", "0", "1", "--ray", ray_cluster, cwd=folder, **TOKEN
     )
     assert "4 of 4 points to run" in said
     [file] = (folder / "results/sweeps").glob("*.json")
@@ -76,6 +78,6 @@ def test_a_ray_cluster_of_two_nodes_runs_a_sweep(reproduced, ray_cluster, tmp_pa
     staged = json.loads((folder / "results/digits/resnet8-w8/uniform-noise/s0.json").read_text())
     assert points[2]["result"]["attacks"] == staged["attacks"]
     again = reproduced.run(
-        *sweep, "--method", "uniform-noise", "--seeds", "0", "1", "--ray", ray_cluster, cwd=folder
+        *sweep, "--method", "uniform-noise", "--seeds", "0", "1", "--ray", ray_cluster, cwd=folder, **TOKEN
     )
     assert "0 of 4 points to run" in again

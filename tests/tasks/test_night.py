@@ -159,3 +159,19 @@ def test_one_night_at_a_time(here):
         pass
     with night.alone():
         pass
+
+
+@pytest.mark.parametrize(
+    ("committed", "said"), [("{}", "lacks 'benchmark'"), ("[]", "must be an object"), (None, None)]
+)
+def test_a_committed_result_that_is_none_is_named_before_it_is_judged(here, committed, said):
+    path = night.paths.RESULTS / "digits/teacher.json"
+    if committed:
+        path.write_text(committed)
+        commit(here)
+    tonight = begun()
+    if said is None:
+        assert night._whole(tonight, path) is None
+    else:
+        with pytest.raises(FerdError, match=rf"^{path}, as committed in {tonight.commit[:10]}: {said}"):
+            night._whole(tonight, path)

@@ -300,3 +300,16 @@ def test_a_stage_is_run_by_dvc_alone_and_anew_or_from_the_remote_as_is_asked(mon
     monkeypatch.setattr(stage, "run_module", lambda _name, command, *_: commands.append(command))
     stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print, **options)
     assert commands == [["dvc", "--wait-for-lock", "repro", "--single-item", "distill", *added]]
+
+
+def test_bytes_that_are_no_text_fail_no_stage(tmp_path):
+    (tmp_path / "speaks.py").write_text("import sys; sys.stdout.buffer.write(b'caf\\xe9\\n')")
+    stage.run_module("speaks", ["speaks"], lambda _: None, {"PYTHONPATH": str(tmp_path)})
+
+
+def test_a_pipeline_that_cannot_be_read_names_the_line(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    text = (workspace / "dvc.yaml").read_text()
+    (workspace / "dvc.yaml").write_text(text.replace("stages:", "stages: &digits", 1))
+    with pytest.raises(FerdError, match=r"^dvc: unable to read: .dvc.yaml.*line \d+"):
+        stage.Pipeline()
