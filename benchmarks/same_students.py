@@ -1,4 +1,4 @@
-"""Whether an edit changed what is distilled: shortened students by the code of several commits, by their bytes.
+"""Whether an edit changed what is distilled: the bytes of shortened students by the code of several commits.
 
 ``python -m benchmarks.same_students digits resnet8-w8 --methods ferd no-fae --commits 158b011 HEAD``, in a
 folder that has the benchmark's images and teacher: a hash of each student's weights and one of its pool.
