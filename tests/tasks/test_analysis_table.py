@@ -180,12 +180,12 @@ def test_without_analyses_one_line_names_the_stage_that_makes_them(folder, monke
     )
 
 
-def test_an_unknown_benchmark_is_refused_in_one_line(folder, monkeypatch):
+def test_an_unknown_benchmark_is_refused_in_one_line(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["analysis_table", "mnist"])
-    with pytest.raises(
-        SystemExit, match=r"^analysis table: benchmark 'mnist' is unknown; choose from digits"
-    ):
+    with pytest.raises(SystemExit):
         analysis_table.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("analysis table: benchmark 'mnist' is unknown; choose from digits")
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "cut {"])
