@@ -149,7 +149,7 @@ def test_what_outlives_supervisord_is_ended_by_down(services):
         assert status.returncode == 1
         assert all(f"{name} (" in status.stdout for name in ("postgresql", "s3"))
         refused = run_in(services.workspace, *launcher, "up", **own)
-        assert refused.returncode == 1
+        assert refused.returncode == 2
         assert "`make down` ends them" in refused.stderr
     finally:
         down = run_in(services.workspace, *launcher, "down", **own)
