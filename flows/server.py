@@ -99,6 +99,7 @@ def _end(server: "subprocess.Popen[bytes]") -> None:
 
 def _end_with_the_command() -> None:
     os.read(sys.stdin.fileno(), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # of what it was just doing it says a lot
     os.kill(os.getpid(), signal.SIGTERM)
 
 
