@@ -257,5 +257,8 @@ def _difference(row: tidy.Row) -> str:
     places = 3 if row["figure"] == "nsd" else 1
     noise = {True: "within noise", False: "beyond noise", None: "one seed"}[row["within_noise"]]
     said = [] if row["same_network"] else ["another network"]
-    said += ["part of the images"] if row["images"] < paper.WHOLE else [noise] if not said else []
+    if row["images"] < paper.WHOLE:
+        said.append("part of the images")
+    elif row["same_network"]:
+        said.append(noise)
     return ", ".join([f"{row['difference']:+.{places}f}", *said])

@@ -32,6 +32,18 @@ def no_server(monkeypatch, tmp_path):
         yield
 
 
+def hold(**variables):
+    """A command that holds a server until its standard input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        cwd=ROOT,
+        env=environment() | variables,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
 def servers():
     own = psutil.Process().children(recursive=True)
     return [child for child in own if "flows.server" in child.cmdline()]
@@ -72,30 +84,13 @@ def test_a_home_that_cannot_be_is_a_line(no_server, monkeypatch):
 
 def test_those_that_start_at_once_on_a_fresh_machine_do_not_meet(tmp_path):
     """Each makes Prefect's tables where they are not there, and two at once would do so twice."""
-    own = environment() | {"PREFECT_HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
-    holding = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOLD],
-            cwd=ROOT,
-            env=own,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
+    own = {"PREFECT_HOME": str(tmp_path), "http_proxy": "http://127.0.0.1:9"}
+    holding = [hold(**own) for _ in range(2)]
     assert [command.communicate()[0] for command in holding] == ["up\n", "up\n"]
 
 
 def test_it_ends_with_a_command_that_is_killed():
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD],
-        cwd=ROOT,
-        env=environment(),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as command:
+    with hold() as command:
         assert command.stdout.readline() == "up\n"
         (server,) = servers()
         command.kill()

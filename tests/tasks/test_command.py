@@ -1,7 +1,11 @@
 """Commands of a person end with one line."""
 
+import importlib
+import os
+
 import pytest
 
+import tasks
 from ferd.errors import FerdError
 from tasks.command import as_command
 
@@ -22,3 +26,11 @@ def test_a_fault_or_an_interrupt_is_one_line(capsys, raised, code, line):
 def test_a_bug_stays_a_traceback():
     with pytest.raises(ZeroDivisionError), as_command("plan"):
         raise ZeroDivisionError
+
+
+def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch):
+    """Named once, also in a process that another of the project has started."""
+    monkeypatch.setenv("NO_PROXY", "example.org")
+    for _ in range(2):
+        importlib.reload(tasks)
+        assert os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
