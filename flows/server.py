@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from prefect.client.base import ServerType, determine_server_type
+from prefect.events.worker import EventsWorker
 from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_HOME,
@@ -24,6 +25,7 @@ from prefect.settings import (
 
 from ferd.errors import FerdError
 
+SENT_SECONDS = 30.0  # at most, for what was said last
 END_SECONDS = 5.0
 
 
@@ -47,6 +49,7 @@ def own_server() -> Iterator[None]:
             ended.callback(_end, server)
             _wait_for(url)
         ended.enter_context(temporary_settings({PREFECT_API_URL: url}))
+        ended.callback(_wait_until_sent)
         yield
 
 
@@ -86,6 +89,11 @@ def _wait_for(url: str) -> None:
         raise FerdError(
             f"Prefect's own server does not start ({error}); see above, or set PREFECT_API_URL to another's"
         ) from None
+
+
+def _wait_until_sent() -> None:
+    """Prefect sends events and logs in the background; without a server it would lose them, and say so."""
+    EventsWorker.drain_all(timeout=SENT_SECONDS)  # the logs' sender, too: all are in one list
 
 
 def _end(server: "subprocess.Popen[bytes]") -> None:

@@ -1,13 +1,16 @@
 """Prefect's server for one command: when it runs, and what ends it."""
 
 import os
+import sqlite3
 import subprocess
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import psutil
 import pytest
+from prefect import flow, get_run_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, temporary_settings
 
 from ferd.errors import FerdError
@@ -57,6 +60,19 @@ def test_a_server_answers_in_the_block_and_has_ended_after_it(no_server):
         assert os.getsid(server.pid) == server.pid != os.getsid(0)
     assert PREFECT_API_URL.value() is None
     assert not server.is_running()
+
+
+def test_what_a_flow_said_last_arrives(no_server, tmp_path):
+    """Prefect sends logs and events in the background, seconds later: so long the server stays."""
+
+    @flow(name="brief")
+    def brief():
+        get_run_logger().info("the last word")
+
+    with own_server():
+        brief()
+    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+        assert ("the last word",) in database.execute("select message from log").fetchall()
 
 
 def test_none_is_started_where_the_settings_name_one():
