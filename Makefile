@@ -29,7 +29,7 @@ up: $(READY) ## start PostgreSQL, S3, MLflow, Prefect and a worker on this machi
 down: $(READY) ## stop them; what is stored stays
 	@$(BIN)/python -m infra.stack down
 
-status: $(READY) ## which of them run
+status: $(READY) ## which of them run and answer
 	@$(BIN)/python -m infra.stack status
 
 remote: $(READY) ## where checkpoints and results are shared, for this clone alone: make remote URL=s3://ferd/dvc

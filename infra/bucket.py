@@ -2,7 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 from ferd.errors import FerdError, Unreachable
 from tasks.command import as_command
@@ -10,12 +12,30 @@ from tasks.command import as_command
 SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
 
-def ensure(name: str, environment: Mapping[str, str]) -> None:
-    """Create the bucket, unless it is there, with the endpoint and credentials of an environment.
+def exists(name: str, environment: Mapping[str, str]) -> bool:
+    """Whether the bucket is at the endpoint of an environment.
 
     Raises:
         FerdError: the endpoint is not set or refuses; ``Unreachable`` where it does not answer.
     """
+    with _s3(name, environment) as s3:
+        return name in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+
+
+def ensure(name: str, environment: Mapping[str, str]) -> None:
+    """Create the bucket, unless it is there, with the endpoint and credentials of an environment.
+
+    Raises:
+        FerdError: as ``exists``.
+    """
+    if not exists(name, environment):
+        with _s3(name, environment) as s3:
+            s3.create_bucket(Bucket=name)
+
+
+@contextmanager
+def _s3(name: str, environment: Mapping[str, str]) -> Iterator[Any]:
+    """A client, whose errors inside the block are this module's."""
     import boto3
     from botocore import exceptions as boto
     from botocore.config import Config
@@ -27,7 +47,7 @@ def ensure(name: str, environment: Mapping[str, str]) -> None:
         )
     endpoint, region, key, secret = (environment[setting] for setting in SETTINGS)
     try:
-        s3 = boto3.client(
+        yield boto3.client(
             "s3",
             endpoint_url=endpoint,
             region_name=region,
@@ -35,8 +55,6 @@ def ensure(name: str, environment: Mapping[str, str]) -> None:
             aws_secret_access_key=secret,
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
         )
-        if name not in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}:
-            s3.create_bucket(Bucket=name)
     except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
         silent = isinstance(error, boto.ConnectionError | boto.HTTPClientError) or _is_busy(error)
         said = " ".join(str(error).split())

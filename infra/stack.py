@@ -132,16 +132,12 @@ class Stack:
         postgres.initialise()
         self._keep_environment()
         self._start_supervisor(postgres)
-        self._start({"postgresql": postgres.answers, "s3": self._bucket_exists})
+        self._start("postgresql", "s3")
         postgres.create_databases()
-        self._start(
-            {
-                "mlflow": lambda: _answers(f"{self.client_environment['MLFLOW_TRACKING_URI']}/health"),
-                "prefect": lambda: _answers(f"{self.client_environment['PREFECT_API_URL']}/ready"),
-            }
-        )
+        bucket.ensure(self.settings["S3_BUCKET"], self.client_environment)
+        self._start("mlflow", "prefect")
         self._deploy(self.client_environment)
-        self._start({"worker": self._worker_is_online})
+        self._start("worker")
         print(f"MLflow:  {self.client_environment['MLFLOW_TRACKING_URI']}")
         print(f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')}")
         print(f"logs:    {self.folder / 'logs'}")
@@ -159,16 +155,30 @@ class Stack:
         print("stopped")
 
     def status(self) -> bool:
-        """Print a line a service; -> whether all of them run."""
+        """Print a line a service; -> whether all of them run and answer."""
         with control(self.folder) as supervisor:
             programs = supervisor.getAllProcessInfo() if supervisor else []
+        if not programs:
+            left = processes.running(self.folder)
+            print(f"supervisord does not answer; {_still(left)}" if left else "nothing is running")
+            return False
+        well = True
         for program in programs:
-            print(f"{program['name']:<11} {program['statename']:<9} {program['description']}")
-        if programs:
-            return all(program["statename"] == "RUNNING" for program in programs)
-        left = processes.running(self.folder)
-        print(f"supervisord does not answer; {_still(left)}" if left else "nothing is running")
-        return False
+            state, lacks = program["statename"], self._lacks(program["name"])
+            print(f"{program['name']:<11} {state:<9} {lacks or 'answers'}; {program['description']}")
+            well = well and state == "RUNNING" and not lacks
+        return well
+
+    def _lacks(self, program: str) -> str:
+        """What a program does not do that it is there for; empty where it does."""
+        try:
+            if not self._answering()[program]():
+                return "does not answer"
+            if program == "s3" and not bucket.exists(self.settings["S3_BUCKET"], self.client_environment):
+                return f"answers, without the bucket {self.settings['S3_BUCKET']}: `make up` makes it"
+        except FerdError as error:
+            return str(error)
+        return ""
 
     def _keep_environment(self) -> None:
         """What a shell sources."""
@@ -262,7 +272,18 @@ class Stack:
             raise FerdError(f"supervisord: {' '.join((started.stderr or started.stdout).split())}")
         _wait_until("supervisord", self._runs, self.folder / "logs/supervisord.log")
 
-    def _start(self, programs: Mapping[str, Callable[[], bool]]) -> None:
+    def _answering(self) -> dict[str, Callable[[], bool]]:
+        """How to find out, by program, whether it answers."""
+        services = self.client_environment
+        return {
+            "postgresql": Postgres(self).answers,
+            "s3": self._s3_answers,
+            "mlflow": partial(_answers, f"{services['MLFLOW_TRACKING_URI']}/health"),
+            "prefect": partial(_answers, f"{services['PREFECT_API_URL']}/ready"),
+            "worker": self._worker_is_online,
+        }
+
+    def _start(self, *programs: str) -> None:
         """Start those that do not run, side by side, and wait until each answers."""
         began = time.monotonic()
         logs = {name: self.folder / f"logs/{name}.log" for name in programs}
@@ -275,8 +296,9 @@ class Stack:
                         supervisor.startProcess(name, False)  # waiting is done below, side by side
                     except xmlrpc.client.Fault:
                         raise FerdError(f"{name} does not start; see {log}") from None
-        for name, answers in programs.items():
-            _wait_until(name, answers, logs[name], partial(self._refuse_given_up, name, logs[name]))
+        answering = self._answering()
+        for name in programs:
+            _wait_until(name, answering[name], logs[name], partial(self._refuse_given_up, name, logs[name]))
             print(f"{name:<11} answers after {time.monotonic() - began:.0f} s", flush=True)
 
     def _refuse_given_up(self, name: str, log: Path) -> None:
@@ -306,9 +328,9 @@ class Stack:
         print("s3: no SeaweedFS (weed) here; moto's server instead, FOR TRIAL: it forgets all when it stops")
         return f"moto_server -H 127.0.0.1 -p {port}"
 
-    def _bucket_exists(self) -> bool:
+    def _s3_answers(self) -> bool:
         try:
-            bucket.ensure(self.settings["S3_BUCKET"], self.client_environment)
+            bucket.exists(self.settings["S3_BUCKET"], self.client_environment)
         except Unreachable:
             return False
         return True
@@ -359,12 +381,14 @@ class Stack:
         request = urllib.request.Request(f"{pool}/workers/filter", data=b"{}", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
-                beats = [worker["last_heartbeat_time"] for worker in json.load(answer)]
+                workers = json.load(answer)
         except OSError:
             return False
         started = program.get("start") if program.get("statename") == "RUNNING" else None
         return started is not None and any(
-            datetime.fromisoformat(beat).timestamp() >= started for beat in beats if beat
+            datetime.fromisoformat(worker["last_heartbeat_time"]).timestamp() >= started
+            for worker in workers
+            if worker["status"] == "ONLINE"
         )
 
 

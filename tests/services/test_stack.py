@@ -13,8 +13,8 @@ import pytest
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
-from infra.stack import Postgres, Stack
-from tests.conftest import free_port
+from infra.stack import PROGRAMS, Postgres, Stack
+from tests.conftest import free_port, run_in
 from tests.services.conftest import PLANTED
 
 pytestmark = pytest.mark.services
@@ -64,7 +64,20 @@ def test_a_second_start_finds_everything_running(services):
     services.run(*STACK, "up", **services.started_with)
     assert before == lasting(services)
     status = services.run(*STACK, "status", **services.started_with)
-    assert status.count("RUNNING") == 5
+    assert [line.split(";")[0].split() for line in status.splitlines()] == [
+        [name, "RUNNING", "answers"] for name in sorted(PROGRAMS)
+    ]
+
+
+def test_a_service_that_runs_and_does_not_answer_is_not_well(services):
+    postmaster = psutil.Process(services.program("postgresql")["pid"])
+    postmaster.suspend()
+    try:
+        done = run_in(services.workspace, *STACK, "status", **services.started_with)
+    finally:
+        postmaster.resume()
+    assert done.returncode == 1
+    assert "postgresql  RUNNING   does not answer;" in done.stdout
 
 
 def refused(services, **variables: str) -> str:
