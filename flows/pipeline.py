@@ -20,8 +20,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from ferd.errors import FerdError, Unreachable
 from flows.gpus import Gpus, machine
 from flows.progress import LiveView
-from tasks import params, tracking
-from tasks.process import SLOTS, not_writable
+from tasks import command, params, tracking
+from tasks.process import SLOTS
 from tasks.stage import (
     BUSY_POLL_SECONDS,
     Pipeline,
@@ -185,19 +185,14 @@ def as_command(name: str) -> Iterator[None]:
     """
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end_by)
-    try:
-        yield
-    except FerdError as error:
-        sys.exit(f"{name}: {error}")
-    except OSError as error:
-        sys.exit(f"{name}: {not_writable(error)}")
-    except RuntimeError as error:
-        if "Failed to reach API" not in str(error):
-            raise
-        server = os.environ.get("PREFECT_API_URL", "Prefect's server")
-        sys.exit(f"{name}: {server} does not answer; correct PREFECT_API_URL, or make up")
-    except KeyboardInterrupt:
-        sys.exit(f"{name}: stopped; run it again to go on from here")
+    with command.as_command(name, command.GOES_ON):
+        try:
+            yield
+        except RuntimeError as error:
+            if "Failed to reach API" not in str(error):
+                raise
+            server = os.environ.get("PREFECT_API_URL", "Prefect's server")
+            raise FerdError(f"{server} does not answer; correct PREFECT_API_URL, or make up") from None
 
 
 def bring_up_to_date(

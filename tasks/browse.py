@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ferd.errors import FerdError
 from tasks import params, record, tracking
+from tasks.command import as_command
 from tasks.mlflow_view import HOST, PORT, address
 
 LOG = Path("logs/mlflow.log")
@@ -29,7 +30,7 @@ def main() -> None:
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
     for ending in (signal.SIGTERM, signal.SIGHUP):  # the latter when its terminal is closed
         signal.signal(ending, lambda number, _frame: sys.exit(128 + number))
-    try:
+    with as_command("browse"), suppress(KeyboardInterrupt):
         if not 0 < port < 2**16:
             raise FerdError(f"--port {port}: must be from 1 to {2**16 - 1}")
         settings = params.read()
@@ -38,10 +39,6 @@ def main() -> None:
             show(address(), links)
         else:
             serve(store, port, links)
-    except (FerdError, OSError) as error:
-        sys.exit(f"browse: {error}")
-    except KeyboardInterrupt:
-        sys.exit(0)
 
 
 def show(server: str, links: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """What every command of a person shares: a fault, or Ctrl-C, ends it with one line."""
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,16 +9,30 @@ from ferd.errors import FerdError
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # a shell's code for Ctrl-C
+GOES_ON = "stopped; run it again to go on from here"
+NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def as_command(name: str) -> Iterator[None]:
+def as_command(name: str, when_stopped: str = "stopped") -> Iterator[None]:
     """Run a command's body; what a person can mend is one line on stderr, without a traceback."""
     try:
         yield
     except FerdError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(BAD_INPUT)
+        _end(f"{name}: {error}", BAD_INPUT)
+    except OSError as error:
+        _end(f"{name}: {not_writable(error)}", BAD_INPUT)
     except KeyboardInterrupt:
-        print(f"{name}: stopped", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        _end(f"{name}: {when_stopped}", INTERRUPTED)
+
+
+def _end(line: str, code: int) -> None:
+    print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def not_writable(error: OSError) -> str:
+    """A line for a disk that is full or must not be written to; any other error is raised again."""
+    if error.errno not in NOT_WRITABLE:
+        raise error
+    return f"{error.filename or 'a file'}: {error.strerror}; free space or correct the permissions"

@@ -28,10 +28,9 @@ from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
 from tasks import lineage, params
-from tasks.command import BAD_INPUT, INTERRUPTED
+from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
 from tasks.device import device_name, device_type
 from tasks.events import figures, progress_line
-from tasks.stage import NOT_WRITABLE
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -150,15 +149,8 @@ def running(task: str) -> Iterator[Progress]:
     except OSError as error:
         _end(progress, not_writable(error))
     except KeyboardInterrupt:
-        print(f"{task}: stopped; run it again to go on from here", file=sys.stderr)
+        print(f"{task}: {GOES_ON}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-def not_writable(error: OSError) -> str:
-    """A line for a disk that is full or must not be written to; any other error is raised again."""
-    if error.errno not in NOT_WRITABLE:
-        raise error
-    return f"{error.filename or 'a file'}: {error.strerror}; free space or correct the permissions"
 
 
 @contextmanager

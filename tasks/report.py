@@ -1,7 +1,6 @@
 """Stage ``report``: all results at hand -> one self-contained page, a summary, DVC's metrics and plots."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
 from tasks import page, params, process, sweep_results
+from tasks.command import as_command
 from tasks.figures.style import CONFIG
 from tasks.metrics import write_metrics, write_plots
 from tasks.params import Params
@@ -31,10 +31,8 @@ def main() -> None:
     if bool(args.figure) != bool(args.to):
         parser.error("--figure and --to go together")
     if args.figure:
-        try:
+        with as_command("report"):
             save_figure(args.figure, args.to)
-        except FerdError as error:
-            sys.exit(f"report: {error}")
         return
     with process.running("report") as progress:
         progress.start()

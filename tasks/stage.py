@@ -22,11 +22,11 @@ from typing import Any, TypeVar
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 from tasks import lineage, paths
+from tasks.command import NOT_WRITABLE
 
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
-NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 PERMANENT = (*NOT_WRITABLE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # no retry helps
 T = TypeVar("T")
 

@@ -134,7 +134,7 @@ def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, i
     stale.mkdir(parents=True)
     ways = {"PREFECT_HOME": str(tmp_path / "prefect"), "FERD_ALERT_WEBHOOK": address}
     night = run_in(committed, *COMMAND, timeout=900, **ways)
-    assert night.returncode != 0
+    assert night.returncode == 2
     assert "6 of 7 stages to run" in night.stdout
     assert not stale.exists()
     (said,) = night.stderr.strip().splitlines()
@@ -149,7 +149,7 @@ def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, i
 
 def test_a_folder_without_a_commit_is_refused(finished_copy, tmp_path):
     refused = run_in(finished_copy, *COMMAND, PREFECT_HOME=str(tmp_path / "prefect"))
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert "commit something first" in refused.stderr.strip().splitlines()[-1]
 
 

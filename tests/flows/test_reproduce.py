@@ -94,7 +94,7 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
 def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finished_copy, change_params):
     change_params(finished_copy, -1, "methods", "no-fae", "utae", "gamma")
     failed = run_in(finished_copy, *COMMAND, "no-fae")
-    assert failed.returncode != 0
+    assert failed.returncode == 2
     said = failed.stderr.strip().splitlines()[-1]
     assert said.startswith("reproduce: params.yaml: methods.no-fae.utae.gamma")
 
@@ -102,7 +102,7 @@ def test_a_failing_stage_fails_the_flow_in_one_line_and_spares_the_others(finish
     in_the_way = finished_copy / "checkpoints/digits/resnet8-w8/no-fae"
     in_the_way.write_text("")
     failed = run_in(finished_copy, *COMMAND, "no-fae", "no-utae")
-    assert failed.returncode != 0
+    assert failed.returncode == 2
     assert len(failed.stderr.strip().splitlines()) == 1, failed.stderr
     assert "checkpoints/digits/resnet8-w8/no-fae" in failed.stderr
     assert (finished_copy / "results/digits/resnet8-w8/no-utae/s0.json").exists()

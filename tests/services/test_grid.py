@@ -53,6 +53,6 @@ def test_a_grid_that_is_stopped_stops_its_stages_on_the_workers(reproduced, tmp_
         wait_until(lambda: is_in("RUNNING"), 120, reproduced.log)
         grid.send_signal(signal.SIGINT)
         _, said = grid.communicate(timeout=60)
-    assert grid.returncode == 1
+    assert grid.returncode == 130
     assert said.splitlines()[-1] == "grid: stopped; run it again to go on from here"
     wait_until(lambda: is_in("CANCELLED"), 120, reproduced.log)

@@ -110,7 +110,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_what_makes_it_if_anything_
 def test_a_flow_refuses_a_name_that_is_unknown_before_it_begins(folder):
     for option, name in (("--methods", "fred"), ("--benchmark", "digts")):
         refused = run_in(folder, sys.executable, "-m", "flows.reproduce", option, name)
-        assert refused.returncode == 1 and refused.stdout == ""
+        assert refused.returncode == 2 and refused.stdout == ""
         assert refused.stderr.startswith("reproduce: ") and refused.stderr.count("\n") == 1
         assert f"'{name}' is unknown; choose from" in refused.stderr
 

@@ -69,7 +69,7 @@ def test_a_taken_port_is_one_line(finished_copy):
         taken.listen()
         port = str(taken.getsockname()[1])
         refused = run_in(finished_copy, sys.executable, "-m", "tasks.browse", "--port", port)
-    assert refused.returncode != 0
+    assert refused.returncode == 2
     assert refused.stderr.splitlines() == [
         f"browse: port {port} is taken; stop what listens there, or give another by --port"
     ]

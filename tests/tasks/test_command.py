@@ -1,5 +1,6 @@
 """Commands of a person end with one line."""
 
+import errno
 import importlib
 import os
 
@@ -14,6 +15,11 @@ from tasks.command import as_command
     ("raised", "code", "line"),
     [
         (FerdError("params.yaml: missing"), 2, "plan: params.yaml: missing\n"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "logs"),
+            2,
+            "plan: logs: Permission denied; free space or correct the permissions\n",
+        ),
         (KeyboardInterrupt(), 130, "plan: stopped\n"),
     ],
 )
@@ -23,9 +29,10 @@ def test_a_fault_or_an_interrupt_is_one_line(capsys, raised, code, line):
     assert (ended.value.code, capsys.readouterr().err) == (code, line)
 
 
-def test_a_bug_stays_a_traceback():
-    with pytest.raises(ZeroDivisionError), as_command("plan"):
-        raise ZeroDivisionError
+@pytest.mark.parametrize("bug", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "No such file", "x")])
+def test_a_bug_stays_a_traceback(bug):
+    with pytest.raises(type(bug)), as_command("plan"):
+        raise bug
 
 
 def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch):

@@ -70,10 +70,9 @@ def refusal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr("sys.argv", ["command", *arguments])
         with pytest.raises(SystemExit) as ended:
             command.main()
-        said = ended.value.code if isinstance(ended.value.code, str) else capsys.readouterr().err
-        assert ended.value.code
-        assert len(said.strip().splitlines()) == 1, said
-        return said.strip()
+        assert ended.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
 
     return run
 
