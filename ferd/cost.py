@@ -29,6 +29,7 @@ from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype
 from ferd.models.generator import Generator
+from ferd.tf32 import tf32_convolutions
 
 Shape = tuple[int, int, int]
 ROBUST_SHARE = 0.4  # of the images: AutoAttack's later parts run on those that its earlier parts left
@@ -229,7 +230,7 @@ def teacher_memory(settings: Training, images: int, network: Classifier, shape: 
 def distillation_memory(
     schedule: DistillationSettings, teacher: Classifier, student: Classifier, shape: Shape
 ) -> int:
-    """Bytes at the larger of a generator step and a student step, with both twins and the pool."""
+    """Bytes at the larger of a generator step and a student step, with a twin a network and the pool."""
     latent_dim = schedule.synthesis.latent_dim
     with torch.device("meta"):
         generator = Generator(latent_dim, shape[0], shape[1])
@@ -248,6 +249,7 @@ def weights_bytes(network: nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
+@tf32_convolutions(False)
 def attack_rate(
     network: Classifier, shape: Shape, largest_batch: int, precision: Precision, device: torch.device
 ) -> float:

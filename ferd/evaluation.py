@@ -47,8 +47,8 @@ class Evaluation:
 
     Raises:
         FerdError: there are no images, or some of a class that the network lacks; a
-            trial's cannot be split over the classes, two balls have one name, there are too few classes for
-            AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
+            trial's number of images cannot be split over the classes, two balls have one name, there are
+            too few classes for AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(

@@ -156,8 +156,8 @@ def create_record() -> None:
     params.read()
     if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
         quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
-        command = [sys.executable, "-m", "tasks.tracking"]
-        subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)  # Ctrl-C spares it
+        create = [sys.executable, "-m", "tasks.tracking"]
+        subprocess.Popen(create, stdout=quiet, stderr=quiet, start_new_session=True)  # Ctrl-C spares it
 
 
 def require_known(benchmark: str, methods: Sequence[str] | None) -> None:
@@ -216,7 +216,7 @@ def bring_up_to_date(
     pipeline = Pipeline()
     targets = evaluations(pipeline, benchmark, methods, seeds)
     if analyse:
-        targets += [f"analyse-teacher@{benchmark}", *pipeline.analyses_of(targets[1:])]
+        targets += pipeline.analyses_of(targets)
     run_stale(benchmark, pipeline.plan(targets, report=True), slots)
 
 

@@ -81,7 +81,7 @@ def sweep(
 
 def bring_inputs_up_to_date(benchmark: str, slots: int) -> None:
     """The benchmark's data and teacher, by their DVC stages."""
-    inputs = Pipeline().plan([f"data@{benchmark}", f"teacher@{benchmark}"])
+    inputs = Pipeline().plan([f"teacher@{benchmark}"])
     if any(stage.stale for stage in inputs):
         run_stale(benchmark, inputs, slots)
 

@@ -12,6 +12,7 @@ from tasks import params, tidy
 from tasks.command import as_command
 from tasks.params import CONTROLS
 from tasks.paths import ANALYSIS_SCHEMA, CHECKPOINTS, RESULTS
+from tasks.results import require_classes
 
 PAIRS = 3  # of classes that fail most, a row
 FIELDS = {
@@ -93,15 +94,18 @@ class Table:
         return f"**{self.title}.** {self.note}\n\n{table}"
 
 
-def load(benchmark: str) -> list[dict[str, Any]]:
+def load(benchmark: str, classes: int) -> list[dict[str, Any]]:
     """A benchmark's analyses: the teacher first, controls last, methods by name between.
 
     Raises:
-        FerdError: a file is not an analysis of this project.
+        FerdError: a file is not an analysis of this project, or of another number of classes.
     """
     folder = RESULTS / benchmark
     files = [*folder.glob("teacher.analysis.json"), *folder.glob("*/*/s*.analysis.json")]
-    return sorted(map(_read, files), key=_place)
+    analyses = {path: _read(path) for path in files}
+    for path, analysis in analyses.items():
+        require_classes(path, len(analysis["adaptive_adversary"]["attacked"]), classes, "analyse")
+    return sorted(analyses.values(), key=_place)
 
 
 def tables(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[Table, Table, Table]:
@@ -187,7 +191,7 @@ def identity(analyses: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def markdown(benchmark: str) -> str:
     """All tables of a benchmark, or one line that says what makes its analyses."""
     class_names = dataset(params.read().benchmark(benchmark).data.dataset).class_names
-    analyses = load(benchmark)
+    analyses = load(benchmark, len(class_names))
     if not analyses:
         checkpoint = CHECKPOINTS / benchmark / "teacher.safetensors"
         return (

@@ -60,12 +60,16 @@ def serve(store: str, port: int, links: dict[str, str]) -> None:
             raise FerdError(f"port {port} is taken; stop what listens there, or give another by --port")
     served = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", store]
-    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += ["--workers", "1"]
+    settings = {  # the store, too: a command line, which everybody can read, must not show its password
+        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
     LOG.parent.mkdir(exist_ok=True)
     with LOG.open("w") as log:
         server = subprocess.Popen(
-            command, env=os.environ | quiet, stdout=log, stderr=log, start_new_session=True
+            command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
         )
     try:
         _wait_until_it_answers(server, served)

@@ -65,7 +65,7 @@ def chapter(
     kinds = dataset(benchmark.data.dataset).class_names
     accuracy = tidy.accuracy(groups)
     by_class = tidy.per_class(groups, "pgd20", kinds)
-    analyses = analysis_table.load(name)
+    analyses = analysis_table.load(name, len(kinds))
     adversary, utae, quality = (
         [_from_analysis(table)] if table.rows else [] for table in analysis_table.tables(analyses, kinds)
     )

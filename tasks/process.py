@@ -5,7 +5,8 @@ A stage prints one JSON line an event, for whoever shows progress (at a terminal
     {"task": "distill digits/...", "event": "progress", "done": 3, "total": 12, "seconds_left": 31}
 
 Events are ``computing`` and ``computed`` (around the work itself), ``progress``, ``measured`` (a
-teacher's figures before it is used) and ``error``.
+teacher's figures before it is used), ``resumable`` (the folder of an attempt, for who discards it) and
+``error``.
 """
 
 import fcntl
@@ -27,10 +28,11 @@ import torch
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, write_json
-from tasks import lineage, params
+from tasks import lineage, params, tracking
 from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
 from tasks.device import device_name, device_type
 from tasks.events import figures, progress_line
+from tasks.stage import KEEPS_RESUME, discard
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -138,7 +140,9 @@ def running(task: str) -> Iterator[Progress]:
                     f"{params.PARAMS}: its settings for this stage were changed while it ran, and DVC would "
                     "record the new ones; run it again, which takes up what still holds"
                 )
-            if progress.resume:
+            if progress.resume and os.environ.get(KEEPS_RESUME):
+                progress.event("resumable", folder=str(progress.resume))
+            elif progress.resume:
                 discard(progress.resume)
             progress.finish()
     except FerdError as error:
@@ -184,11 +188,6 @@ def resume_folder(task: str, *settings: Any) -> Path:
     files = {Path(__file__), *(root / path for path in own), *root.glob("ferd/**/*.py")}
     code = [lineage.code_hash(file) for file in sorted(files)]
     return RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
-
-
-def discard(folder: Path) -> None:
-    """The stage has finished: remove its resume folder, and those of its attempts with other settings."""
-    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def move_folder(source: Path, target: Path) -> None:
@@ -256,6 +255,8 @@ def _end(progress: Progress, message: str, *, retryable: bool = False) -> None:
     """End the process by a fault, told to who shows events and to a person."""
     progress.event("error", message=message, retryable=retryable)
     print(f"{progress.task}: {message}", file=sys.stderr)
+    if not retryable:
+        tracking.fail_unfinished()
     sys.exit(BAD_INPUT)
 
 

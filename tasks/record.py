@@ -7,7 +7,6 @@ result.
 """
 
 import argparse
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,10 +58,7 @@ def main() -> None:
     with as_command("record"):
         settings = params.read()
         for name in args.benchmarks or settings.benchmarks:
-            try:
-                complete(name, settings)
-            except OSError as error:
-                raise FerdError(str(error)) from None
+            complete(name, settings)
             print(f"{name}: complete in the record")
 
 
@@ -72,7 +68,7 @@ def complete(name: str, settings: Params) -> str | None:
     -> the link of its γ comparison (``tasks.mlflow_view``); None where fewer than two values of γ ran.
     """
     benchmark = settings.benchmark(name)
-    groups = results.load(name)
+    groups = results.load(name, classes=len(dataset(benchmark.data.dataset).class_names))
     if not groups:
         return None
     with tracking.connected() as client:
@@ -110,7 +106,7 @@ def _keep_report(client: Any, experiment: str, runs: Sequence[Any]) -> None:
     """The report page as an artifact of a run of its own, which shows it in MLflow."""
     if not paths.PAGE.exists():
         return
-    done = hashlib.sha256(paths.PAGE.read_bytes()).hexdigest()[:16]
+    done = process.sha256(paths.PAGE)[:16]
     if not runs or runs[0].data.tags.get(COMPLETED) != done:
         made = client.create_run(experiment, run_name=REPORT, tags={"run_key": REPORT})
         client.log_artifact(made.info.run_id, str(paths.PAGE))
@@ -155,7 +151,7 @@ def _complete_run(
     key = paths.run_key(checkpoint)
     runs = known.get(key, [])
     has_model = bool(result["student"]) and checkpoint.exists()  # teachers are large, and the same for all
-    done = f"{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}{' and model' if has_model else ''}"
+    done = f"{process.sha256(path)[:16]}{' and model' if has_model else ''}"
     completed = [run for run in runs if run.data.tags.get(COMPLETED, "").startswith(done)]
     found = completed or [run for run in runs if _holds(run, result)]
     run_id = found[0].info.run_id if found else _import(client, experiment, key, settings, path, result)
@@ -252,15 +248,15 @@ def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     kind = dataset(benchmark.data.dataset)
-    clean = result["attacks"]["clean"]
+    judged_images = max(figures["n"] for figures in result["attacks"].values())
     images = paths.images(result["benchmark"], "test")
-    digest = hashlib.sha256(images.read_bytes()).hexdigest()[:16] if images.exists() else "not at hand"
+    digest = process.sha256(images)[:16] if images.exists() else "not at hand"
     judged = Dataset(
         name=f"{benchmark.data.name} test",
         digest=digest,
         source_type="local",
         source=json.dumps({"uri": str(images)}),
-        profile=json.dumps({"images": clean["n"], "classes": len(kind.class_names), "size": kind.size}),
+        profile=json.dumps({"images": judged_images, "classes": len(kind.class_names), "size": kind.size}),
     )
     client.log_inputs(run_id, [DatasetInput(judged, [InputTag("mlflow.data.context", "evaluation")])])
 

@@ -7,6 +7,7 @@ from typing import Any
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
 from tasks import page, params, process, sweep_results
@@ -37,13 +38,17 @@ def main() -> None:
     with process.running("report") as progress:
         progress.start()
         settings = params.read()
-        groups = {name: load(name) for name in settings.benchmarks}
+        groups = {name: _load(settings, name) for name in settings.benchmarks}
         write_json(SUMMARY, summary(groups))
         write_metrics(groups)
         write_plots(groups, settings.benchmarks, settings.methods)
         rendered = render(chapters(settings, groups))
         with atomic_write(PAGE) as part:
             part.write_text(rendered)
+
+
+def _load(settings: Params, name: str) -> list[Group]:
+    return load(name, classes=len(dataset(settings.benchmark(name).data.dataset).class_names))
 
 
 def chapters(settings: Params, groups: dict[str, list[Group]]) -> list[page.Chapter]:
@@ -81,11 +86,10 @@ def save_figure(name: str, path: Path) -> None:
     """
     benchmark, _, key = name.partition("/")
     settings = params.read()
-    settings.benchmark(benchmark)
-    shown = _chapter(settings, benchmark, load(benchmark))
+    shown = _chapter(settings, benchmark, _load(settings, benchmark))
     figure = shown.figure(key)
     if figure is None:
-        known = ", ".join(section.figure.key for section in shown.sections)
+        known = ", ".join(section.figure.key for section in shown.sections if not section.figure.pictures)
         raise FerdError(f"figure {name!r} is unknown; choose {benchmark}/ and one of {known}")
     figure.save(path)
 

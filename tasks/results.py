@@ -168,12 +168,15 @@ def read_rounds(result: Path) -> list[dict[str, Any]]:
 
 
 def load(
-    benchmark: str, methods: Sequence[str] | None = None, seeds: Sequence[int] | None = None
+    benchmark: str,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
+    classes: int | None = None,
 ) -> list[Group]:
     """A benchmark's results: the teacher first, controls last, methods by name between.
 
     Raises:
-        FerdError: a file is not a result of this project.
+        FerdError: a file is not a result of this project, or of another number of ``classes``.
     """
     grouped: dict[tuple[str | None, str], list[tuple[Path, dict[str, Any]]]] = {}
     for path in [*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]:
@@ -184,12 +187,26 @@ def load(
         if method == "teacher" or (
             (methods is None or method in methods) and (seeds is None or result["seed"] in seeds)
         ):
+            judged_classes = len(next(iter(result["attacks"].values()))["per_class"])
+            require_classes(path, judged_classes, classes, "evaluate")
             grouped.setdefault((result["student"], method), []).append((path, result))
     groups = []
     for (student, method), found in grouped.items():
         paths, results = zip(*sorted(found, key=lambda item: int(item[1]["seed"])), strict=True)
         groups.append(Group(student, method, results, paths))
     return sorted(groups, key=_place)
+
+
+def require_classes(path: Path, found: int, classes: int | None, stage: str) -> None:
+    """Refuse a file of another number of classes than the benchmark has now; None takes any.
+
+    Raises:
+        FerdError: says which, and the stage that writes it.
+    """
+    if classes not in (None, found):
+        raise FerdError(
+            f"{path}: of {found} classes, where params.yaml has {classes}; run its {stage} stage or delete it"
+        )
 
 
 def _place(group: Group) -> tuple[int, str, int, str]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
 PERMANENT = (*NOT_WRITABLE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # no retry helps
+KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
 T = TypeVar("T")
 
 
@@ -121,13 +123,13 @@ class Pipeline:
         ]
 
     def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
-        """Names of the stages that analyse the students which these stages evaluate."""
-        students = {_command(self._known[name].cmd)[1] for name in evaluations}
+        """Names of the stages that analyse what these stages evaluate."""
+        evaluated = {_command(self._known[name].cmd)[1] for name in evaluations}
         return [
             name
             for name, stage in self._known.items()
             for module, *arguments in [_command(stage.cmd)]
-            if module == "tasks.analyse" and arguments[0] in students
+            if module == "tasks.analyse" and arguments[0] in evaluated
         ]
 
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
@@ -230,8 +232,9 @@ def run(
 ) -> None:
     """Run one stage by ``dvc repro -s``, passing on the events that its process prints.
 
-    DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back. DVC is
-    not loaded in this process, since its library cannot be used in several threads.
+    DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back. What it
+    could be resumed from is kept until DVC has the outputs: on a disk that is full, say, it fails when all is
+    computed. DVC is not loaded in this process, since its library cannot be used in several threads.
 
     Args:
         pull: take the outputs from DVC's remote where another machine computed the same (``tasks.share``).
@@ -245,13 +248,28 @@ def run(
     command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull and stage.name != lineage.STAGE else []  # it is computed in a second
     command += ["--no-run-cache"] if anew else []
+    resumable = []
+
+    def watch(event: dict[str, Any]) -> None:
+        if event["event"] == "resumable":
+            resumable.append(Path(event["folder"]))
+        else:
+            on_event(event)
+
     try:
-        run_module(stage.name, command, on_event, environment)
+        run_module(stage.name, command, watch, {**(environment or {}), KEEPS_RESUME: "1"})
     except StageFailed as error:
         if BUSY in error.reason:
             raise StageBusy(stage.name, error.reason, retryable=True) from None
         _put_back(stage.name, kept)
         raise
+    for folder in resumable:
+        discard(folder)
+
+
+def discard(folder: Path) -> None:
+    """The stage has finished: remove its resume folder, and those of its attempts with other settings."""
+    shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 def run_module(
@@ -353,13 +371,14 @@ def _last_error(tail: Iterable[str], code: int) -> str:
     Of one that was killed it says by which signal, and no other line says why. MLflow's warnings are no
     reasons.
     """
+    if code < 0:
+        return f"it ended by {signal.Signals(-code).name}"
     said = [line.strip() for line in tail]
     lines = [line for line in said if line and not line.startswith("mlflow: ")]
     if killed := re.search(r", exited with -(\d+)", "\n".join(lines)):
         return f"it ended by {signal.Signals(int(killed[1])).name}"
     telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
-    ending = signal.Signals(-code).name if code < 0 else f"exit status {code}"
-    line = (telling or lines or [f"it ended by {ending} and said nothing"])[-1]
+    line = (telling or lines or [f"it ended by exit status {code} and said nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
 
 

@@ -32,6 +32,9 @@ OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answ
 LOCKED = "database is locked"
 
 
+_unfinished: list["Run"] = []  # of the stage that this process computes
+
+
 class Run:
     """One MLflow run; metrics are sent in batches. An outage stops no training, and hardly slows one."""
 
@@ -57,14 +60,14 @@ class Run:
             self._send_after = time.monotonic() + OUTAGE_SECONDS
             _say(error, f"keeping metrics for {OUTAGE_SECONDS // 60} minutes, then trying again")
 
-    def finish(self) -> None:
-        """Mark the run as finished; where MLflow is out, the results are on disk all the same."""
+    def finish(self, status: str = "FINISHED") -> None:
+        """Mark the run as ended so; where MLflow is out, the results are on disk all the same."""
         from mlflow.exceptions import MlflowException
 
         try:
             if self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending)
-            self._client.set_terminated(self.run_id)
+            self._client.set_terminated(self.run_id, status)
         except MlflowException as error:
             _say(error, f"run {self.run_id} stays open, {len(self._pending)} metrics are not in it")
 
@@ -84,7 +87,14 @@ def resume_or_start(
         run = start_run(benchmark, run_key, settings, task, parameters)
         with atomic_write(note) as part:
             part.write_text(run.run_id)
+    _unfinished.append(run)
     return run
+
+
+def fail_unfinished() -> None:
+    """Mark the run that this process has begun, if any, as failed; another attempt opens it again."""
+    for run in _unfinished:
+        run.finish("FAILED")
 
 
 def start_run(

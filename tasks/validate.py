@@ -20,7 +20,7 @@ import torch
 import yaml
 
 from ferd.adversarial_training import AdversarialTraining
-from ferd.checkpoint import load_classifier, save_classifier
+from ferd.checkpoint import load_classifier
 from ferd.config import Benchmark
 from ferd.datasets import dataset, load_images
 from ferd.distillation import Distillation
@@ -46,7 +46,6 @@ def main() -> None:
     parser.add_argument("--method", help="without it, the teacher is trained and judged")
     parser.add_argument("--seeds", type=typed_seed, nargs="+", default=[0])
     parser.add_argument("--teacher", type=Path, help="default: the pipeline's checkpoint")
-    parser.add_argument("--save-teacher", type=Path)
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
     args = parser.parse_args()
     with as_command("validate"):
@@ -96,8 +95,6 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
     )
     for record in training.epochs():
         print(record, file=sys.stderr, flush=True)
-    if args.save_teacher:
-        save_classifier(args.save_teacher, training.network, benchmark.teacher.network)
     return judge(training.network, args.benchmark, benchmark, device)
 
 

@@ -79,6 +79,8 @@ class Figure:
         """
         if path.suffix not in (".png", ".pdf"):
             raise FerdError(f"{path}: pictures are written as .png or .pdf")
+        if self.pictures:
+            raise FerdError(f"figure {self.key}: pictures, not a chart: results/**/*.images.png")
         if not self.panels:
             raise FerdError(f"figure {self.key}: nothing to draw: {self.gap}")
         panels = [_sized(chart, title) for title, chart in self.panels.items()]

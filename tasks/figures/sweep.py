@@ -50,9 +50,9 @@ def methods_compared(sweeps: Sequence[SweepResults]) -> Figure | None:
         for row in tidy.over_values(sweep.groups)
         if row["attack"] == "pgd20"
     ]
-    if len({sweep.method for sweep in sweeps if len(sweep.groups) > 1}) < 2:
-        return None
     methods = list(dict.fromkeys(row["method"] for row in shown))
+    if len(methods) < 2:
+        return None
     colours = label_colours({method: method for method in methods})
     key, student = sweeps[0].key, sweeps[0].student
     return Figure(

@@ -33,7 +33,7 @@ def test_as_many_slots_are_taken_as_there_are_and_a_closed_one_is_free_again(fol
     first, second = process.take_slot(2), process.take_slot(2)
     assert {first.name, second.name} == {str(process.RESUME / f"slot-{number}") for number in (0, 1)}
     taken = []
-    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(2)))
+    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(2)), daemon=True)
     waiting.start()
     waiting.join(5 * process.SLOT_POLL_SECONDS)
     assert waiting.is_alive() and not taken
@@ -68,7 +68,7 @@ def test_a_killed_process_gives_its_slot_back(folder):
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
         taken = []
-        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(1)))
+        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(1)), daemon=True)
         waiting.start()
         waiting.join(5 * process.SLOT_POLL_SECONDS)
         assert not taken
@@ -93,9 +93,16 @@ def test_a_stage_outside_of_a_flow_does_not_wait(folder, monkeypatch, capsys):
 
 def test_a_stage_gives_its_slot_back_when_it_has_computed(folder, monkeypatch):
     monkeypatch.setenv(process.SLOTS, "1")
-    for _ in range(2):  # the second would wait for ever
-        with process.running("report") as progress:
-            progress.start()
+
+    def twice():
+        for _ in range(2):  # the second would wait for ever
+            with process.running("report") as progress:
+                progress.start()
+
+    computing = threading.Thread(target=twice, daemon=True)
+    computing.start()
+    computing.join(30)
+    assert not computing.is_alive()
 
 
 def test_a_person_at_a_terminal_reads_words(monkeypatch, capsys):

@@ -73,6 +73,12 @@ def test_methods_and_seeds_are_selected_and_the_teacher_stays(folder):
     assert [(group.method, group.seeds) for group in groups] == [("teacher", [0]), ("ferd", [1])]
 
 
+def test_a_result_of_other_classes_than_the_benchmark_has_now_is_named(folder):
+    assert len(results.load("digits", classes=10)) == len(results.load("digits")) > 1
+    with pytest.raises(FerdError, match=r"json: of 10 classes, where params\.yaml has 11; run its evaluate"):
+        results.load("digits", classes=11)
+
+
 def test_spread_is_mean_and_sample_standard_deviation():
     assert results.spread([0.5, 0.625, 0.75]) == (0.625, 0.125)
     assert results.spread([0.5]) == (0.5, None)

@@ -146,6 +146,29 @@ def test_a_stage_that_fails_when_it_has_written_puts_back_what_was_there(here):
     assert result.read_bytes() == before != b"{}"
 
 
+FULL = """
+import errno, sys
+if "repro" in sys.orig_argv:
+    import dvc.stage
+    def save(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    dvc.stage.Stage.save = save
+"""
+
+
+def test_what_dvc_could_not_keep_is_not_computed_again(here, change_params, tmp_path):
+    """As on a disk that is full when all is computed; for that DVC's own ``save`` is replaced."""
+    change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
+    wanted = planned("distill-digits@resnet8-w8-ferd-s0")
+    (tmp_path / "sitecustomize.py").write_text(FULL)
+    with pytest.raises(stage.StageFailed, match="No space left on device"):
+        stage.run(wanted, lambda event: None, {"PYTHONPATH": str(tmp_path)})
+    events = []
+    stage.run(wanted, events.append)
+    assert [event["event"] for event in events] == ["computing", "computed"]
+    assert (here / STUDENT).exists() and not list((here / ".resume").glob("distill*"))
+
+
 def test_a_failed_report_puts_back_the_folders_that_git_keeps(here):
     folders = [here / "results/metrics", here / "results/plots"]
     before = {path: path.read_bytes() for folder in folders for path in folder.rglob("*.*")}
@@ -224,7 +247,7 @@ def test_a_command_of_another_kind_is_no_stage_of_ours():
 
 
 def test_a_stage_that_says_nothing_is_told_by_how_it_ended():
-    assert stage._last_error([], -9) == "it ended by SIGKILL and said nothing"
+    assert stage._last_error(["round 3: a warning"], -9) == "it ended by SIGKILL"
     assert stage._last_error([" "], 143) == "it ended by exit status 143 and said nothing"
 
 

@@ -79,6 +79,23 @@ def test_work_is_shared_of_what_is_committed_alone(workspace, monkeypatch, chang
         tracking.refuse_uncommitted()
 
 
+def test_a_run_whose_stage_fails_is_failed_until_it_goes_on(monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking, "_unfinished", [])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+    def status():
+        with tracking.connected() as client:
+            return client.get_run(begun.run_id).info.status
+
+    begun = tracking.resume_or_start(tmp_path, "digits", "ferd", "hash", "distill", {})
+    tracking.fail_unfinished()
+    assert status() == "FAILED"
+    again = tracking.resume_or_start(tmp_path, "digits", "ferd", "hash", "distill", {})
+    assert again.run_id == begun.run_id and status() == "RUNNING"
+    again.finish()
+    assert status() == "FINISHED"
+
+
 def test_metrics_of_an_outage_are_sent_when_it_may_be_over(monkeypatch):
     from mlflow.exceptions import MlflowException
 
