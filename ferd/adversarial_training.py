@@ -37,7 +37,10 @@ class EpochRecord:
 
 
 def trades_loss(clean_logits: Tensor, adv_logits: Tensor, labels: Tensor, beta: float) -> Tensor:
-    """CE(f(x), y) + β·KL(σ(f(x)) ‖ σ(f(x'))), the mean over the batch; both keep their gradients."""
+    """CE(f(x), y) + β·KL(σ(f(x)) ‖ σ(f(x'))), the mean over the batch; both keep their gradients.
+
+    Logits (B, C), labels (B,) -> (). Zhang et al. 2019.
+    """
     clean, adv = clean_logits.log_softmax(1), adv_logits.log_softmax(1)
     robust = (clean.exp() * (clean - adv)).sum(1).mean()
     return F.cross_entropy(clean_logits, labels) + beta * robust

@@ -25,12 +25,12 @@ def margins(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def cross_entropy(labels: Tensor) -> Objective:
-    """CE(f(x), y)."""
+    """CE(f(x), y); labels (B,)."""
     return lambda logits: F.cross_entropy(logits, labels, reduction="none")
 
 
 def negative_margin(labels: Tensor) -> Objective:
-    """max_{j≠y} f(x)_j − f(x)_y, the loss of CW∞ (Carlini and Wagner 2017)."""
+    """max_{j≠y} f(x)_j − f(x)_y, the loss of CW∞ (Carlini and Wagner 2017); labels (B,)."""
     return lambda logits: -margins(logits, labels)
 
 
@@ -46,7 +46,10 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def uniform_target(clean_probs: Tensor, gamma: float | Tensor) -> Objective:
-    """KL(q ‖ f(x)) − γ·KL(U ‖ f(x)), Eq. 10; γ = 0 is plain KL, the attack of TRADES; γ may be (B,)."""
+    """KL(q ‖ f(x)) − γ·KL(U ‖ f(x)), Eq. 10; γ = 0 is plain KL, the attack of TRADES.
+
+    q is ``clean_probs`` (B, C); γ is one for all, or (B,).
+    """
 
     def objective(logits: Tensor) -> Tensor:
         away = kl_divergence(clean_probs, logits)
@@ -58,18 +61,21 @@ def uniform_target(clean_probs: Tensor, gamma: float | Tensor) -> Objective:
 
 
 def project(adv_inputs: Tensor, inputs: Tensor, epsilon: float) -> Tensor:
-    """The nearest point of the ε-ball (L∞) around ``inputs`` and of [0, 1]."""
+    """The nearest point of the ε-ball (L∞) around ``inputs`` and of [0, 1]; both (B, channels, H, W)."""
     return adv_inputs.clamp(inputs - epsilon, inputs + epsilon).clamp(0, 1)
 
 
 def random_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
-    """A uniform point of the ε-ball, in [0, 1]."""
+    """A uniform point of the ε-ball, in [0, 1]; (B, channels, H, W), like ``inputs``."""
     noise = torch.empty_like(inputs).uniform_(-epsilon, epsilon, generator=rng)
     return project(inputs + noise, inputs, epsilon)
 
 
 def gaussian_start(inputs: Tensor, epsilon: float, rng: torch.Generator) -> Tensor:
-    """Start at x + 0.001·N(0, 1), where a KL objective has no gradient at x itself."""
+    """Start at x + 0.001·N(0, 1), where a KL objective has no gradient at x itself.
+
+    Within ε and [0, 1]; (B, channels, H, W), like ``inputs``.
+    """
     noise = torch.empty_like(inputs).normal_(0.0, 0.001, generator=rng)
     return project(inputs + noise, inputs, epsilon)
 
@@ -99,7 +105,10 @@ def pgd(
 
 
 def fgsm(network: nn.Module, inputs: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-    """One step of ε on the cross-entropy, without a random start (Goodfellow et al. 2015)."""
+    """One step of ε on the cross-entropy, without a random start (Goodfellow et al. 2015).
+
+    Inputs (B, channels, H, W) in [0, 1], labels (B,), ε in the same unit -> adversarial images like them.
+    """
     one_step = ThreatModel(norm="linf", epsilon=epsilon, step_size=epsilon, steps=1)
     return pgd(network, inputs, cross_entropy(labels), one_step, start=inputs.clone())
 

@@ -102,7 +102,11 @@ class Evaluation:
         }
 
     def other_balls(self) -> list[dict[str, Any]]:
-        """For each further ball its threat model, and the figures of each attack in it."""
+        """For each further ball its threat model, and the figures of each attack in it.
+
+        Raises:
+            FerdError: there are images that no verdict is there for yet; so do ``checks`` and ``common``.
+        """
         return [
             {
                 "threat_model": self._ball(ball).model_dump(),

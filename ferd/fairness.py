@@ -25,14 +25,14 @@ def worst_count(classes: int) -> int:
 
 
 def worst(per_class: Tensor) -> float:
-    """Mean accuracy of the ``worst_count`` worst classes."""
+    """Mean accuracy of the ``worst_count`` worst classes; (C,) -> 0 ... 1."""
     return per_class.sort().values[: worst_count(len(per_class))].mean().item()
 
 
 def nsd(per_class: Tensor) -> float:
     """Normalised standard deviation: population std / mean over classes, 0 (even) ... √(C − 1) (one class).
 
-    √(C − 1) where all are 0, too: to be wrong on everything is not to be fair.
+    (C,) -> (). √(C − 1) where all are 0, too: to be wrong on everything is not to be fair.
     """
     mean = per_class.mean().item()
     return per_class.std(correction=0).item() / mean if mean else math.sqrt(len(per_class) - 1)

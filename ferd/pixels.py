@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[0, 1] float -> 0 ... 255, rounded."""
+    """[0, 1] float -> 0 ... 255, rounded; any shape. Outside [0, 1] undefined."""
     return (images * 255).round().to(torch.uint8)
 
 

@@ -65,7 +65,11 @@ class Pool:
         self._take(images, labels)
 
     def keep_rounds(self, rounds: int) -> None:
-        """Forget the rounds that a resumed run is about to make again."""
+        """Forget the rounds that a resumed run is about to make again.
+
+        Raises:
+            FerdError: the folder holds fewer.
+        """
         if self.rounds < rounds:
             raise FerdError(
                 f"{self.folder}: holds {self.rounds} rounds where {rounds} were finished; delete it and the "

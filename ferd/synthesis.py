@@ -35,7 +35,10 @@ class SynthesisResult:
 
 
 def adversarial_loss(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """L_adv = −IKL(f^T(x), f^S(x)), the mean over the batch; the teacher keeps its gradient in wMSE."""
+    """L_adv = −IKL(f^T(x), f^S(x)), the mean over the batch; (B, C), (B, C) -> ().
+
+    The teacher keeps its gradient in wMSE.
+    """
     weights = (teacher_logits.detach() / PRIOR_TEMPERATURE).softmax(1)
     return -ikl(teacher_logits, student_logits, weights).mean()
 
@@ -50,7 +53,8 @@ def uniformity_loss(
 ) -> tuple[Tensor, Tensor]:
     """L_uni = KL(U ‖ σ(head(Z_nr))), Eq. 7, and the fraction of robust channels.
 
-    The mask is a constant; the gradient reaches the generator through Z_nr.
+    Features (B, K, H, W), labels (B,) -> (), (). The mask is a constant; the gradient reaches the
+    generator through Z_nr.
     """
     robust = robust_channels(teacher, features, labels, choice, settings.bottleneck, rng)
     logits = teacher.head(nonrobust_features(features, robust), choice.layer)
