@@ -22,9 +22,9 @@ from prefect.states import Cancelling
 from ferd.errors import FerdError
 from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, failures_of, in_order, run_stale
 from tasks import lineage, share
+from tasks.git import head, refuse_uncommitted
 from tasks.stage import Pipeline, Stage, stoppable, stopped
 from tasks.table import print_table
-from tasks.tracking import head, refuse_uncommitted
 
 DEPLOYMENT = "stage/stage"
 POLL_SECONDS = 2

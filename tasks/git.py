@@ -5,6 +5,9 @@ from pathlib import Path
 
 from ferd.errors import FerdError
 
+BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
+CHANGED = ("status", "--porcelain", "--untracked-files=no")
+
 
 def git(folder: Path, *arguments: str) -> str:
     """What Git prints in a folder.
@@ -27,3 +30,28 @@ def git_if_there(folder: Path, *arguments: str) -> str | None:
         return git(folder, *arguments)
     except FerdError:
         return None
+
+
+def head() -> str:
+    """The commit that this folder is at; empty outside a Git repository."""
+    return git_if_there(Path.cwd(), "rev-parse", "HEAD") or ""
+
+
+def refuse_uncommitted() -> None:
+    """Refuse to share work where what results depend on is not that of the commit.
+
+    Raises:
+        FerdError: which files differ from it, or Git cannot say.
+    """
+    try:
+        found = git(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS)
+    except FerdError as error:
+        raise FerdError(
+            f"{Path.cwd()}: {error}; machines agree by a commit on what they compute: correct that"
+        ) from None
+    if files := [line.split(maxsplit=1)[1] for line in found.splitlines()]:
+        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
+        raise FerdError(
+            f"{Path.cwd()}: {files[0]}{more} changed since the commit, by which machines agree on what they "
+            "compute; commit or stash it"
+        )

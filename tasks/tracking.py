@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
-from tasks.git import git, git_if_there
+from tasks.git import CHANGED, git_if_there, head
 from tasks.results import FIGURES
 
 DEFAULT_FILE = Path("mlflow.db")
@@ -26,8 +26,6 @@ SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
-BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
-CHANGED = ("status", "--porcelain", "--untracked-files=no")
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
 
@@ -279,31 +277,6 @@ def _reason(error: Exception) -> str:
     """What MLflow says, in one line, without the password that may stand in the store's address."""
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     return " ".join(str(error).split()).replace(store, without_password(store))
-
-
-def head() -> str:
-    """The commit that this folder is at; empty outside a Git repository."""
-    return git_if_there(Path.cwd(), "rev-parse", "HEAD") or ""
-
-
-def refuse_uncommitted() -> None:
-    """Refuse to share work where what results depend on is not that of the commit.
-
-    Raises:
-        FerdError: which files differ from it, or Git cannot say.
-    """
-    try:
-        found = git(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS)
-    except FerdError as error:
-        raise FerdError(
-            f"{Path.cwd()}: {error}; machines agree by a commit on what they compute: correct that"
-        ) from None
-    if files := [line.split(maxsplit=1)[1] for line in found.splitlines()]:
-        more = f" and {len(files) - 1} more" if len(files) > 1 else ""
-        raise FerdError(
-            f"{Path.cwd()}: {files[0]}{more} changed since the commit, by which machines agree on what they "
-            "compute; commit or stash it"
-        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 import pytest
 
 from ferd.errors import FerdError
-from tasks.git import git, git_if_there
+from tasks.git import git, git_if_there, refuse_uncommitted
+from tests.conftest import run_in
 
 
 def test_what_it_prints(tmp_path):
@@ -28,3 +29,27 @@ def test_without_git_it_says_so(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FerdError, match=r"^git: No such file or directory$"):
         git(tmp_path, "status")
+
+
+def test_work_is_shared_of_what_is_committed_alone(workspace, monkeypatch, change_params):
+    monkeypatch.chdir(workspace)
+    for command in (("add", "--all"), ("commit", "--quiet", "--message", "tiny")):
+        done = run_in(workspace, "git", "-c", "user.name=t", "-c", "user.email=t@t", *command)
+        assert done.returncode == 0, done.stderr
+    (workspace / "notes.txt").write_text("not in Git")
+    (workspace / "README.md").write_text("behind no result")
+    refuse_uncommitted()
+    change_params(workspace, 0.9, "methods", "ferd", "utae", "gamma")
+    with pytest.raises(FerdError, match=r": params\.yaml changed since the commit, .*; commit or stash it$"):
+        refuse_uncommitted()
+    with (workspace / "ferd/losses.py").open("a") as code:
+        code.write("OTHER = 1\n")
+    with pytest.raises(FerdError, match=r": ferd/losses\.py and 1 more changed"):
+        refuse_uncommitted()
+
+
+def test_where_git_refuses_nothing_passes_for_committed(workspace, monkeypatch):
+    monkeypatch.chdir(workspace)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    with pytest.raises(FerdError, match=r"git: fatal: .*; machines agree by a commit"):
+        refuse_uncommitted()

@@ -6,10 +6,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from ferd.errors import FerdError, Unreachable
+from ferd.errors import Unreachable
 from tasks import tracking
 from tasks.distill import metrics_of
-from tests.conftest import run_in
+from tasks.git import head
 
 
 @pytest.fixture(scope="module")
@@ -58,25 +58,8 @@ def test_a_machine_without_git_has_a_record_too(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert tracking.head() == ""
+    assert head() == ""
     assert tracking.start_run("digits", "a/b/s0", "settings", "distill", {}).run_id
-
-
-def test_work_is_shared_of_what_is_committed_alone(workspace, monkeypatch, change_params):
-    monkeypatch.chdir(workspace)
-    for command in (("add", "--all"), ("commit", "--quiet", "--message", "tiny")):
-        done = run_in(workspace, "git", "-c", "user.name=t", "-c", "user.email=t@t", *command)
-        assert done.returncode == 0, done.stderr
-    (workspace / "notes.txt").write_text("not in Git")
-    (workspace / "README.md").write_text("behind no result")
-    tracking.refuse_uncommitted()
-    change_params(workspace, 0.9, "methods", "ferd", "utae", "gamma")
-    with pytest.raises(FerdError, match=r": params\.yaml changed since the commit, .*; commit or stash it$"):
-        tracking.refuse_uncommitted()
-    with (workspace / "ferd/losses.py").open("a") as code:
-        code.write("OTHER = 1\n")
-    with pytest.raises(FerdError, match=r": ferd/losses\.py and 1 more changed"):
-        tracking.refuse_uncommitted()
 
 
 def test_a_run_whose_stage_fails_is_failed_until_it_goes_on(monkeypatch, tmp_path):
@@ -190,13 +173,6 @@ def test_a_warm_up_round_has_no_student_metrics():
         "generator/oh": 2.0,
         "student/learning_rate": 0.1,
     }
-
-
-def test_where_git_refuses_nothing_passes_for_committed(workspace, monkeypatch):
-    monkeypatch.chdir(workspace)
-    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
-    with pytest.raises(FerdError, match=r"git: fatal: .*; machines agree by a commit"):
-        tracking.refuse_uncommitted()
 
 
 def test_a_store_that_another_process_writes_to_for_long_is_worth_another_try(monkeypatch, tmp_path):
