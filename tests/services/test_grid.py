@@ -39,9 +39,11 @@ def test_a_grid_that_is_stopped_stops_its_stages_on_the_workers(reproduced, tmp_
     command = [sys.executable, "-m", "flows.grid", "--methods", "no-fae", "--seeds", "0"]
     stage = {"name": {"any_": ["distill-digits@resnet8-w8-no-fae-s0"]}}
 
-    def is_in(state):
-        found = {"flow_runs": {**stage, "state": {"type": {"any_": [state]}}}}
-        return bool(reproduced.api("/flow_runs/filter", found))
+    def those_in(*states):
+        wanted = {"flow_runs": {**stage, "state": {"type": {"any_": states}}}}
+        return {run["id"] for run in reproduced.api("/flow_runs/filter", wanted)}
+
+    left = those_in("RUNNING", "CANCELLED")  # by tests that kill what runs the stage
 
     with subprocess.Popen(
         command,
@@ -50,9 +52,9 @@ def test_a_grid_that_is_stopped_stops_its_stages_on_the_workers(reproduced, tmp_
         stderr=subprocess.PIPE,
         text=True,
     ) as grid:
-        wait_until(lambda: is_in("RUNNING"), 120, reproduced.log)
+        wait_until(lambda: those_in("RUNNING") - left, 120, reproduced.log)
         grid.send_signal(signal.SIGINT)
         _, said = grid.communicate(timeout=60)
     assert grid.returncode == 130
     assert said.splitlines()[-1] == "grid: stopped; run it again to go on from here"
-    wait_until(lambda: is_in("CANCELLED"), 120, reproduced.log)
+    wait_until(lambda: those_in("CANCELLED") - left, 120, reproduced.log)
