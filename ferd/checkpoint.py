@@ -110,7 +110,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     with atomic_write(path) as part:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)  # in memory first: torch reports a full disk as a RuntimeError
-        part.write_bytes(buffer.getbuffer())
+        part.write_bytes(buffer.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
