@@ -32,7 +32,7 @@ def worst(per_class: Tensor) -> float:
 def nsd(per_class: Tensor) -> float:
     """Normalised standard deviation: population std / mean over classes, 0 (even) ... √(C − 1) (one class).
 
-    (C,) -> (). √(C − 1) where all are 0, too: to be wrong on everything is not to be fair.
+    Of accuracies (C,). √(C − 1) where all are 0, too: to be wrong on everything is not to be fair.
     """
     mean = per_class.mean().item()
     return per_class.std(correction=0).item() / mean if mean else math.sqrt(len(per_class) - 1)

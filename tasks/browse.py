@@ -66,7 +66,10 @@ def serve(store: str, port: int, links: dict[str, str]) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    LOG.parent.mkdir(exist_ok=True)
+    try:
+        LOG.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise FerdError(f"{LOG.parent}: a file where a folder belongs; move it away") from None
     with LOG.open("w") as log:
         server = subprocess.Popen(
             command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True

@@ -187,8 +187,8 @@ def load(
         if method == "teacher" or (
             (methods is None or method in methods) and (seeds is None or result["seed"] in seeds)
         ):
-            judged_classes = len(next(iter(result["attacks"].values()))["per_class"])
-            require_classes(path, judged_classes, classes, "evaluate")
+            for figures in result["attacks"].values():
+                require_classes(path, len(figures["per_class"]), classes, "evaluate")
             grouped.setdefault((result["student"], method), []).append((path, result))
     groups = []
     for (student, method), found in grouped.items():

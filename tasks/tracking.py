@@ -28,9 +28,7 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
-
-
-_unfinished: list["Run"] = []  # of the stage that this process computes
+_unfinished: set["Run"] = set()  # of the stage that this process computes
 
 
 class Run:
@@ -62,6 +60,7 @@ class Run:
         """Mark the run as ended so; where MLflow is out, the results are on disk all the same."""
         from mlflow.exceptions import MlflowException
 
+        _unfinished.discard(self)
         try:
             if self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending)
@@ -85,13 +84,13 @@ def resume_or_start(
         run = start_run(benchmark, run_key, settings, task, parameters)
         with atomic_write(note) as part:
             part.write_text(run.run_id)
-    _unfinished.append(run)
+    _unfinished.add(run)
     return run
 
 
 def fail_unfinished() -> None:
     """Mark the run that this process has begun, if any, as failed; another attempt opens it again."""
-    for run in _unfinished:
+    for run in list(_unfinished):
         run.finish("FAILED")
 
 

@@ -75,6 +75,13 @@ def test_a_taken_port_is_one_line(finished_copy):
     ]
 
 
+def test_a_file_where_the_logs_belong_is_one_line(finished_copy):
+    (finished_copy / "logs").touch()
+    refused = run_in(finished_copy, sys.executable, "-m", "tasks.browse", "--port", str(free_port()))
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines() == ["browse: logs: a file where a folder belongs; move it away"]
+
+
 def test_links_do_not_carry_the_servers_password(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@mlflow.example/")
     assert mlflow_view.address() == "https://mlflow.example"

@@ -158,6 +158,12 @@ def test_more_than_ten_classes_have_no_numbers_and_more_than_twenty_no_heat_map(
     assert [len(marks(chart)) for chart in figure.panels.values()] == [layers] * panels
 
 
+def test_pictures_are_no_chart_to_be_written(tmp_path):
+    figure = Figure("images", "Images", "", "x", pictures={"ferd": "data:image/jpeg;base64,"})
+    with pytest.raises(FerdError, match="figure images: pictures, not a chart: results/"):
+        figure.save(tmp_path / "figure.png")
+
+
 @pytest.mark.parametrize(
     "figure",
     [
