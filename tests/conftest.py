@@ -135,18 +135,27 @@ def workspace(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A workspace in which the flow has brought two methods up to date; not to be changed.
-
-    The tests' parallel processes share it: the first that asks makes it.
-    """
+def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Callable[..., Path]:
+    """``made_once(name, make)``: a folder that tests in all processes share; the first to ask makes it."""
     base = tmp_path_factory.getbasetemp()
-    folder = (base if worker_id == "master" else base.parent) / "finished"
-    with FileLock(f"{folder}.lock"):
-        if not (folder / "flow.log").exists():
-            folder.mkdir()
-            make_finished(folder)
-    return folder
+    shared = base if worker_id == "master" else base.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        with FileLock(f"{folder}.lock"):
+            if not done.exists():
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def finished(made_once: Callable[..., Path]) -> Path:
+    """A workspace in which the flow has brought two methods up to date; not to be changed."""
+    return made_once("finished", make_finished)
 
 
 def keep_digits_alone(folder: Path) -> None:

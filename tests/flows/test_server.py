@@ -28,9 +28,9 @@ with own_server():
 
 
 @pytest.fixture
-def no_server(monkeypatch, tmp_path):
+def no_server(monkeypatch, prefect_home):
     """Prefect's settings as they are where nobody has made any."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    monkeypatch.setenv("PREFECT_HOME", str(prefect_home))
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         yield
 
@@ -62,16 +62,16 @@ def test_a_server_answers_in_the_block_and_has_ended_after_it(no_server):
     assert not server.is_running()
 
 
-def test_what_a_flow_said_last_arrives(no_server, tmp_path):
+def test_what_a_flow_said_last_arrives(no_server, prefect_home):
     """Prefect sends logs and events in the background, seconds later: so long the server stays."""
 
     @flow(name="brief")
     def brief():
-        get_run_logger().info("the last word")
+        get_run_logger().critical("the last word")  # flows say no less to Prefect
 
     with own_server():
         brief()
-    with closing(sqlite3.connect(tmp_path / "prefect.db")) as database:
+    with closing(sqlite3.connect(prefect_home / "prefect.db")) as database:
         assert ("the last word",) in database.execute("select message from log").fetchall()
 
 
@@ -105,8 +105,8 @@ def test_those_that_start_at_once_on_a_fresh_machine_do_not_meet(tmp_path):
     assert [command.communicate()[0] for command in holding] == ["up\n", "up\n"]
 
 
-def test_it_ends_with_a_command_that_is_killed():
-    with hold() as command:
+def test_it_ends_with_a_command_that_is_killed(prefect_home):
+    with hold(PREFECT_HOME=str(prefect_home)) as command:
         assert command.stdout.readline() == "up\n"
         (server,) = servers()
         command.kill()
