@@ -73,7 +73,7 @@ def read_facts(path: Path, *needed: str) -> dict[str, Any]:
     return facts
 
 
-def load_classifier(path: Path, **expected: Any) -> Classifier:
+def load_classifier(path: Path | str, **expected: Any) -> Classifier:
     """The network of a checkpoint, in eval mode with frozen weights.
 
     Args:
@@ -82,7 +82,7 @@ def load_classifier(path: Path, **expected: Any) -> Classifier:
     Raises:
         FerdError: as ``read_facts``; or a fact differs, or the weights do not fit the network.
     """
-    facts = read_facts(path)
+    facts = read_facts(path := Path(path))
     for key, value in expected.items():
         if facts.get(key) != value:
             raise FerdError(
@@ -105,21 +105,21 @@ def load_classifier(path: Path, **expected: Any) -> Classifier:
     return network.eval().requires_grad_(False)
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
+def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
     """Write a resumable state of tensors and plain values."""
-    with atomic_write(path) as part:
+    with atomic_write(Path(path)) as part:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)  # in memory first: torch reports a full disk as a RuntimeError
         part.write_bytes(buffer.getvalue())
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
+def load_state(path: Path | str) -> dict[str, Any] | None:
     """The state at ``path``; None where there is none.
 
     Raises:
         FerdError: the file cannot be read as a state.
     """
-    if not path.exists():
+    if not Path(path).exists():
         return None
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")

@@ -156,7 +156,8 @@ class Training(Settings):
 class Measure(Settings):
     """How a teacher is measured before it is used: clean and PGD-20, on so many validation images.
 
-    One whose PGD-20 accuracy is below ``least_robust`` is refused, unless ``accept_not_robust``.
+    One whose PGD-20 accuracy is below ``least_robust``, or no more than 1/C, what guessing gives, is
+    refused, unless ``accept_not_robust``.
     """
 
     images: Count
@@ -240,15 +241,15 @@ class DistillationSettings(Settings):
         return self
 
     def require_fitting(self, classes: int) -> None:
-        """Refuse a floor of the proportions above an equal share of so many classes.
+        """Refuse a floor of the proportions that leaves no class more than an equal share.
 
         Raises:
-            FerdError: it is.
+            FerdError: it is 1/C or more.
         """
-        if self.proportion_floor * classes > 1:
+        if self.proportion_floor * classes >= 1:
             raise FerdError(
-                f"distillation.proportion_floor: {self.proportion_floor} is more than 1/{classes}, an equal "
-                "share of every class; lower it"
+                f"distillation.proportion_floor: {self.proportion_floor} is not below 1/{classes}, the equal "
+                f"share of each of {classes} classes, and leaves nothing to reweight; lower it"
             )
 
 

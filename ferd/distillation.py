@@ -82,8 +82,8 @@ class Distillation:
 
     Raises:
         FerdError: a network is no ``Classifier``, the two are one, or differ in classes or channels, the
-            generator makes no images of that shape, the floor of the proportions is above an equal share, or
-            ``given`` has labels that the networks lack.
+            generator makes no images of that shape, the floor of the proportions is not below an equal share,
+            or ``given`` has labels that the networks lack.
         ValueError: ``given`` is not what the method needs.
     """
 
@@ -195,9 +195,9 @@ class Distillation:
             )
 
     def _fold(self, dtype: torch.dtype) -> None:
-        """Twins in float32 for what is learned from, and in ``dtype`` for what is attacked.
+        """Twins in float32, for the teacher's targets and L_adv's student, and in ``dtype``, to be attacked.
 
-        With precision ``bf16`` the teacher's targets are taken from its twin in bfloat16 too.
+        D is of the attacked ones' margins. With precision ``bf16`` targets are of the twin in bfloat16, too.
         """
         self._teacher_twin, self._student_twin = Folded(self.teacher), Folded(self.student)
         self._attacked_teacher, self._attacked_student = self._teacher_twin, self._student_twin

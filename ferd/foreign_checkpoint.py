@@ -45,6 +45,9 @@ def load_foreign(
     _refuse(path, name, "lacks", expected.keys() - tensors.keys())
     _refuse(path, name, "has more than", tensors.keys() - expected.keys())
     other = {key for key in expected if expected[key].shape != tensors[key].shape}
+    if other == {"linear.weight", "linear.bias"}:
+        found = len(tensors["linear.bias"])
+        raise FerdError(f"{path}: {name} of {found} classes, where {classes} are needed; give another one")
     _refuse(path, name, "has other shapes than", other)
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})
     if normalisation:

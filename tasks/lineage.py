@@ -10,12 +10,17 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ferd.config import Benchmark
 from ferd.errors import FerdError
+from ferd.models.registry import NETWORKS
+from tasks import paths
 from tasks.bare_code import bare, parsed
 
 STAGE = "sources"
 FOLDER = Path("sources")
+OF_NETWORKS = FOLDER / "networks"
 COMMANDS = ("data", "teacher", "judge", "distill", "evaluate", "analyse", "report")
+WITH_NETWORKS = ("tasks.teacher", "tasks.judge", "tasks.distill", "tasks.evaluate", "tasks.analyse")
 REGISTRY = "ferd/models/registry.py"
 # Events, paths, settings, names and the record: they carry a result, and do not change it.
 PLUMBING = frozenset(
@@ -45,7 +50,7 @@ def lists(commands: Sequence[str] = COMMANDS) -> dict[Path, str]:
     """
     networks = network_files()
     files = {FOLDER / f"{name}.txt": behind(f"tasks/{name}.py") - {*networks.values()} for name in commands}
-    files |= {FOLDER / "networks" / f"{name}.txt": behind(file) for name, file in networks.items()}
+    files |= {OF_NETWORKS / f"{name}.txt": behind(file) for name, file in networks.items()}
     return {path: "".join(map(_line, sorted(needed))) for path, needed in files.items()}
 
 
@@ -57,6 +62,35 @@ def network_files() -> dict[str, str]:
     imported = [Path(path) for path in _imports(REGISTRY, Path())]
     kinds = [path for path in imported if path.parent == Path(REGISTRY).parent]
     return {path.stem: str(path) for path in kinds if path.stem not in ("__init__", "classifier")}
+
+
+def network_lists(command: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> set[Path]:
+    """The lists of the networks that a stage's command builds or loads; of names that are unknown none."""
+    module, *arguments = command
+    if module not in WITH_NETWORKS:
+        return set()
+    name, student = arguments[0], arguments[1] if module == "tasks.distill" else None
+    if module in ("tasks.evaluate", "tasks.analyse"):
+        checkpoint = Path(arguments[0])
+        name, student = checkpoint.relative_to(paths.CHECKPOINTS).parts[0], paths.identity(checkpoint)[0]
+    if name not in benchmarks:
+        return set()
+    teacher, judge = benchmarks[name].teacher.network, benchmarks[name].analysis.judge.network
+    built = {
+        "tasks.teacher": (teacher,),
+        "tasks.judge": (judge,),
+        "tasks.distill": (teacher, student),
+        "tasks.evaluate": (student or teacher,),
+        "tasks.analyse": (teacher, student, judge) if student else (teacher,),
+    }[module]
+    known = {network for network in built if network and network in NETWORKS}
+    return {OF_NETWORKS / f"{_file_of(network)}.txt" for network in known}
+
+
+def _file_of(network: str) -> str:
+    """The file of ``ferd/models`` that has a network's class, without its suffix."""
+    made_by = NETWORKS[network]
+    return getattr(made_by, "func", made_by).__module__.rpartition(".")[2]
 
 
 def outdated(among: Mapping[Path, str]) -> list[Path]:

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
-from tasks import lineage, paths
+from tasks import lineage, params, paths
 from tasks.command import NOT_WRITABLE
 
 REPORT = "report"
@@ -142,9 +142,10 @@ class Pipeline:
             report: the report in the end, too, though not all that it draws.
 
         Raises:
-            FerdError: dvc.yaml has no such stage.
+            FerdError: dvc.yaml has no such stage, or one that does not depend on the code of its networks.
         """
         names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
+        self._refuse_without_network(names)
         lists = lineage.lists()
         changed = when_free(lambda: self._changed(names, lists))
         planned: dict[str, Stage] = {}
@@ -155,6 +156,18 @@ class Pipeline:
             uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
             planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
         return list(planned.values())
+
+    def _refuse_without_network(self, names: Sequence[str]) -> None:
+        benchmarks = params.read().benchmarks
+        for name in names:
+            stage = self._known[name]
+            needed = lineage.network_lists(_command(stage.cmd), benchmarks)
+            if lacking := needed - {Path(dep.def_path) for dep in stage.deps}:
+                path = min(lacking)
+                raise FerdError(
+                    f"dvc.yaml: {name} does not depend on {path}, so that a change of its network would "
+                    "outdate nothing; give it that file's name as its network (docs/library.md)"
+                )
 
     def _changed(self, names: Sequence[str], lists: Mapping[Path, str]) -> set[str]:
         with self._repo.lock:

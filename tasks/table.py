@@ -118,7 +118,9 @@ def print_table(
     if not groups:
         print(f"{benchmark}: no results yet")
         return
-    title = f"{benchmark}: accuracy in percent on so many test images; NSD = std/mean over classes"
+    title = (
+        f"{benchmark}: accuracy in percent on so many test images; NSD = population std / mean over classes"
+    )
     print_groups(title, identity(groups), groups, COLUMNS, beside_autoattack(groups))
 
 

@@ -91,7 +91,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
         network = training.network
     measured = _measure(network, measured_on, benchmark, settings, device)
     progress.event("measured", **measured)
-    _refuse_what_is_not_robust(measured, role)
+    _refuse_what_is_not_robust(measured, role, network.classes)
     path = paths.CHECKPOINTS / name / f"{role.name}.safetensors"
     save_classifier(
         path,
@@ -193,14 +193,16 @@ def _measure(
     }
 
 
-def _refuse_what_is_not_robust(measured: dict[str, Any], role: Role) -> None:
+def _refuse_what_is_not_robust(measured: dict[str, Any], role: Role, classes: int) -> None:
     measure = role.settings.measure
-    if measured["pgd20"] >= measure.least_robust:
+    above_chance = measured["pgd20"] > 1 / classes or measure.accept_not_robust
+    if measured["pgd20"] >= measure.least_robust and above_chance:
         return
+    asked = max(measure.least_robust, 1 / classes)
     fault = (
         f"the {role.name} is not robust: {_percent(measured['clean'])} clean but "
         f"{_percent(measured['pgd20'])} under PGD-20 of {measured['n']} validation images, where "
-        f"{_percent(measure.least_robust)} is asked for"
+        f"{_percent(asked)} is {'asked for' if asked == measure.least_robust else 'what guessing gives'}"
     )
     if not measure.accept_not_robust:
         raise FerdError(

@@ -70,7 +70,10 @@ def refused(path, classes=10):
 def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, state):
     path = tmp_path / "net.pt"
     torch.save(state, path)
-    assert "has other shapes than resnet8-w8: linear.bias, linear.weight" in refused(path, classes=7)
+    assert "resnet8-w8 of 10 classes, where 7 are needed" in refused(path, classes=7)
+    torch.save(build("resnet8-w16", classes=10, channels=1).state_dict(), path)
+    assert "has other shapes than resnet8-w8: bn1.bias" in refused(path)
+    torch.save(state, path)
     torch.save({**state, "extra.weight": torch.zeros(1)}, path)
     assert "has more than resnet8-w8: extra.weight" in refused(path)
     torch.save({key: value for key, value in state.items() if "layer3" not in key}, path)

@@ -66,6 +66,7 @@ def test_a_stage_depends_on_the_list_of_every_network_of_its_benchmark(stages):
         lists = {f"sources/networks/{kind.__module__.split('.')[-1]}.txt" for kind in classes}
         own = f"sources/{command[0].removeprefix('tasks.')}.txt"
         assert lists_of(stage) == {own, *lists}, stage.addressing
+        assert lineage.network_lists(command, known) <= {Path(path) for path in lists}, stage.addressing
         seen.add((command[0], name))
     assert len(seen) > 4 * len(known)
 

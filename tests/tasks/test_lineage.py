@@ -8,7 +8,8 @@ import pytest
 
 from ferd.errors import FerdError
 from ferd.models.registry import build
-from tasks import lineage, stage
+from tasks import lineage, params, stage
+from tasks.sources import refuse_undeclared
 from tests.conftest import ROOT, run_in
 
 NETWORKS = ("mobilenet_v2", "preact_resnet", "resnet", "wide_resnet")
@@ -150,3 +151,34 @@ def test_the_lists_in_git_are_of_the_code_in_git(monkeypatch):
     monkeypatch.chdir(ROOT)
     again = "run `dvc repro --single-item sources`, and commit what it writes"
     assert lineage.outdated(lineage.lists()) == [], again
+
+
+def test_a_file_of_networks_that_no_stage_can_depend_on_is_refused(tmp_path):
+    pipeline = tmp_path / "dvc.yaml"
+    pipeline.write_text("stages: {sources: {outs: [{sources/networks/resnet.txt: {cache: false}}]}}")
+    resnet, mine = (lineage.OF_NETWORKS / f"{name}.txt" for name in ("resnet", "mine"))
+    refuse_undeclared([resnet], pipeline)
+    with pytest.raises(FerdError, match=r"no output sources/networks/mine\.txt, .* add `- sources/networks/"):
+        refuse_undeclared([resnet, mine], pipeline)
+
+
+@pytest.mark.parametrize(
+    ("command", "networks"),
+    [
+        ("tasks.teacher cifar10-small", {"wide_resnet"}),
+        ("tasks.judge cifar10-small", {"resnet"}),
+        ("tasks.distill cifar10-small mobilenet_v2 ferd s0", {"wide_resnet", "mobilenet_v2"}),
+        ("tasks.evaluate checkpoints/cifar10-small/teacher.safetensors", {"wide_resnet"}),
+        ("tasks.evaluate checkpoints/cifar10-small/mobilenet_v2/ferd/s0.safetensors", {"mobilenet_v2"}),
+        (
+            "tasks.analyse checkpoints/cifar10-small/mobilenet_v2/ferd/s0.safetensors",
+            {"mobilenet_v2", "resnet", "wide_resnet"},
+        ),
+        ("tasks.analyse checkpoints/cifar10-small/teacher.safetensors", {"wide_resnet"}),
+        ("tasks.distill nothing mobilenet_v2 ferd s0", set()),
+        ("tasks.data cifar10-small", set()),
+    ],
+)
+def test_the_lists_of_networks_are_those_of_what_a_command_builds_or_loads(command, networks):
+    found = lineage.network_lists(command.split(), params.read(ROOT / "params.yaml").benchmarks)
+    assert found == {lineage.OF_NETWORKS / f"{name}.txt" for name in networks}

@@ -1,5 +1,6 @@
 """One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -86,6 +87,15 @@ def test_an_unknown_stage_method_or_seed_is_one_line(pipeline):
         with pytest.raises(FerdError, match=rf"^dvc\.yaml {said}") as caught:
             wrong()
         assert "\n" not in str(caught.value)
+
+
+def test_a_stage_that_does_not_depend_on_its_networks_code_is_refused(here):
+    pipeline = here / "dvc.yaml"
+    text = pipeline.read_text()
+    pipeline.write_text(re.sub(r"(student_network): resnet\b", r"\1: wide_resnet", text))
+    said = f"{FERD} does not depend on sources/networks/resnet.txt, so that a change of its network"
+    with pytest.raises(FerdError, match=re.escape(said)):
+        stage.Pipeline().plan([FERD])
 
 
 def test_student_stages_are_selected_by_method_and_seed(pipeline):

@@ -190,9 +190,17 @@ def test_a_refused_teacher_that_is_then_accepted_is_not_trained_again(folder, ca
     assert TEACHER.read_bytes() == resumed
 
 
-def test_a_robust_enough_teacher_is_used_without_a_word(folder, foreign, caplog):
-    acquire(weights=foreign, training=None, measure=REFUSED | {"least_robust": 0.0})
+def test_a_robust_enough_teacher_is_used_without_a_word(folder, caplog):
+    acquire(training=TRAINING | {"epochs": 15}, measure=REFUSED | {"least_robust": 0.11})
     assert TEACHER.exists() and not caplog.text
+
+
+def test_a_teacher_that_does_no_better_than_guessing_is_refused_whatever_is_asked_for(folder, foreign):
+    """A constant one has 1/C, which may be more than what is asked for."""
+    asked = REFUSED | {"least_robust": 0.0}
+    line = refusal(weights=foreign, training=None, measure=asked)
+    assert "where 10.0 % is what guessing gives; give another one" in line and not TEACHER.exists()
+    acquire(weights=foreign, training=None, measure=asked | {"accept_not_robust": True})
 
 
 def test_fewer_validation_images_than_asked_for_are_all_used(folder):
