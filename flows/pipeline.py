@@ -24,6 +24,7 @@ from tasks import command, params, tracking
 from tasks.process import SLOTS
 from tasks.stage import (
     BUSY_POLL_SECONDS,
+    MOST_POLL_SECONDS,
     Pipeline,
     Stage,
     StageBusy,
@@ -37,7 +38,6 @@ from tasks.stage import (
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back
 RETRIES = len(RETRY_DELAYS_SECONDS)
-MOST_POLL_SECONDS = 30
 OnEvent = Callable[[dict[str, Any]], None]
 
 
@@ -142,7 +142,7 @@ def work_when_free(name: str, session: Session, work: Callable[[OnEvent], None])
         except StageBusy as error:
             if not pause:
                 session.view.say(f"{name}: waiting for another process of this folder ({error.reason})")
-            pause = min(2 * pause or BUSY_POLL_SECONDS, MOST_POLL_SECONDS)  # each attempt loads DVC anew
+            pause = min(2 * pause or BUSY_POLL_SECONDS, MOST_POLL_SECONDS)
             stopped.wait(pause)
     raise not_run(name)
 

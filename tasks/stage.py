@@ -28,6 +28,7 @@ from tasks.command import NOT_WRITABLE
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
+MOST_POLL_SECONDS = 30.0  # after doubling: each attempt reads the files of hundreds of stages
 PERMANENT = (*NOT_WRITABLE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # no retry helps
 KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
 T = TypeVar("T")
@@ -342,7 +343,7 @@ def _started(
 
 def when_free(work: Callable[[], T]) -> T:
     """What ``work`` returns; where DVC refuses since another process runs stages here, wait for it."""
-    said = False
+    said, pause = False, BUSY_POLL_SECONDS
     while True:
         try:
             with plain_errors():
@@ -351,7 +352,8 @@ def when_free(work: Callable[[], T]) -> T:
             if not said:
                 print(f"waiting: {error}", flush=True)
             said = True
-        time.sleep(BUSY_POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, MOST_POLL_SECONDS)
 
 
 @contextmanager
