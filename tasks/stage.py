@@ -88,7 +88,8 @@ class Pipeline:
         logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
         with plain_errors():
             self._repo = Repo(".", _wait_for_lock=True)  # others run stages of this folder meanwhile
-            graph = self._repo.index.graph
+            with self._repo.lock:  # by which they write dvc.lock
+                graph = self._repo.index.graph
             self._needs = {
                 stage.addressing: [need.addressing for need in graph.successors(stage)]
                 for stage in graph.nodes
@@ -259,7 +260,7 @@ def run(
         StageBusy: another process has the stage's files just now.
     """
     kept = {path: path.read_bytes() for output in stage.uncached for path in _files(output)}
-    command = ["dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
+    command = ["tasks.run_dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull and stage.name != lineage.STAGE else []  # it is computed in a second
     command += ["--no-run-cache"] if anew else []
     resumable = []
