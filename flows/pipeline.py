@@ -191,7 +191,7 @@ def as_command(name: str) -> Iterator[None]:
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
-            server = os.environ.get("PREFECT_API_URL", "Prefect's server")
+            server = tracking.without_password(os.environ.get("PREFECT_API_URL", "Prefect's server"))
             raise FerdError(f"{server} does not answer; correct PREFECT_API_URL, or make up") from None
 
 

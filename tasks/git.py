@@ -44,6 +44,7 @@ def refuse_uncommitted() -> None:
         FerdError: which files differ from it, or Git cannot say.
     """
     try:
+        git(Path.cwd(), "rev-parse", "--verify", "HEAD")
         found = git(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS)
     except FerdError as error:
         raise FerdError(

@@ -98,7 +98,7 @@ def _alone() -> Iterator[None]:
         with process.alone("record"):
             yield
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = tracking.reason_of(error)
         raise FerdError(f"mlflow: {reason}; see to that, then run again: it goes on where it was") from None
 
 

@@ -91,6 +91,12 @@ def _remote_errors() -> Iterator[None]:
         raise FerdError(
             f"DVC's remote: {error.strerror or error}; correct its permissions, or AWS_*"
         ) from None
+    except (FileNotFoundError, NotADirectoryError) as error:  # a bucket's, too
+        where = f" {error.filename}" if error.filename else ""
+        raise FerdError(
+            f"DVC's remote{where}: {error.strerror or error}; `dvc remote list` shows its address: "
+            "correct it, or make the bucket"
+        ) from None
     except (OSError, BotoCoreError) as error:
         said = getattr(error, "strerror", None) or error
         raise Unreachable(f"DVC's remote: {said}; run it again when the remote answers") from None

@@ -26,6 +26,7 @@ SETUP_LOCK = Path("mlflow.db.lock")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")  # of a server that hangs; MLflow's own 120
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
 _unfinished: set["Run"] = set()  # of the stage that this process computes
@@ -219,7 +220,7 @@ def experiment(client: Any, benchmark: str) -> str:
 
 
 def _say(error: Exception, consequence: str) -> None:
-    print(f"mlflow: {_reason(error)}; {consequence}", file=sys.stderr)
+    print(f"mlflow: {reason_of(error)}; {consequence}", file=sys.stderr)
 
 
 def main() -> None:
@@ -243,6 +244,7 @@ def connected() -> Iterator[Any]:
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException, RestException
+    from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     server = store.startswith("http")
@@ -250,11 +252,12 @@ def connected() -> Iterator[Any]:
         with nullcontext() if server else _alone():
             client = MlflowClient(store)
         yield client
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         silent = server and not isinstance(error, RestException)  # a server's own words
-        silent = silent or LOCKED in str(error)  # the file, for longer than SQLite waits
+        database = not store.startswith("sqlite") and isinstance(error, OperationalError)  # does not answer
+        silent = silent or database or LOCKED in str(error)  # the file, for longer than SQLite waits
         raise (Unreachable if silent else FerdError)(
-            f"mlflow: {without_password(store)} cannot be used: {_reason(error)}; start it, or correct "
+            f"mlflow: {without_password(store)} cannot be used: {reason_of(error)}; start it, or correct "
             "MLFLOW_TRACKING_URI"
         ) from None
 
@@ -272,7 +275,7 @@ def without_password(address: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """What MLflow says, in one line, without the password that may stand in the store's address."""
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     return " ".join(str(error).split()).replace(store, without_password(store))

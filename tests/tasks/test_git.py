@@ -53,3 +53,10 @@ def test_where_git_refuses_nothing_passes_for_committed(workspace, monkeypatch):
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     with pytest.raises(FerdError, match=r"git: fatal: .*; machines agree by a commit"):
         refuse_uncommitted()
+
+
+def test_a_folder_without_a_commit_has_nothing_to_agree_by(tmp_path, monkeypatch):
+    git(tmp_path, "init", "--quiet")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FerdError, match=r"git: fatal: .*; machines agree by a commit"):
+        refuse_uncommitted()

@@ -332,7 +332,7 @@ def test_a_stage_is_run_by_dvc_alone_and_anew_or_from_the_remote_as_is_asked(mon
     commands = []
     monkeypatch.setattr(stage, "run_module", lambda _name, command, *_: commands.append(command))
     stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print, **options)
-    assert commands == [["dvc", "--wait-for-lock", "repro", "--single-item", "distill", *added]]
+    assert commands == [["tasks.run_dvc", "--wait-for-lock", "repro", "--single-item", "distill", *added]]
 
 
 def test_bytes_that_are_no_text_fail_no_stage(tmp_path):

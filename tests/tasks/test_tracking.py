@@ -5,8 +5,9 @@ import time
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import DatabaseError, OperationalError
 
-from ferd.errors import Unreachable
+from ferd.errors import FerdError, Unreachable
 from tasks import tracking
 from tasks.distill import metrics_of
 from tasks.git import head
@@ -181,3 +182,26 @@ def test_a_store_that_another_process_writes_to_for_long_is_worth_another_try(mo
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     with pytest.raises(Unreachable), tracking.connected():
         raise MlflowException("(sqlite3.OperationalError) database is locked")
+
+
+def test_a_database_that_does_not_answer_is_worth_another_try_and_its_password_stays_hidden(monkeypatch):
+    store = "postgresql://me:secret@127.0.0.1:1/mlflow"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+
+    def unanswered(_):  # MLflow's own client takes a minute and a half over it
+        raise OperationalError("select 1", {}, Exception(f"no connection to {store}"))
+
+    monkeypatch.setattr("mlflow.MlflowClient", unanswered)
+    said = r"^mlflow: postgresql://127\.0\.0\.1:1/mlflow cannot"
+    with pytest.raises(Unreachable, match=said) as raised, tracking.connected():
+        pass
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_that_is_no_database_is_one_line(monkeypatch, tmp_path):
+    """What MLflow raises in the end; it takes a minute and a half over it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(FerdError, match="file is not a database") as raised, tracking.connected():
+        raise DatabaseError("select 1", {}, Exception("file is not a database"))
+    assert not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
