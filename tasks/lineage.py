@@ -20,7 +20,6 @@ STAGE = "sources"
 FOLDER = Path("sources")
 OF_NETWORKS = FOLDER / "networks"
 COMMANDS = ("data", "teacher", "judge", "distill", "evaluate", "analyse", "report")
-WITH_NETWORKS = ("tasks.teacher", "tasks.judge", "tasks.distill", "tasks.evaluate", "tasks.analyse")
 REGISTRY = "ferd/models/registry.py"
 # Events, paths, settings, names and the record: they carry a result, and do not change it.
 PLUMBING = frozenset(
@@ -67,11 +66,10 @@ def network_files() -> dict[str, str]:
 def network_lists(command: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> set[Path]:
     """The lists of the networks that a stage's command builds or loads; of names that are unknown none."""
     module, *arguments = command
-    if module not in WITH_NETWORKS:
+    if not arguments:
         return set()
     name, student = arguments[0], arguments[1] if module == "tasks.distill" else None
-    if module in ("tasks.evaluate", "tasks.analyse"):
-        checkpoint = Path(arguments[0])
+    if (checkpoint := Path(name)).suffix == ".safetensors":
         name, student = checkpoint.relative_to(paths.CHECKPOINTS).parts[0], paths.identity(checkpoint)[0]
     if name not in benchmarks:
         return set()
@@ -82,7 +80,7 @@ def network_lists(command: Sequence[str], benchmarks: Mapping[str, Benchmark]) -
         "tasks.distill": (teacher, student),
         "tasks.evaluate": (student or teacher,),
         "tasks.analyse": (teacher, student, judge) if student else (teacher,),
-    }[module]
+    }.get(module, ())
     known = {network for network in built if network and network in NETWORKS}
     return {OF_NETWORKS / f"{_file_of(network)}.txt" for network in known}
 

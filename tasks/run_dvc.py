@@ -39,7 +39,7 @@ def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = No
     """The content of a file of DVC's, to be changed; a lock that stays as it was is not written again."""
     file = Path(path)
     parser = _yaml.parse_yaml if file.suffix == LOCK else parser
-    content = parser(file.read_text(encoding="utf-8"), path) if file.exists() else {}
+    content = _yaml._load_data(path, parser=parser, fs=fs) if file.exists() else {}
     before = deepcopy(content)
     yield content
     if content != before or not file.exists():

@@ -31,7 +31,7 @@ def refuse_undeclared(made: Iterable[Path], pipeline: Path = Path("dvc.yaml")) -
         FerdError: one is not declared, as that of a new file of networks.
     """
     outs = yaml.safe_load(pipeline.read_text(encoding="utf-8"))["stages"][STAGE]["outs"]
-    declared = {Path(path) for out in outs for path in out}
+    declared = {Path(path) for out in outs for path in ([out] if isinstance(out, str) else out)}
     for path in made:
         if path not in declared:
             raise FerdError(

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -155,9 +156,9 @@ def test_the_lists_in_git_are_of_the_code_in_git(monkeypatch):
 
 def test_a_file_of_networks_that_no_stage_can_depend_on_is_refused(tmp_path):
     pipeline = tmp_path / "dvc.yaml"
-    pipeline.write_text("stages: {sources: {outs: [{sources/networks/resnet.txt: {cache: false}}]}}")
+    pipeline.write_text("stages: {sources: {outs: [{sources/networks/resnet.txt: {cache: false}}, a.txt]}}")
     resnet, mine = (lineage.OF_NETWORKS / f"{name}.txt" for name in ("resnet", "mine"))
-    refuse_undeclared([resnet], pipeline)
+    refuse_undeclared([resnet, Path("a.txt")], pipeline)
     with pytest.raises(FerdError, match=r"no output sources/networks/mine\.txt, .* add `- sources/networks/"):
         refuse_undeclared([resnet, mine], pipeline)
 
