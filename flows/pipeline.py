@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import httpx
 from prefect import State, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.context import FlowRunContext
@@ -191,8 +192,18 @@ def as_command(name: str) -> Iterator[None]:
         except RuntimeError as error:
             if "Failed to reach API" not in str(error):
                 raise
-            server = tracking.without_password(os.environ.get("PREFECT_API_URL", "Prefect's server"))
-            raise FerdError(f"{server} does not answer; correct PREFECT_API_URL, or make up") from None
+            raise FerdError(f"{_server()} does not answer; correct PREFECT_API_URL, or make up") from None
+        except httpx.HTTPStatusError as error:
+            if error.response.status_code != httpx.codes.UNAUTHORIZED:
+                raise
+            raise FerdError(
+                f"{_server()} asks for another name and password; set PREFECT_API_AUTH_STRING to those of "
+                "its `.stack/environment.sh`"
+            ) from None
+
+
+def _server() -> str:
+    return command.without_password(os.environ.get("PREFECT_API_URL", "Prefect's server"))
 
 
 def bring_up_to_date(

@@ -23,6 +23,7 @@ import tempfile
 import time
 import urllib.request
 import xmlrpc.client
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -36,14 +37,15 @@ from dotenv import dotenv_values
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from infra import bucket, processes
-from tasks.command import as_command
+from tasks.command import as_command, without_password
 
 HERE = Path(__file__).parent
 PART = "postgresql.part-"
 CONFIGURATION = HERE / "supervisord.conf"
 PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order of their start
 PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
-SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+LOGIN = "PREFECT_API_AUTH_STRING"  # what Prefect's clients send: a name, a colon and a password
+SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", LOGIN)
 CHANGE = "set it in infra/stack.env or in the environment"
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
@@ -73,7 +75,7 @@ class Stack:
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{settings['S3_PORT']}",
             "AWS_DEFAULT_REGION": settings["AWS_DEFAULT_REGION"],
             "WORK_POOL": settings["WORK_POOL"],
-            **{key: value for key, value in self.secrets().items() if key.startswith("AWS_")},
+            **{key: value for key, value in self.secrets().items() if key != "POSTGRES_PASSWORD"},
         }
 
     def secrets(self) -> dict[str, str]:
@@ -96,10 +98,15 @@ class Stack:
                 f"{path} is without the POSTGRES_PASSWORD of {self.folder / 'postgresql'}; bring it back "
                 f"({self.folder / 'pgpass'} has it too), or move that folder away"
             )
-        values = {key: kept.get(key) or given.get(key) or secrets.token_hex(16) for key in SECRETS}
+        values = {key: kept.get(key) or given.get(key) or _made_up(key) for key in SECRETS}
         if not re.fullmatch(r"[^\s:\\]+", values["POSTGRES_PASSWORD"]):
             raise FerdError(
                 "POSTGRES_PASSWORD: no space, : or \\ in it, since asyncpg cannot read them; set another"
+            )
+        if not re.fullmatch(r"[^\s:%\"\\]+:[^\s%\"\\]+", values[LOGIN]):
+            raise FerdError(
+                f'{LOGIN}: not NAME:PASSWORD without space, %, " and \\, which supervisord cannot hand on; '
+                "set another"
             )
         if values != kept:
             _write_private(path, "".join(f"{key}={_quoted(value)}\n" for key, value in values.items()))
@@ -139,7 +146,10 @@ class Stack:
         self._deploy(self.client_environment)
         self._start("worker")
         print(f"MLflow:  {self.client_environment['MLFLOW_TRACKING_URI']}")
-        print(f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')}")
+        print(
+            f"Prefect: {self.client_environment['PREFECT_API_URL'].removesuffix('/api')} "
+            f"(its page asks for {LOGIN} of {self.environment_file})"
+        )
         print(f"logs:    {self.folder / 'logs'}")
         print(f"to use them from a shell: . {shlex.quote(str(self.environment_file))}")
 
@@ -341,18 +351,23 @@ class Stack:
         To the one at ``PREFECT_API_URL``, where that is set, else this stack's.
 
         Raises:
-            FerdError: a port cannot be, or the server does not answer or take them.
+            FerdError: a port cannot be, or the server does not answer, wants another password or does not
+                take them.
         """
         self._check_settings()
-        own = f"http://127.0.0.1:{self.settings['PREFECT_PORT']}/api"
-        server = os.environ.get("PREFECT_API_URL", own)
+        other = os.environ.get("PREFECT_API_URL")
+        server = other or f"http://127.0.0.1:{self.settings['PREFECT_PORT']}/api"
+        named = f"Prefect's server at {without_password(server)}"
         if not _answers(f"{server}/ready"):
-            raise FerdError(f"Prefect's server at {server} does not answer; make up, or set PREFECT_API_URL")
-        self._deploy({"PREFECT_API_URL": server})
+            raise FerdError(f"{named} does not answer; make up, or set PREFECT_API_URL")
+        login = os.environ.get(LOGIN, "") if other else self.secrets()[LOGIN]
+        if not _answers(f"{server}/version", login):
+            raise FerdError(f"{named} asks for another {LOGIN} than this shell has; set that server's")
+        self._deploy({"PREFECT_API_URL": server, LOGIN: login})
 
     def _deploy(self, services: Mapping[str, str]) -> None:
         pool = self.settings["WORK_POOL"]
-        if not _answers(f"{services['PREFECT_API_URL']}/work_pools/{pool}"):
+        if not _answers(f"{services['PREFECT_API_URL']}/work_pools/{pool}", services[LOGIN]):
             self._run(services, "prefect", "work-pool", "create", pool, "--type", "process")
         self._run(services, "prefect", "--no-prompt", "deploy", "--all")
         self._run(services, "infra.automations")
@@ -376,8 +391,9 @@ class Stack:
         """Since its start: the server takes one that has ended for online for some time."""
         with control(self.folder) as supervisor:
             program = supervisor.getProcessInfo("worker") if supervisor else {}
-        pool = f"{self.client_environment['PREFECT_API_URL']}/work_pools/{self.settings['WORK_POOL']}"
-        headers = {"Content-Type": "application/json"}
+        services = self.client_environment
+        pool = f"{services['PREFECT_API_URL']}/work_pools/{self.settings['WORK_POOL']}"
+        headers = {"Content-Type": "application/json", **authorization(services[LOGIN])}
         request = urllib.request.Request(f"{pool}/workers/filter", data=b"{}", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
@@ -574,9 +590,19 @@ def _refuse_taken(name: str, port: int) -> None:
             raise FerdError(f"port {port} is taken: {name}; {CHANGE}")
 
 
-def _answers(url: str) -> bool:
+def _made_up(key: str) -> str:
+    return f"{'ferd:' if key == LOGIN else ''}{secrets.token_hex(16)}"
+
+
+def authorization(login: str) -> dict[str, str]:
+    """The header by which Prefect's server takes ``NAME:PASSWORD``; none for an empty one."""
+    return {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
+
+
+def _answers(url: str, login: str = "") -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        request = urllib.request.Request(url, headers=authorization(login))
+        with urllib.request.urlopen(request, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

@@ -4,6 +4,7 @@ import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 from ferd.errors import FerdError
 
@@ -36,3 +37,9 @@ def not_writable(error: OSError) -> str:
     if error.errno not in NOT_WRITABLE:
         raise error
     return f"{error.filename or 'a file'}: {error.strerror}; free space or correct the permissions"
+
+
+def without_password(address: str) -> str:
+    """The address without the user and password that may stand in it."""
+    parts = urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address

@@ -9,7 +9,7 @@ import os
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from tasks import tracking
+from tasks.command import without_password
 
 HOST, PORT = "127.0.0.1", 5000  # of the server that `make ui` starts
 RUNS = 1000  # that are looked through for a night's
@@ -76,7 +76,7 @@ def address() -> str:
     server = urlsplit(os.environ.get("MLFLOW_UI_URL") or os.environ.get("MLFLOW_TRACKING_URI", ""))
     if server.scheme not in ("http", "https"):
         return f"http://{HOST}:{PORT}"
-    return tracking.without_password(server.geturl()).rstrip("/")
+    return without_password(server.geturl()).rstrip("/")
 
 
 def _chart(section: str, parameter: str, metric: str) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
+from tasks.command import without_password
 from tasks.git import CHANGED, git_if_there, head
 from tasks.results import FIGURES
 
@@ -267,12 +267,6 @@ def _alone() -> Iterator[None]:
     with SETUP_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-
-
-def without_password(address: str) -> str:
-    """The address without the user and password that may stand in it."""
-    parts = urlsplit(address)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else address
 
 
 def reason_of(error: Exception) -> str:

@@ -29,7 +29,7 @@ def test_compose_knows_only_the_listed_settings():
 def test_supervisord_knows_only_the_listed_settings_and_what_follows_from_them():
     names = set(re.findall(r"%\(ENV_(\w+)\)s", (INFRA / "supervisord.conf").read_text()))
     derived = {"STACK_FOLDER", "FERD_WORKSPACE", "POSTGRES_BINARIES", "POSTGRES_OS_USER", "S3_COMMAND"}
-    assert names - set(LISTED) == derived
+    assert names - set(LISTED) == derived | {stack.LOGIN}
 
 
 def test_nothing_is_published_off_the_loopback():
@@ -58,7 +58,7 @@ def test_passwords_are_made_once_and_are_for_one_user(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     first = stack.Stack().secrets()
     assert stack.Stack().secrets() == first
-    assert len(set(first.values())) == 3
+    assert len(set(first.values())) == len(stack.SECRETS) == 4
     assert stat.S_IMODE((tmp_path / "secrets.env").stat().st_mode) == 0o600
 
 
@@ -108,6 +108,21 @@ def test_a_password_that_asyncpg_cannot_read_is_refused(own_folder, monkeypatch,
     with pytest.raises(FerdError, match="POSTGRES_PASSWORD"):
         stack.Stack().secrets()
     assert not (own_folder / "secrets.env").exists()
+
+
+@pytest.mark.parametrize("login", ["nobody", ":pass", "a:", "a:b c", "a:100%", 'a:"b"', "a:b\\"])
+def test_a_login_that_prefects_server_would_not_get_is_refused(own_folder, monkeypatch, login):
+    monkeypatch.setenv(stack.LOGIN, login)
+    with pytest.raises(FerdError, match=f"{stack.LOGIN}: not NAME:PASSWORD"):
+        stack.Stack().secrets()
+    assert not (own_folder / "secrets.env").exists()
+
+
+def test_a_login_is_sent_as_http_asks_for_it():
+    """The example of RFC 7617."""
+    header = {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
+    assert stack.authorization("Aladdin:open sesame") == header
+    assert stack.authorization("") == {}
 
 
 def test_supervisords_commands_hold_a_folder_with_a_space(monkeypatch):

@@ -55,7 +55,10 @@ class Services:
         request = urllib.request.Request(
             f"{self.environment['PREFECT_API_URL']}{path}",
             data=data,
-            headers={"Content-Type": "application/json"},
+            headers={
+                "Content-Type": "application/json",
+                **stack.authorization(self.environment[stack.LOGIN]),
+            },
             method=method,
         )
         with urllib.request.urlopen(request, timeout=30) as answer:

@@ -5,14 +5,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import psutil
 import pytest
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
+from infra import stack
 from infra.stack import PROGRAMS, Postgres, Stack
 from tests.conftest import free_port, run_in
 from tests.services.conftest import PLANTED
@@ -127,10 +130,42 @@ def test_another_password_than_the_cluster_has_is_said_in_one_line(services, tmp
         Postgres(Stack()).answers()
 
 
+def test_prefects_server_does_nothing_for_who_has_not_its_password(services):
+    assert services.api("/version")
+    for login in ("ferd:another", ""):
+        stranger = replace(services, environment=services.environment | {stack.LOGIN: login})
+        with pytest.raises(HTTPError, match="401"):
+            stranger.api("/deployments/filter", {})
+
+
+def test_a_flow_without_prefects_password_is_refused_in_one_line(services):
+    flow = (sys.executable, "-m", "flows.reproduce", "--benchmark", "digits")
+    done = run_in(services.workspace, *flow, **services.environment | {stack.LOGIN: "ferd:another"})
+    assert (done.returncode, done.stderr.splitlines()[-1:]) == (
+        2,
+        [
+            f"reproduce: {services.environment['PREFECT_API_URL']} asks for another name and password; "
+            "set PREFECT_API_AUTH_STRING to those of its `.stack/environment.sh`"
+        ],
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_deployments_are_made_known_with_the_password_alone(services):
+    own = services.environment | {"STACK_FOLDER": str(services.folder / "none")}
+    assert not services.run(*STACK, "deploy", **own)
+    done = run_in(services.workspace, *STACK, "deploy", **own | {stack.LOGIN: ""})
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"stack: Prefect's server at {own['PREFECT_API_URL']} asks for another PREFECT_API_AUTH_STRING than "
+        "this shell has; set that server's\n",
+    )
+
+
 def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):
     secrets = dotenv_values(reproduced.folder / "secrets.env")
     assert secrets["AWS_SECRET_ACCESS_KEY"] == PLANTED
-    planted = [PLANTED, secrets["POSTGRES_PASSWORD"]]
+    planted = [PLANTED, secrets["POSTGRES_PASSWORD"], secrets[stack.LOGIN].partition(":")[2]]
     private = [reproduced.folder / name for name in ("secrets.env", "environment.sh", "pgpass")]
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
