@@ -75,7 +75,7 @@ def nightly(
             verdicts = verdict.judge(night.pairs(tonight, planned), settings.nightly.tolerances)
             undelivered = deliver(tonight, names, verdicts, planned)
         tonight.finish(what)
-    print(f"night {tonight.name}: {verdict.headline(verdicts)}; git branch {tonight.branch}")
+    print(f"night {tonight.name}: {verdict.headline(verdicts)}")
     if faults := [*verdict.faults(verdicts), *undelivered]:
         more = [f"and {len(faults) - MOST_NAMED} more"] if len(faults) > MOST_NAMED else []
         raise FerdError("; ".join([verdict.headline(verdicts), *faults[:MOST_NAMED], *more]))
@@ -114,13 +114,18 @@ def reproduce(tonight: Night, what: Mapping[str, Any], benchmarks: Sequence[str]
 def deliver(
     tonight: Night, benchmarks: Sequence[str], verdicts: Sequence[Verdict], planned: Sequence[Stage]
 ) -> list[str]:
-    """The verdicts to Prefect, the files to the remote; -> what did not arrive: the verdict stands anyway."""
+    """Verdicts to Prefect, results to Git, files to the remote; -> what failed: the verdict stands anyway."""
     undelivered = []
     try:
         page = write_page(tonight, benchmarks, verdicts)
         create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
     except (FerdError, httpx.HTTPError) as error:
         undelivered.append(f"no page of the verdicts: {' '.join(str(error).split())}")
+    try:
+        tonight.publish()
+        print(f"night {tonight.name}: git branch {tonight.branch}")
+    except FerdError as error:
+        undelivered.append(f"no branch {tonight.branch}, the results are in {tonight.folder}: {error}")
     try:
         push(tonight, [stage.name for stage in planned])
     except FerdError as error:

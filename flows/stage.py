@@ -27,10 +27,16 @@ def stage(name: str, share: bool = False, commit: str | None = None) -> None:
             )
         refuse_uncommitted()
     if share:
-        remote.require()
+        require_remote()
     run_stale(name, Pipeline().plan([name]), slots=None, pull=share)
     if share:
         push(name)
+
+
+@tried_again()
+def require_remote() -> None:
+    """A remote that takes files, before anything is computed."""
+    remote.require()
 
 
 @tried_again()

@@ -6,18 +6,22 @@ and a grid would wait for it.
 """
 
 import os
-import sys
 from datetime import timedelta
 
+import httpx
 from prefect.automations import AutomationCore, EventTrigger, Posture
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.events import ResourceSpecification
 
+from ferd.errors import FerdError
+from tasks.command import as_command, without_password
+
 HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 NAME = "Crash silent flow runs"
+LOGIN = "PREFECT_API_AUTH_STRING"
 SETTING = "SILENT_RUN_SECONDS"
 SHORTEST_SECONDS = 10  # that Prefect looks at
 
@@ -59,13 +63,18 @@ def declare(automation: AutomationCore) -> None:
 
 def main() -> None:
     """Declare it at PREFECT_API_URL, with SILENT_RUN_SECONDS."""
-    missing = [name for name in ("PREFECT_API_URL", SETTING) if not os.environ.get(name)]
-    if missing:
-        sys.exit(f"automations: {' and '.join(missing)} not set; `python -m infra.stack deploy` sets both")
-    seconds = os.environ[SETTING]
-    if not (seconds.isascii() and seconds.isdecimal() and int(seconds) >= SHORTEST_SECONDS):
-        sys.exit(f"automations: {SETTING}={seconds} is not {SHORTEST_SECONDS} seconds or more; correct it")
-    declare(silent_runs(int(seconds)))
+    with as_command("automations"):
+        missing = [name for name in ("PREFECT_API_URL", SETTING) if not os.environ.get(name)]
+        if missing:
+            raise FerdError(f"{' and '.join(missing)} not set; `python -m infra.stack deploy` sets both")
+        seconds = os.environ[SETTING]
+        if not (seconds.isascii() and seconds.isdecimal() and int(seconds) >= SHORTEST_SECONDS):
+            raise FerdError(f"{SETTING}={seconds} is not {SHORTEST_SECONDS} seconds or more; correct it")
+        try:
+            declare(silent_runs(int(seconds)))
+        except httpx.HTTPError as error:
+            server = without_password(os.environ["PREFECT_API_URL"])
+            raise FerdError(f"{server}: {error}; correct PREFECT_API_URL or {LOGIN}") from None
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ BAD_INPUT = 2
 INTERRUPTED = 130  # a shell's code for Ctrl-C
 GOES_ON = "stopped; run it again to go on from here"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
 @contextmanager
@@ -33,10 +34,13 @@ def _end(line: str, code: int) -> None:
 
 
 def not_writable(error: OSError) -> str:
-    """A line for a disk that is full or must not be written to; any other error is raised again."""
+    """A line for what cannot be written, or not there; any other error is raised again."""
+    path = error.filename or "a file"
+    if error.errno in IN_THE_WAY:
+        return f"{path}: {error.strerror}; move away what is in its place"
     if error.errno not in NOT_WRITABLE:
         raise error
-    return f"{error.filename or 'a file'}: {error.strerror}; free space or correct the permissions"
+    return f"{path}: {error.strerror}; free space or correct the permissions"
 
 
 def without_password(address: str) -> str:

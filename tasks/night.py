@@ -112,10 +112,18 @@ class Night:
             raise FerdError(f"{path}: as committed in {self.commit[:10]}, it is not JSON") from None
 
     def keep(self) -> None:
-        """Results and what they are of become the branch ``nightly/<name>`` of the folder's repository."""
+        """Commit results and what they are of."""
         git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
-        git(self.folder, *AS_NIGHTLY, "commit", "--quiet", "--allow-empty", "--message", f"Night {self.name}")
-        git(self.folder, "push", "--quiet", "origin", f"HEAD:refs/heads/{self.branch}")
+        message = ("--message", f"Night {self.name}")
+        git(self.folder, *AS_NIGHTLY, "commit", "--quiet", "--no-verify", "--allow-empty", *message)
+
+    def publish(self) -> None:
+        """What is kept becomes the branch ``nightly/<name>`` of the folder's repository.
+
+        Raises:
+            FerdError: that repository does not take it, by a hook or since it has a branch ``nightly``.
+        """
+        git(self.folder, "push", "--quiet", "--no-verify", "origin", f"HEAD:refs/heads/{self.branch}")
 
     def changed_files(self) -> dict[str, list[str]]:
         """Files that DVC finds ``added``, ``modified`` or ``deleted`` by what was kept; not the times."""

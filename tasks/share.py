@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ferd.errors import FerdError, Unreachable
 from tasks.command import as_command
@@ -36,13 +37,19 @@ def push(names: Sequence[str]) -> int:
 
 
 def require() -> None:
-    """Refuse to compute what could not be sent.
+    """Refuse to compute what could not be sent: a file is written to the remote, and removed.
 
     Raises:
-        FerdError: there is no remote.
+        FerdError: there is no remote, or it does not take files; ``Unreachable`` where it does not answer.
     """
-    if not has_remote(Path()):
-        raise FerdError(NO_REMOTE)
+    from dvc.repo import Repo
+
+    with plain_errors(), Repo(".") as repo, _remote_errors():
+        remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
+        probe = remote.fs.join(remote.path, f"probe-{uuid4().hex}")
+        remote.fs.makedirs(remote.path)
+        remote.fs.pipe_file(probe, b"")
+        remote.fs.remove(probe)
 
 
 def has_remote(folder: Path) -> bool:

@@ -1,6 +1,5 @@
 """The pipeline as DVC sees it: what is out of date, and how one stage is run."""
 
-import errno
 import hashlib
 import json
 import logging
@@ -23,13 +22,13 @@ from typing import Any, TypeVar
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 from tasks import lineage, params, paths
-from tasks.command import NOT_WRITABLE
+from tasks.command import IN_THE_WAY, NOT_WRITABLE
 
 REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 BUSY_POLL_SECONDS = 1.0
 MOST_POLL_SECONDS = 30.0  # after doubling: each attempt reads the files of hundreds of stages
-PERMANENT = (*NOT_WRITABLE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)  # no retry helps
+PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
 KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
 T = TypeVar("T")
 
@@ -176,6 +175,8 @@ class Pipeline:
             found = {
                 name for name in names if name != lineage.STAGE and _is_changed(self._known[name], lists)
             }
+        if lineage.STAGE not in self._known:
+            raise FerdError(f"dvc.yaml has no stage {lineage.STAGE}, or is not there; git checkout dvc.yaml")
         unknown = not all(out.hash_info for out in self._known[lineage.STAGE].outs)
         return found | ({lineage.STAGE} if unknown or lineage.outdated(lists) else set())
 
@@ -384,8 +385,8 @@ def _event(line: str) -> dict[str, Any] | None:
 def _last_error(tail: Iterable[str], code: int) -> str:
     """What DVC or Python said last; DVC's own line says of a failed command only that it failed.
 
-    Of one that was killed it says by which signal, and no other line says why. MLflow's warnings are no
-    reasons.
+    Of one that was killed it says by which signal, and no other line says why; of files that others have,
+    before its last line, which processes these are. MLflow's warnings are no reasons.
     """
     if code < 0:
         return f"it ended by {signal.Signals(-code).name}"
@@ -393,6 +394,9 @@ def _last_error(tail: Iterable[str], code: int) -> str:
     lines = [line for line in said if line and not line.startswith("mlflow: ")]
     if killed := re.search(r", exited with -(\d+)", "\n".join(lines)):
         return f"it ended by {signal.Signals(int(killed[1])).name}"
+    if lines and BUSY in lines[-1]:
+        blockers = [line for line in lines if line.startswith("(PID ")]
+        return "; ".join([*blockers, lines[-1]])
     telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
     line = (telling or lines or [f"it ended by exit status {code} and said nothing"])[-1]
     return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line

@@ -156,3 +156,20 @@ def test_weights_without_a_normalisation_are_the_settings_that_they_were():
 def test_a_normalisation_has_a_std_for_each_mean():
     with pytest.raises(ValueError, match="2 means and 1 stds"):
         Normalisation(mean=[0.5, 0.5], std=[0.2])
+
+
+def test_a_damaged_file_is_one_line_wherever_it_is_damaged(tmp_path, state):
+    path = tmp_path / "net.pt"
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    content = path.read_bytes()
+    path.write_bytes(content)
+    load(path)
+    refused = 0
+    for position in range(0, 400, 8):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0xFF]) + content[position + 1 :])
+        try:
+            load(path)
+        except FerdError as error:
+            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+            refused += 1
+    assert refused > 20

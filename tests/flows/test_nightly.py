@@ -187,15 +187,23 @@ def test_a_night_takes_nothing_that_was_computed_before(monkeypatch):
     assert asked == [{"anew": True}]
 
 
-def test_a_verdict_stands_though_prefect_does_not_take_its_page(monkeypatch):
-    def refuse(*_, **__):
-        raise httpx.ConnectError("All connection attempts failed")
+def test_a_verdict_stands_though_neither_prefect_nor_git_takes_what_belongs_to_it(monkeypatch):
+    def refuse(error):
+        def refused(*_, **__):
+            raise error
 
+        return refused
+
+    tonight = SimpleNamespace(
+        publish=refuse(FerdError("git: declined")), branch="nightly/now", folder="there", name="now"
+    )
     monkeypatch.setattr(nightly, "write_page", lambda *_: "# Night")
-    monkeypatch.setattr(nightly, "create_markdown_artifact", refuse)
-    monkeypatch.setattr(nightly, "push", lambda *_: None)
-    assert nightly.deliver(None, ["digits"], [], []) == [
-        "no page of the verdicts: All connection attempts failed"
+    monkeypatch.setattr(nightly, "create_markdown_artifact", refuse(httpx.ConnectError("no connection")))
+    monkeypatch.setattr(nightly, "push", refuse(FerdError("no remote")))
+    assert nightly.deliver(tonight, ["digits"], [], []) == [
+        "no page of the verdicts: no connection",
+        "no branch nightly/now, the results are in there: git: declined",
+        "files are not on the remote: no remote",
     ]
 
 

@@ -223,3 +223,30 @@ def test_dockers_passwords_come_with_what_a_shell_sources(tmp_path, monkeypatch)
     stack.Stack().keep_secrets()
     key = stack.Stack().secrets()["AWS_SECRET_ACCESS_KEY"]
     assert f"export AWS_SECRET_ACCESS_KEY={key}\n" in (tmp_path / "environment.sh").read_text()
+
+
+@pytest.mark.parametrize(
+    ("own", "line"),
+    [
+        ({}, "PREFECT_API_URL not set; `python -m infra.stack deploy` sets both"),
+        (
+            {"PREFECT_API_URL": "http://x:y@127.0.0.1:1/api"},
+            "http://127.0.0.1:1/api: .+; correct PREFECT_API_URL",
+        ),
+        (
+            {"PREFECT_API_URL": "http://127.0.0.1:1/api", "SILENT_RUN_SECONDS": "1"},
+            "SILENT_RUN_SECONDS=1 is not 10 seconds or more; correct it",
+        ),
+    ],
+)
+def test_automations_that_cannot_be_declared_are_refused_in_one_line(own, line):
+    done = subprocess.run(
+        [sys.executable, "-m", "infra.automations"],
+        env=environment() | {"SILENT_RUN_SECONDS": "60"} | own,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(f"automations: {line}.*\n", done.stderr), done.stderr

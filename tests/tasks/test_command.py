@@ -20,6 +20,11 @@ from tasks.command import as_command
             2,
             "plan: logs: Permission denied; free space or correct the permissions\n",
         ),
+        (
+            FileExistsError(errno.EEXIST, "File exists", ".nightly"),
+            2,
+            "plan: .nightly: File exists; move away what is in its place\n",
+        ),
         (KeyboardInterrupt(), 130, "plan: stopped\n"),
     ],
 )

@@ -73,7 +73,30 @@ def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
     run_in(tonight.folder, "git", "config", "commit.gpgsign", "true")
     run_in(tonight.folder, "git", "config", "gpg.program", "false")
     tonight.keep()
+    tonight.publish()
     assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
+
+
+def test_a_night_is_kept_whatever_hooks_the_user_has(here):
+    tonight = begun()
+    hooks = tonight.folder / "hooks"
+    hooks.mkdir()
+    for name in ("pre-commit", "commit-msg", "pre-push"):
+        (hooks / name).write_text("#!/bin/sh\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    run_in(tonight.folder, "git", "config", "core.hooksPath", str(hooks))
+    tonight.keep()
+    tonight.publish()
+    assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
+
+
+def test_a_night_that_its_repository_does_not_take_is_kept_in_its_folder(here):
+    run_in(here, "git", "branch", "nightly")
+    tonight = begun()
+    tonight.keep()
+    with pytest.raises(FerdError, match=r"^git: .*nightly"):
+        tonight.publish()
+    assert f"Night {tonight.name}" in run_in(tonight.folder, "git", "log", "-1", "--format=%s").stdout
 
 
 def test_one_that_broke_off_goes_on_for_twenty_hours(here):
@@ -124,6 +147,7 @@ def test_what_is_kept_is_a_branch_of_the_folder(here):
     (tonight.folder / "results/digits/teacher.json").write_text('{"schema": "tonight"}')
     assert tonight.committed(night.paths.RESULTS / "digits/teacher.json") is None
     tonight.keep()
+    tonight.publish()
     shown = run_in(here, "git", "show", "nightly/2026-11-25T020000Z:results/digits/teacher.json")
     assert shown.stdout == '{"schema": "tonight"}'
     assert not (here / "results/digits/teacher.json").exists()

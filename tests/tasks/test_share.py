@@ -77,8 +77,16 @@ def test_an_entry_that_the_remote_does_not_take_is_an_error(here):
 
 def test_sharing_is_refused_before_anything_is_computed_where_there_is_no_remote(here):
     share.require()
+    assert [path for path in (here.parent / "remote").rglob("*") if path.is_file()] == []
     assert run_in(here, "dvc", "remote", "remove", "--local", "remote").returncode == 0
     with pytest.raises(FerdError, match=r"^DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`$"):
         share.require()
     with pytest.raises(FerdError, match="DVC has no remote here"):
         share.push(["one"])
+
+
+def test_sharing_is_refused_before_anything_is_computed_where_the_remote_takes_nothing(here):
+    (here.parent / "remote").rmdir()
+    (here.parent / "remote").write_text("a file in its place")
+    with pytest.raises(FerdError, match=r"^DVC's remote"):
+        share.require()

@@ -89,6 +89,15 @@ def test_an_unknown_stage_method_or_seed_is_one_line(pipeline):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+def test_a_dvc_yaml_without_stages_is_one_line(here, content):
+    (here / "dvc.yaml").unlink()
+    if content is not None:
+        (here / "dvc.yaml").write_text(content)
+    with pytest.raises(FerdError, match=r"^dvc\.yaml has no stage sources, or is not there; git checkout"):
+        stage.Pipeline().plan()
+
+
 def test_a_stage_that_does_not_depend_on_its_networks_code_is_refused(here):
     pipeline = here / "dvc.yaml"
     text = pipeline.read_text()
@@ -319,8 +328,8 @@ def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, anothe
 def test_a_stage_that_another_process_has_is_not_run_and_loses_nothing(here, change_params, request):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
     wanted = planned("distill-digits@resnet8-w8-ferd-s0")
-    request.getfixturevalue("another")
-    with pytest.raises(stage.StageBusy):
+    holder = request.getfixturevalue("another").pid
+    with pytest.raises(stage.StageBusy, match=rf"\(PID {holder}\): dvc repro; If there are no processes"):
         stage.run(wanted, lambda event: None)
     assert all(path.exists() for path in wanted.uncached)
 
