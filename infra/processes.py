@@ -9,6 +9,8 @@ from pathlib import Path
 
 import psutil
 
+from ferd.errors import FerdError
+
 MARK = "S3_COMMAND"  # with the folder in the environment of supervisord and all below it, in no shell's
 PATIENCE_SECONDS = 150.0  # more than all `stopwaitsecs` of supervisord.conf together
 POLL_SECONDS = 0.25
@@ -32,15 +34,28 @@ def _is_postgres(command: list[str], folder: Path) -> bool:
 
 
 def end(folder: Path, program: str) -> None:
-    """TERM (for PostgreSQL INT, its clean stop), a wait, KILL."""
+    """TERM (for PostgreSQL INT, its clean stop), a wait, KILL.
+
+    Raises:
+        FerdError: they are another user's.
+    """
     gentle = signal.SIGINT if program == "postgresql" else signal.SIGTERM
     for stop in (gentle, signal.SIGKILL):
         for process in running(folder).get(program, []):
             with suppress(psutil.NoSuchProcess):
-                process.send_signal(stop)
+                _send(process, stop)
         deadline = time.monotonic() + PATIENCE_SECONDS
         while program in running(folder) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
+
+
+def _send(process: psutil.Process, stop: signal.Signals) -> None:
+    try:
+        process.send_signal(stop)
+    except psutil.AccessDenied:
+        raise FerdError(
+            f"process {process.pid} is of the user {process.username()}; end it as that user"
+        ) from None
 
 
 def describe(found: Mapping[str, list[psutil.Process]]) -> str:

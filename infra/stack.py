@@ -44,6 +44,8 @@ PART = "postgresql.part-"
 CONFIGURATION = HERE / "supervisord.conf"
 PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order of their start
 PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
+DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
+NAMES = (*DATABASES, "POSTGRES_USER", "WORK_POOL")
 LOGIN = "PREFECT_API_AUTH_STRING"  # what Prefect's clients send: a name, a colon and a password
 SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", LOGIN)
 CHANGE = "set it in infra/stack.env or in the environment"
@@ -206,9 +208,13 @@ class Stack:
             value = self.settings[name]
             if not (value.isascii() and value.isdecimal() and 0 < int(value) < 65536):
                 raise FerdError(f"{name}={value} is no port (1 to 65535); {CHANGE}")
-            same = [other for other in PORTS if self.settings[other] == value]
-            if len(same) > 1:
-                raise FerdError(f"{' and '.join(same)} are both {value}; {CHANGE}")
+        for name in NAMES:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", self.settings[name]):
+                raise FerdError(f"{name}={self.settings[name]}: letters, digits, _ and - alone; {CHANGE}")
+        for names in (PORTS, DATABASES):
+            values = [self.settings[name] for name in names]
+            if same := [name for name in names if values.count(self.settings[name]) > 1]:
+                raise FerdError(f"{' and '.join(same)} are both {self.settings[same[0]]}; {CHANGE}")
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -503,7 +509,7 @@ class Postgres:
         with closing(self._connect()) as connection:
             connection.autocommit = True
             cursor = connection.cursor()
-            for name in (self._stack.settings["MLFLOW_DATABASE"], self._stack.settings["PREFECT_DATABASE"]):
+            for name in (self._stack.settings[key] for key in DATABASES):
                 cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
                 if cursor.fetchone() is None:
                     cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 
 from ferd.errors import FerdError, Unreachable
@@ -39,17 +40,19 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("ports", "said"),
+    ("settings", "said"),
     [
         ({"MLFLOW_PORT": "abc"}, "MLFLOW_PORT=abc is no port"),
         ({"S3_PORT": "0"}, "S3_PORT=0 is no port"),
         ({"PREFECT_PORT": "65536"}, "PREFECT_PORT=65536 is no port"),
         ({"MLFLOW_PORT": "5001", "PREFECT_PORT": "5001"}, "MLFLOW_PORT and PREFECT_PORT are both 5001"),
+        ({"PREFECT_DATABASE": "mlflow"}, "MLFLOW_DATABASE and PREFECT_DATABASE are both mlflow"),
+        ({"POSTGRES_USER": "me@lab"}, "POSTGRES_USER=me@lab: letters, digits, _ and - alone"),
     ],
 )
-def test_a_port_that_cannot_be_is_refused_before_anything_is_made(tmp_path, ports, said):
+def test_a_setting_that_cannot_be_is_refused_before_anything_is_made(tmp_path, settings, said):
     folder = tmp_path / "stack"
-    assert said in refusal(launch("infra.stack", "up", STACK_FOLDER=str(folder), **ports))
+    assert said in refusal(launch("infra.stack", "up", STACK_FOLDER=str(folder), **settings))
     assert not folder.exists()
 
 
@@ -209,3 +212,14 @@ def test_what_outlived_supervisord_is_named_and_ended(left_behind, tmp_path, mon
     assert worker.wait(10) == -signal.SIGKILL
     assert shell.poll() is None
     assert capsys.readouterr().out == "stopped\n"
+
+
+def test_another_users_process_is_said_to_be_theirs(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise psutil.AccessDenied
+
+    own = psutil.Process()
+    monkeypatch.setattr(psutil.Process, "send_signal", refuse)
+    monkeypatch.setattr(processes, "running", lambda _: {"postgresql": [own]})
+    with pytest.raises(FerdError, match=f"^process {own.pid} is of the user {own.username()}; end it as"):
+        processes.end(tmp_path, "postgresql")
