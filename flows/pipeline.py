@@ -7,8 +7,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
-from typing import Any
+from functools import partial, wraps
+from typing import Any, TypeVar
 
 import httpx
 from prefect import State, get_run_logger, task
@@ -40,6 +40,7 @@ TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the s
 RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back
 RETRIES = len(RETRY_DELAYS_SECONDS)
 OnEvent = Callable[[dict[str, Any]], None]
+T = TypeVar("T")
 
 
 class Session:
@@ -84,14 +85,31 @@ def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     return isinstance(error, Unreachable) or (isinstance(error, StageFailed) and error.retryable)
 
 
-tried_again: Any = partial(
-    task,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_DELAYS_SECONDS,
-    retry_condition_fn=worth_a_retry,
-    cache_policy=NO_CACHE,  # DVC alone decides what is out of date, and of a sweep its folder
-    persist_result=False,
-)
+def tried_again(**options: Any) -> Callable[[Callable[..., T]], Any]:
+    """Makes a task of which another attempt follows, after a pause, where one may succeed.
+
+    The pause is this one's, not Prefect's, in which nothing would hear of a stop.
+    """
+    make_task: Any = task  # its overloads do not take options by name
+
+    def decorate(work: Callable[..., T]) -> Any:
+        @wraps(work)
+        def attempted(*args: Any, **named: Any) -> T:
+            failed = task_run.run_count - 1
+            if failed > 0 and stopped.wait(RETRY_DELAYS_SECONDS[failed - 1]):
+                raise not_run(task_run.name)
+            return work(*args, **named)
+
+        return make_task(
+            attempted,
+            retries=RETRIES,
+            retry_condition_fn=worth_a_retry,
+            cache_policy=NO_CACHE,  # DVC alone decides what is out of date, and of a sweep its folder
+            persist_result=False,
+            **options,
+        )
+
+    return decorate
 
 
 @tried_again(task_run_name="{stage.name}")

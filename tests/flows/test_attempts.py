@@ -11,7 +11,7 @@ from flows import pipeline
 from flows.pipeline import RETRIES, Session
 from flows.progress import LiveView
 from tasks.process import SLOTS
-from tasks.stage import Stage, StageBusy, StageFailed
+from tasks.stage import Stage, StageBusy, StageFailed, stopped
 
 STAGE = Stage("distill", (), True, ("tasks.distill",), ())
 
@@ -25,7 +25,8 @@ STAGE = Stage("distill", (), True, ("tasks.distill",), ())
         (FerdError("no such stage"), 1),
     ],
 )
-def test_what_may_pass_is_tried_again_and_nothing_else(prefect_server, error, attempts):
+def test_what_may_pass_is_tried_again_and_nothing_else(prefect_server, monkeypatch, error, attempts):
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_SECONDS", [0.0, 0.0])
     made = []
 
     @pipeline.tried_again()
@@ -35,11 +36,32 @@ def test_what_may_pass_is_tried_again_and_nothing_else(prefect_server, error, at
 
     @flow
     def whole():
-        fails.with_options(retry_delay_seconds=0).submit().wait()
+        fails.submit().wait()
         return "over"
 
     assert whole() == "over"
     assert len(made) == attempts
+
+
+def test_a_stop_ends_the_pause_before_another_attempt(prefect_server, monkeypatch):
+    monkeypatch.setattr(pipeline, "RETRY_DELAYS_SECONDS", [600.0, 600.0])
+    made = []
+
+    @pipeline.tried_again()
+    def fails():
+        made.append(1)
+        stopped.set()  # as Ctrl-C does, a little later
+        raise Unreachable("the remote does not answer")
+
+    @flow
+    def whole():
+        return str(fails(return_state=True).result(raise_on_failure=False))
+
+    try:
+        assert whole().endswith("not run, since the flow was stopped")
+    finally:
+        stopped.clear()
+    assert len(made) == 1
 
 
 def test_a_stage_that_another_flow_has_is_waited_for_and_told_of_once(monkeypatch, capsys):
