@@ -85,6 +85,17 @@ def worth_a_retry(_task: Any, _run: Any, state: State[Any]) -> bool:
     return isinstance(error, Unreachable) or (isinstance(error, StageFailed) and error.retryable)
 
 
+def pause() -> None:
+    """Wait where an earlier attempt at the task has failed.
+
+    Raises:
+        StageFailed: all was stopped meanwhile.
+    """
+    failed = task_run.run_count - 1
+    if failed > 0 and stopped.wait(RETRY_DELAYS_SECONDS[failed - 1]):
+        raise not_run(task_run.name)
+
+
 def tried_again(**options: Any) -> Callable[[Callable[..., T]], Any]:
     """Makes a task of which another attempt follows, after a pause, where one may succeed.
 
@@ -95,9 +106,7 @@ def tried_again(**options: Any) -> Callable[[Callable[..., T]], Any]:
     def decorate(work: Callable[..., T]) -> Any:
         @wraps(work)
         def attempted(*args: Any, **named: Any) -> T:
-            failed = task_run.run_count - 1
-            if failed > 0 and stopped.wait(RETRY_DELAYS_SECONDS[failed - 1]):
-                raise not_run(task_run.name)
+            pause()  # in a function of its own: Ray sends this one away, which must not hold the event
             return work(*args, **named)
 
         return make_task(
