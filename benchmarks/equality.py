@@ -242,7 +242,7 @@ def _attacked_for_student(bench: Bench) -> tuple[Tensor, Tensor]:
     ours.rng.set_state(bench.rng().get_state())
     with torch.no_grad():
         logits = theirs.teacher(bench.inputs)
-    found = ours._attack(bench.inputs, bench.labels, logits)
+    found, _ = ours._attack(bench.inputs, bench.labels, logits)
     return found, theirs._attack(bench.inputs, logits.softmax(1), bench.rng())
 
 

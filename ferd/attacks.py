@@ -4,7 +4,8 @@ An objective maps logits (B, C) to a value a sample (B,), which the attack raise
 attacked frozen: eval mode, running statistics untouched, no weight gradients.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -137,20 +138,19 @@ def utae(
     return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)
 
 
-def least_steps(
-    network: nn.Module, inputs: Tensor, labels: Tensor, threat: ThreatModel, start: Tensor
-) -> Tensor:
-    """How many of the points x_0 ... x_{T−1} of a PGD on the cross-entropy were all still classified as y.
+@contextmanager
+def points_right(network: nn.Module, labels: Tensor) -> Iterator[Tensor]:
+    """Counts how often the network takes images for y while they are attacked: of x_0 ... x_{T−1} in a PGD.
 
-    0 where x_0 is wrong already, T (``threat.steps``) where no point is; -> (B,) int64.
+    Gives the counts (B,) int64; 0 where no point is right, T where all are. Labels (B,).
     """
-    survived = torch.zeros_like(labels)
-    alive = torch.ones_like(labels, dtype=torch.bool)
+    counts = torch.zeros_like(labels)
 
-    def objective(logits: Tensor) -> Tensor:
-        alive.logical_and_(logits.argmax(1) == labels)
-        survived.add_(alive)
-        return F.cross_entropy(logits, labels, reduction="none")
+    def count(_network: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        counts.add_(logits.argmax(1) == labels)
 
-    pgd(network, inputs, objective, threat, start)
-    return survived
+    hook = network.register_forward_hook(count)
+    try:
+        yield counts
+    finally:
+        hook.remove()

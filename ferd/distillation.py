@@ -7,6 +7,7 @@ adversary and a student loss. This file holds what they share.
 import copy
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ferd.adversaries import build_adversary
+from ferd.attacks import points_right
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
 from ferd.cuda_graphs import Recorded
@@ -116,7 +118,7 @@ class Distillation:
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
         self.adversary = build_adversary(method, student_threat, classes, device)
-        self.student_loss = build_student_loss(method, student_threat, classes, device)
+        self.student_loss = build_student_loss(method, classes, device)
         self.optimiser = torch.optim.SGD(
             student.parameters(),
             schedule.student.learning_rate,
@@ -253,8 +255,7 @@ class Distillation:
         losses: dict[str, float] = {}
         if self.round >= self.schedule.warmup_rounds:
             losses = self._train_student()
-            self._attacked_student.refresh()
-            self.student_loss.end_round(self._attacked_student.network, inputs, labels, self.rng)
+            self.student_loss.end_round()
         return RoundRecord(
             round=self.round + 1,
             learning_rate=rate,
@@ -288,7 +289,7 @@ class Distillation:
         loss = self.student_loss
         on_clean = self.adversary.needs_teacher or loss.needs_teacher_on_clean
         teacher_logits = self._targets(inputs) if on_clean else None
-        adv_inputs = self._attack(inputs, labels, teacher_logits)
+        adv_inputs, points = self._attack(inputs, labels, teacher_logits)
         self.student.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             clean_logits = self.student(inputs) if loss.needs_student_on_clean else None
@@ -306,6 +307,7 @@ class Distillation:
             student_logits.float(),
             student_adv_logits.float(),
             teacher_adv_logits,
+            points,
         )
         clean, adversarial = loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())
@@ -321,15 +323,26 @@ class Distillation:
         logits: Tensor = self._target_teacher.network(inputs)
         return logits
 
-    def _attack(self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor | None) -> Tensor:
-        """Adversarial images of the batch, made on a twin of the network that the method attacks."""
+    def _attack(
+        self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Adversarial images of the batch, made on a twin of the network that the method attacks.
+
+        And how many points of each attack that twin got right (B,), where the student's loss asks for it.
+        """
         twin = self._attacked_teacher
         if self.method.utae.model == "student":
             twin = self._attacked_student
             twin.refresh()
-        none = inputs.new_empty((0, self.teacher.classes))
-        teacher_probs = none if teacher_logits is None else teacher_logits.softmax(1)
-        return self.adversary.attack(twin.network, inputs, labels, teacher_probs, self.rng)
+        targets = inputs.new_empty((0, self.teacher.classes))
+        if teacher_logits is not None:
+            targets = self.student_loss.attack_targets(teacher_logits, labels)
+        counted = (
+            points_right(twin.network, labels) if self.student_loss.needs_points_right else nullcontext()
+        )
+        with counted as points:
+            adv_inputs = self.adversary.attack(twin.network, inputs, labels, targets, self.rng)
+        return adv_inputs, points
 
 
 def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -44,6 +44,8 @@ class ImageSource(ABC):
 class FittedGenerator(ImageSource):
     """The data-free methods: a generator is fitted each round to the method's synthesis loss.
 
+    Each round draws its weights anew, as FERD does; those of DFHL-RS go on over all rounds, as in its code.
+
     Args:
         teacher: as it is, since L_bn looks at the inputs of its BatchNorm layers.
         student: a twin that follows the student's weights.
@@ -72,9 +74,23 @@ class FittedGenerator(ImageSource):
         # the generator stays float32 beside bfloat16 networks
         with self.loss(labels, number, rng) as loss, tf32_convolutions(autocast):
             settings = self.schedule.synthesis
-            result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng)
+            anew = number == 0 or not self._goes_on
+            result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng, anew=anew)
         _warn_of_a_useless_mask(result.figures, number)
         return to_uint8(result.images), labels, result.figures
+
+    @property
+    def _goes_on(self) -> bool:
+        return self.method.synthesis == "dfhl-rs"
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The generator, where it goes on."""
+        return self.generator.state_dict() if self._goes_on else {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on with it."""
+        if self._goes_on:
+            self.generator.load_state_dict(state)
 
     def loss(
         self, labels: Tensor, number: int, rng: torch.Generator

@@ -12,11 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ferd.attacks import least_steps, random_start
-from ferd.config import Method, ThreatModel
+from ferd.config import Method
 from ferd.losses import ClassPrior, ikl, kl_divergence, soft_cross_entropy
-from ferd.models.classifier import Classifier
-from ferd.reweighting import class_means
 
 
 @dataclass(frozen=True)
@@ -25,7 +22,8 @@ class Batch:
 
     For a loss that needs no student on clean images ``student_logits`` are ``student_adv_logits``; for one
     that needs no teacher on clean images ``teacher_logits`` may be ``teacher_adv_logits``; for one that needs
-    no teacher on adversarial images those are None.
+    no teacher on adversarial images those are None. ``points_right`` (B,), for a loss that needs it, says how
+    many of the points x_0 ... x_{T−1} of its attack the attacked network got right.
     """
 
     inputs: Tensor
@@ -35,6 +33,7 @@ class Batch:
     student_logits: Tensor
     student_adv_logits: Tensor
     teacher_adv_logits: Tensor | None = None
+    points_right: Tensor | None = None
 
 
 class StudentLoss(ABC):
@@ -48,6 +47,7 @@ class StudentLoss(ABC):
         adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
         needs_student_on_clean, needs_teacher_on_clean, needs_teacher_on_adversarial: which logits of a batch
             it looks at; of the others those are not computed that nothing else needs.
+        needs_points_right: whether it looks at how the attack went.
     """
 
     recordable = True
@@ -55,19 +55,18 @@ class StudentLoss(ABC):
     needs_student_on_clean = True
     needs_teacher_on_clean = True
     needs_teacher_on_adversarial = False
+    needs_points_right = False
 
     @abstractmethod
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(clean, adversarial), both ()."""
 
-    def end_round(  # noqa: B027
-        self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator
-    ) -> None:
-        """Adjust to the trained student; images (B, channels, H, W) in [0, 1] of the round, labels (B,).
+    def attack_targets(self, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """What the adversary gets as the teacher's softmax (B, C), of its logits (B, C); labels (B,)."""
+        return teacher_logits.softmax(1)
 
-        Args:
-            student: a twin of it, BatchNorm folded in, perhaps in bfloat16.
-        """
+    def end_round(self) -> None:  # noqa: B027
+        """Adjust to what the round's batches have shown."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What later batches depend on."""
@@ -124,39 +123,45 @@ class Rslad(StudentLoss):
 
 
 class FairRslad(StudentLoss):
-    """Fair-RSLAD (Yue et al. 2023): RSLAD whose adversarial part weighs class c by κ_c^−2.
+    """Fair-RSLAD (Yue et al. 2023): RSLAD of which both parts weigh class c by κ_c^−2.
 
-    κ_c is the mean over class c of 1 + the number of PGD points x_0 ... x_{T−1} that are right before the
-    first fault: 1 where the random start is wrong, T + 1 where none is; on each round's images. The
-    weights have mean 1 before they are clamped to [5/6, 5/2].
+    κ_c is the mean over a round's images of class c of how many points x_0 ... x_{T−1} of their attack the
+    student got right. The weights have mean 1 before they are clamped to [5/6, 5/2]. As its authors' code
+    counts (github.com/NISP-official/Fair-ARD); its paper: the steps until the first fault.
     """
 
     adversarial_weight = 5 / 6
+    needs_points_right = True
     POWER, LOWEST, HIGHEST = 2.0, 5 / 6, 5 / 2
+    LEAST_KAPPA = 1e-6  # of a class with no point right: all the weight that the bounds allow
 
-    def __init__(self, classes: int, threat: ThreatModel, device: torch.device) -> None:
-        self.threat = threat
+    def __init__(self, classes: int, device: torch.device) -> None:
         self.kappa = torch.full((classes,), torch.nan, device=device)
+        self._right = torch.zeros(classes, device=device)
+        self._counts = torch.zeros(classes, device=device)
 
     def weights(self) -> Tensor:
         """Weight of each class (C,); one never seen counts with the mean κ, and before any all are 1."""
         mean = self.kappa.nanmean().nan_to_num(1.0)
-        kappa = torch.where(self.kappa.isnan(), mean, self.kappa)
+        kappa = torch.where(self.kappa.isnan(), mean, self.kappa).clamp(min=self.LEAST_KAPPA)
         raw = kappa.pow(-self.POWER)
         return (raw / raw.mean()).clamp(self.LOWEST, self.HIGHEST)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """As RSLAD, the adversarial part weighted by class."""
-        targets = batch.teacher_logits.softmax(1)
-        clean = kl_divergence(targets, batch.student_logits).mean()
+        """As RSLAD, weighted by class."""
+        assert batch.points_right is not None
+        self._right.index_add_(0, batch.labels, batch.points_right.to(self._right.dtype))
+        self._counts.index_add_(0, batch.labels, torch.ones_like(batch.labels, dtype=self._counts.dtype))
+        targets, weights = batch.teacher_logits.softmax(1), self.weights()[batch.labels]
+        clean = kl_divergence(targets, batch.student_logits)
         adversarial = kl_divergence(targets, batch.student_adv_logits)
-        return clean, (self.weights()[batch.labels] * adversarial).mean()
+        return (weights * clean).mean(), (weights * adversarial).mean()
 
-    def end_round(self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
-        """Measure κ on the round's images; a class that is not among them keeps its own."""
-        start = random_start(images, self.threat.epsilon, rng)
-        steps = 1 + least_steps(student, images, labels, self.threat, start)
-        self.kappa = class_means(steps.to(self.kappa.dtype), labels, self.kappa)
+    def end_round(self) -> None:
+        """Take over κ of the round; a class that was not drawn keeps its own."""
+        self.kappa.copy_(torch.where(self._counts > 0, self._right / self._counts, self.kappa))
+        self._right.zero_()
+        self._counts.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         """κ of each class."""
@@ -172,7 +177,7 @@ class Absld(StudentLoss):
 
     After each round τ_c −= 0.1·(R_c − R̄)/max|R − R̄|, clamped to [0.5, 5]: R_c is the student's mean
     cross-entropy on class c over the round; a class at risk gets sharper labels. Clean and adversarial
-    temperatures are kept apart.
+    temperatures are kept apart; the attack is led away from the adversarial part's labels.
     """
 
     adversarial_weight = 5 / 6
@@ -190,12 +195,18 @@ class Absld(StudentLoss):
         for part, logits in enumerate((batch.student_logits, batch.student_adv_logits)):
             risk = F.cross_entropy(logits.detach(), batch.labels, reduction="none")
             self._risks[part].index_add_(0, batch.labels, risk)
-            temperature = self.temperatures[part, batch.labels].unsqueeze(1)
-            targets = (batch.teacher_logits / temperature).softmax(1)
+            targets = self._targets(part, batch.teacher_logits, batch.labels)
             losses.append(kl_divergence(targets, logits).mean())
         return losses[0], losses[1]
 
-    def end_round(self, student: Classifier, images: Tensor, labels: Tensor, rng: torch.Generator) -> None:
+    def attack_targets(self, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """σ(o_T/τ_y), by the adversarial temperatures."""
+        return self._targets(1, teacher_logits, labels)
+
+    def _targets(self, part: int, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        return (teacher_logits / self.temperatures[part, labels].unsqueeze(1)).softmax(1)
+
+    def end_round(self) -> None:
         """One step of the temperatures; classes that were not drawn keep theirs."""
         seen = self._counts > 0
         if seen.any():
@@ -228,10 +239,8 @@ class HardLabel(StudentLoss):
         return loss, loss
 
 
-def build_student_loss(
-    method: Method, threat: ThreatModel, classes: int, device: torch.device
-) -> StudentLoss:
-    """The student loss that a method names; ``threat`` holds the number of steps of its attacks."""
+def build_student_loss(method: Method, classes: int, device: torch.device) -> StudentLoss:
+    """The student loss that a method names."""
     match method.student_loss:
         case "ikl":
             return Ikl(classes, device)
@@ -240,7 +249,7 @@ def build_student_loss(
         case "rslad":
             return Rslad()
         case "fair-rslad":
-            return FairRslad(classes, threat, device)
+            return FairRslad(classes, device)
         case "absld":
             return Absld(classes, device)
         case "hard-label":

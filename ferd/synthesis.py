@@ -138,17 +138,21 @@ def synthesise(
     settings: Synthesis,
     augmentation: Augmentation,
     rng: torch.Generator,
+    *,
+    anew: bool = True,
 ) -> SynthesisResult:
-    """Fit a re-initialised generator and fresh latent codes to a loss of their augmented images.
+    """Fit a generator and fresh latent codes to a loss of their augmented images.
 
     Args:
         loss: terms of a batch of images; "loss" is what is minimised.
         labels: (B,) requested classes, one image each.
+        anew: first draw the generator's weights anew; else they go on from what they are.
 
     Raises:
         FerdError: no step had a finite loss.
     """
-    generator.reinitialise(rng)
+    if anew:
+        generator.reinitialise(rng)
     generator.train()
     latents = torch.empty(len(labels), settings.latent_dim, device=labels.device)
     latents.normal_(generator=rng).requires_grad_()

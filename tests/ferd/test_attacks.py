@@ -9,10 +9,10 @@ from ferd.attacks import (
     cross_entropy,
     fgsm,
     gaussian_start,
-    least_steps,
     margins,
     negative_margin,
     pgd,
+    points_right,
     project,
     random_start,
     uniform_target,
@@ -186,11 +186,23 @@ def test_one_gamma_a_sample_is_the_attack_with_that_gamma(teacher, images, threa
     assert torch.equal(one, each)
 
 
-def test_least_steps_counts_the_points_that_were_still_right(teacher, images, threat):
+def test_the_points_of_an_attack_that_are_right_are_counted(teacher, images, threat):
     predicted = teacher(images).argmax(1)
-    wrong = least_steps(teacher, images, (predicted + 1) % 10, threat, images)
-    assert wrong.tolist() == [0] * 16
-    survived = least_steps(teacher, images, predicted, threat, images)
-    assert (survived >= 1).all() and (survived <= threat.steps).all()
     still = threat.model_copy(update={"epsilon": 1e-9})
-    assert least_steps(teacher, images, predicted, still, images).tolist() == [threat.steps] * 16
+
+    def counts(labels, threat):
+        with points_right(teacher, labels) as found:
+            pgd(teacher, images, cross_entropy(labels), threat, images)
+        teacher(images)  # what is shown afterwards does not count
+        return found
+
+    assert counts(predicted, still).tolist() == [threat.steps] * 16
+    assert counts((predicted + 1) % 10, still).tolist() == [0] * 16
+    found = counts(predicted, threat)
+    assert (found >= 1).all() and (found <= threat.steps).all()
+    steps, points = [], images
+    for _ in range(threat.steps):
+        steps.append(teacher(points).argmax(1) == predicted)
+        one = threat.with_steps(1)
+        points = project(pgd(teacher, points, cross_entropy(predicted), one, points), images, threat.epsilon)
+    assert torch.equal(found, torch.stack(steps).sum(0))

@@ -73,6 +73,17 @@ def test_a_loss_whose_source_weighs_its_parts_does_not_follow_the_schedule(make_
     assert equal(*students)
 
 
+@pytest.mark.parametrize(("name", "drawn"), [("dfhl-rs", [True, False, False]), ("ferd", [True] * 3)])
+def test_the_generator_of_dfhl_rs_goes_on_over_all_rounds(make_run, monkeypatch, name, drawn):
+    run = make_run(name, "pool")
+    found, before = [], run.source.generator.reinitialise
+    monkeypatch.setattr(
+        run.source.generator, "reinitialise", lambda rng: (found.append(run.round), before(rng))
+    )
+    list(run.rounds())
+    assert [number in found for number in range(3)] == drawn
+
+
 @pytest.mark.parametrize(("name", "passes"), [("dfhl-rs", 1), ("ferd", 2)])
 def test_the_student_sees_in_training_what_its_loss_looks_at(make_run, name, passes):
     run = make_run(name, "pool")

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,60 +60,59 @@ def test_rslad_is_the_mean_kl_from_the_teacher():
     assert adversarial.item() == pytest.approx(FROM_EVEN / 2)
 
 
-def test_fair_rslad_weighs_by_the_inverse_square_of_kappa_between_its_bounds(threat):
-    loss = FairRslad(3, threat, CPU)
+def test_fair_rslad_weighs_by_the_inverse_square_of_kappa_between_its_bounds():
+    loss = FairRslad(3, CPU)
     assert loss.weights().tolist() == [1.0, 1.0, 1.0]
     loss.kappa = torch.tensor([1.0, 2.0, torch.nan])  # the unseen class counts as 1.5
     raw = [1.0, 0.25, 1 / 2.25]
     mean = sum(raw) / 3
     assert loss.weights().tolist() == pytest.approx([raw[0] / mean, 5 / 6, 5 / 6])
-    loss.kappa = torch.tensor([1.0, 10.0, 10.0])
-    assert loss.weights()[0].item() == pytest.approx(5 / 2)
+    loss.kappa = torch.tensor([0.0, 0.1, 10.0])  # none right in the first: all that the bounds allow
+    assert loss.weights().tolist() == pytest.approx([5 / 2, 5 / 6, 5 / 6])
 
 
-def test_fair_rslad_weighs_the_adversarial_part_alone(threat):
-    loss = FairRslad(2, threat, CPU)
+def test_fair_rslad_weighs_both_parts():
+    loss = FairRslad(2, CPU)
     loss.kappa = torch.tensor([2.0, 1.0])  # weights 2/5 and 8/5, the first clamped to 5/6
-    clean, adversarial = loss.losses(two_class_batch())
-    assert clean.item() == pytest.approx(FROM_THREE_TO_ONE / 2)
+    clean, adversarial = loss.losses(replace(two_class_batch(), points_right=torch.tensor([0, 0])))
+    assert clean.item() == pytest.approx(5 / 6 * FROM_THREE_TO_ONE / 2)
     assert adversarial.item() == pytest.approx(8 / 5 * FROM_EVEN / 2)
 
 
-def test_fair_rslad_measures_kappa_of_the_classes_it_sees(teacher, images, threat, rng):
-    loss = FairRslad(10, threat, CPU)
+def test_fair_rslads_kappa_is_the_mean_over_a_rounds_images_of_a_class():
+    loss = FairRslad(3, CPU)
     loss.kappa[:] = 7.0
-    predicted = teacher(images).argmax(1)
-    labels = (predicted + 1) % 10
-    near = threat.model_copy(update={"epsilon": 1e-9})
-    loss.threat = near  # the random start and the attack change nothing
-    loss.end_round(teacher, images, labels, rng)
-    seen = torch.zeros(10, dtype=torch.bool).index_fill_(0, labels, True)
-    assert seen.any() and not seen.all()
-    assert torch.equal(loss.kappa, torch.where(seen, 1.0, 7.0))  # wrong before any step
-    loss.end_round(teacher, images, predicted, rng)
-    assert loss.kappa[predicted].tolist() == [1.0 + threat.steps] * 16  # right after all of them
+    for points in ([10, 2], [5, 4]):
+        loss.losses(replace(batch(), points_right=torch.tensor(points)))
+    assert loss.kappa.tolist() == [7.0, 7.0, 7.0]  # until the round is over
+    loss.end_round()
+    assert loss.kappa.tolist() == [7.5, 3.0, 7.0]  # the third was not drawn
+    loss.losses(replace(batch(), points_right=torch.tensor([1, 1])))
+    loss.end_round()
+    assert loss.kappa.tolist() == [1.0, 1.0, 7.0]
 
 
-def test_absld_sharpens_the_labels_of_the_class_at_risk(teacher, images, labels, rng):
+def test_absld_sharpens_the_labels_of_the_class_at_risk():
     loss = Absld(3, CPU)
     confident, wrong = torch.tensor([[9.0, 0.0, 0.0]]), torch.tensor([[0.0, 9.0, 0.0]])
     logits = torch.cat([confident, confident.roll(1, 1)])
     attacked = torch.cat([wrong, confident.roll(1, 1)])
     loss.losses(batch_of([0, 1], logits, logits, attacked))
-    loss.end_round(teacher, images, labels, rng)
+    loss.end_round()
     assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
     sharper, softer = (torch.tensor(row).log_softmax(0) for row in ([10.0, 0.0, 0.0], [0.0, 9 / 1.1, 0.0]))
     targets = torch.stack([sharper, softer]).exp()
+    assert torch.allclose(loss.attack_targets(logits, torch.tensor([0, 1])), targets)
     _, adversarial = loss.losses(batch_of([0, 1], logits, logits, torch.zeros(2, 3)))
     entropies = -(targets * targets.log()).sum(1)
     assert adversarial.item() == pytest.approx((math.log(3) - entropies).mean().item(), rel=1e-4)
-    loss.end_round(teacher, images, labels, rng)
+    loss.end_round()
     other = Absld(3, CPU)
     other.load_state_dict(loss.state_dict())
     assert torch.equal(other.temperatures, loss.temperatures)
     for _ in range(60):
         loss.losses(batch_of([0, 1], logits, logits, attacked))
-        loss.end_round(teacher, images, labels, rng)
+        loss.end_round()
     assert loss.temperatures[1].tolist() == pytest.approx([0.5, 5.0, 1.0])
 
 
