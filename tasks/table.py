@@ -42,23 +42,21 @@ NAMES = {
 
 
 def cell(group: Group, attack: str, figure: str) -> str:
-    """Percent (NSD: a fraction), with the standard deviation where there are several seeds; empty without."""
+    """Percent (NSD: a fraction) over the seeds; empty without."""
     values = group.values(attack, figure)
-    if not values:
-        return ""
-    if figure != "nsd":
-        return percent(values)
-    average, deviation = spread(values)
-    return f"{average:.3f}" if deviation is None else f"{average:.3f} ± {deviation:.3f}"
+    return over_seeds(values, 3) if figure == "nsd" else percent(values)
 
 
 def percent(values: Sequence[float], digits: int = 1) -> str:
-    """The mean, with the standard deviation where there are several; empty where there are none."""
-    if not values:
-        return ""
-    average, deviation = spread(values)
-    shown = f"{100 * average:.{digits}f}"
-    return shown if deviation is None else f"{shown} ± {100 * deviation:.{digits}f}"
+    """Fractions in percent, over the seeds."""
+    return over_seeds([100 * value for value in values], digits)
+
+
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation; one or two values as they are, of which a deviation says nothing."""
+    if len(values) <= 2:
+        return " / ".join(f"{value:.{digits}f}" for value in values)
+    return " ± ".join(f"{value:.{digits}f}" for value in spread(values))
 
 
 def beside_autoattack(groups: Sequence[Group]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ferd.errors import FerdError
-from tasks import report, results, table
+from tasks import results, table
 from tests.conftest import ROOT
 
 PER_CLASS = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
@@ -285,3 +285,9 @@ def test_figures_of_other_classes_or_that_are_no_numbers_are_refused(folder):
     path.write_text(text.replace('"average": 0.625', '"average": NaN', 1))
     with pytest.raises(FerdError, match="NaN is no number"):
         results.load("digits")
+
+
+def test_one_or_two_values_are_shown_as_they_are():
+    """A standard deviation of two says nothing that the two do not."""
+    shown = [table.over_seeds(values, 1) for values in ([], [1.25], [1.0, 2.0], [1.0, 2.0, 3.0])]
+    assert shown == ["", "1.2", "1.0 / 2.0", "2.0 ± 1.0"]
