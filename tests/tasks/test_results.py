@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ferd.errors import FerdError
-from tasks import results, table
+from tasks import report, results, table
 from tests.conftest import ROOT
 
 PER_CLASS = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
