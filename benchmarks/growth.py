@@ -89,8 +89,11 @@ def main() -> None:
     """Measure the parts that are named, by default all."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; by default all")
+    parts = parser.parse_args().parts or PARTS
+    if unknown := [name for name in parts if name not in PARTS]:
+        parser.error(f"{', '.join(unknown)}: no such part; choose from {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    for name in parser.parse_args().parts or PARTS:
+    for name in parts:
         PARTS[name]()
 
 

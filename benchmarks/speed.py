@@ -110,7 +110,7 @@ def main() -> None:
         nargs="*",
         help=f"{', '.join(GPU_STEPS)} (the last on a GPU): these alone, without the checks",
     )
-    parser.add_argument("--image", type=int, help="32 or 64: at this size alone")
+    parser.add_argument("--image", type=int, choices=(32, 64), help="at this size alone")
     parser.add_argument("--repeats", type=int, default=3, help="of each call")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(

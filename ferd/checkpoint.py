@@ -55,6 +55,8 @@ def read_facts(path: Path, *needed: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise FerdError(f"{path}: no such checkpoint; run the stage that makes it") from None
     except (SafetensorError, OSError) as error:
+        if Path(path).is_dir():
+            raise FerdError(f"{path}: is a folder; give a checkpoint's file") from None
         raise FerdError(
             f"{path}: cut off or not a safetensors file ({error}); delete it and make it again"
         ) from None

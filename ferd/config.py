@@ -323,18 +323,20 @@ class EvaluationSettings(Settings):
         Raises:
             FerdError: a number of images cannot be split over them, or they are too few for AutoAttack.
         """
-        given = [self.attacks, *(ball.attacks for ball in self.other_balls)]
-        for attack, number in (pair for attacks in given for pair in attacks.items()):
-            if number != "all" and number % classes:
-                raise FerdError(
-                    f"evaluation.attacks: {number} images cannot be split evenly over {classes} classes; "
-                    f"use a multiple of {classes}, or all"
-                )
-            if attack == "autoattack" and classes < AUTOATTACK_CLASSES:
-                raise FerdError(
-                    f"evaluation.attacks: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; "
-                    "drop it"
-                )
+        given = {"attacks": self.attacks}
+        given |= {f"other_balls.{place}.attacks": ball.attacks for place, ball in enumerate(self.other_balls)}
+        for key, attacks in given.items():
+            for attack, number in attacks.items():
+                if number != "all" and number % classes:
+                    raise FerdError(
+                        f"evaluation.{key}: {number} images cannot be split evenly over {classes} classes; "
+                        f"use a multiple of {classes}, or all"
+                    )
+                if attack == "autoattack" and classes < AUTOATTACK_CLASSES:
+                    raise FerdError(
+                        f"evaluation.{key}: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; "
+                        "drop it"
+                    )
 
 
 class AnalysisSettings(Settings):

@@ -198,7 +198,7 @@ def _decode_one(file: Path, facts: Dataset, hint: str) -> np.ndarray[Any, Any]:
                 raise FerdError(f"{file}: has more than 8 bits a channel, which would be cut off; {hint}")
             pixels = np.asarray(image.convert(MODES[facts.channels]))
             return pixels.reshape(size, size, facts.channels).transpose(2, 0, 1)
-    except (OSError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # the second: of a broken PNG
         raise FerdError(f"{file}: cut off or damaged, or no {form}; {hint}") from None
 
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
-from ferd.config import EvaluationSettings, OtherBall, ThreatModel
+from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel
 from ferd.datasets import Images, first_per_class, require_every_class, require_known
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
@@ -28,7 +28,7 @@ CW_STEPS = 30
 class Trial:
     """One attack in one ball, and the rows of the test images that it is given."""
 
-    attack: str
+    attack: Attack
     threat: ThreatModel
     rows: Tensor
 
@@ -203,17 +203,22 @@ class Evaluation:
 
     def _attack(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
         threat = trial.threat
-        if trial.attack == "clean":
-            return images
-        if trial.attack == "fgsm":
-            return fgsm(self.attacked, images, labels, threat.epsilon)
-        if trial.attack == "autoattack":
-            return _autoattack(self.attacked, images, labels, threat.epsilon, batch_seed)
+        match trial.attack:
+            case "clean":
+                return images
+            case "fgsm":
+                return fgsm(self.attacked, images, labels, threat.epsilon)
+            case "autoattack":
+                return _autoattack(self.attacked, images, labels, threat.epsilon, batch_seed)
+            case "pgd20":
+                objective, steps = cross_entropy(labels), PGD_STEPS
+            case "cw30":
+                objective, steps = negative_margin(labels), CW_STEPS
+            case _:
+                assert_never(trial.attack)
         rng = torch.Generator(self.device).manual_seed(batch_seed)
         start = random_start(images, threat.epsilon, rng)
-        if trial.attack == "pgd20":
-            return pgd(self.attacked, images, cross_entropy(labels), threat.with_steps(PGD_STEPS), start)
-        return pgd(self.attacked, images, negative_margin(labels), threat.with_steps(CW_STEPS), start)
+        return pgd(self.attacked, images, objective, threat.with_steps(steps), start)
 
 
 def _name(attack: str, ball: OtherBall) -> str:

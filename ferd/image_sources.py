@@ -178,7 +178,7 @@ class ReplayedPool(ImageSource):
 
 
 def _generator(latent_dim: int, shape: tuple[int, int, int], device: torch.device) -> Generator:
-    """One whose weights each round draws anew: the first ones take nothing from anybody's random numbers."""
+    """Its first weights, which round 0 replaces, take nothing from anybody's random numbers."""
     return fast_layout(with_weights_of(0, lambda: Generator(latent_dim, shape[0], shape[1])), device)
 
 

@@ -32,14 +32,9 @@ def update_difficulty(difficulty: Tensor, margin: Tensor, labels: Tensor) -> Ten
         margin: m (B,).
         labels: (B,).
     """
-    return class_means(-margin, labels, difficulty)
-
-
-def class_means(values: Tensor, labels: Tensor, before: Tensor) -> Tensor:
-    """Mean of values (B,) by class (C,); a class without a value keeps ``before``."""
-    counts = torch.bincount(labels, minlength=len(before))
-    sums = torch.zeros_like(before).index_add_(0, labels, values)
-    return torch.where(counts > 0, sums / counts.clamp(min=1), before)
+    counts = torch.bincount(labels, minlength=len(difficulty))
+    sums = torch.zeros_like(difficulty).index_add_(0, labels, -margin)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), difficulty)
 
 
 def proportions(difficulty: Tensor, floor: float = 0.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""One round of synthesis, Eq. 7-8: a fresh generator is fitted to a loss, its best batch kept."""
+"""One round of synthesis, Eq. 7-8: a generator is fitted to a loss, its best batch kept."""
 
 import math
 from collections.abc import Callable, Iterator

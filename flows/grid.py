@@ -20,7 +20,16 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelling
 
 from ferd.errors import FerdError
-from flows.pipeline import RETRIES, TASK_RUNNER, as_command, evaluations, failures_of, in_order, run_stale
+from flows.pipeline import (
+    RETRIES,
+    TASK_RUNNER,
+    as_command,
+    evaluations,
+    failures_of,
+    in_order,
+    require_known,
+    run_stale,
+)
 from tasks import lineage, share
 from tasks.git import head, refuse_uncommitted
 from tasks.stage import Pipeline, Stage, stoppable, stopped
@@ -178,6 +187,7 @@ def main() -> None:
             raise FerdError(
                 "workers and this command need one server; set PREFECT_API_URL to its address (make up)"
             )
+        require_known(args.benchmark, args.methods)
         grid(args.benchmark, args.methods, args.seeds)
         print_table(args.benchmark, args.methods, args.seeds)
 

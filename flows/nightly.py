@@ -22,6 +22,7 @@ from flows.pipeline import (
     check_slots,
     create_record,
     evaluations,
+    require_known,
     run_stale,
     tried_again,
 )
@@ -186,6 +187,8 @@ def main() -> None:
     parser.add_argument("--alert-block", help="a Prefect notification block, type/name")
     args = parser.parse_args()
     with as_command("nightly"):
+        for benchmark in args.benchmarks or params.read().nightly.benchmarks:
+            require_known(benchmark, args.methods)
         create_record()
         with own_server():
             nightly(args.benchmarks, args.methods, args.seeds, args.slots, args.alert_block)

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ferd.errors import FerdError
+
 OUTPUTS = Path(os.environ.get("FERD_OUTPUTS", ""))  # a sweep's points keep theirs apart: tasks/sweep.py
 CHECKPOINTS = OUTPUTS / "checkpoints"
 RESULTS = OUTPUTS / "results"
@@ -55,10 +57,16 @@ def run_key(checkpoint: Path) -> str:
 
 
 def identity(checkpoint: Path) -> tuple[str | None, str, int]:
-    """(student, method, seed); a teacher is (None, "teacher", 0)."""
+    """(student, method, seed); a teacher is (None, "teacher", 0).
+
+    Raises:
+        FerdError: the checkpoint is neither a student's nor a teacher's.
+    """
     parts = _identifying(checkpoint)
-    if len(parts) == 1:
+    if parts == ("teacher",):
         return None, "teacher", 0
+    if len(parts) != 3:
+        raise FerdError(f"{checkpoint}: neither a teacher's nor a student's checkpoint; give one of those")
     student, method, seed = parts
     return student, method, int(seed.removeprefix("s"))
 

@@ -10,13 +10,13 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ferd.checkpoint import load_classifier
-from ferd.config import Benchmark
+from ferd.config import Benchmark, DistillationSettings, Method, parse
 from ferd.datasets import dataset
 from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
@@ -29,6 +29,7 @@ from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
+LOCK = Path("dvc.lock")
 REPORT = "report"  # the run that holds the page
 DESCRIPTION = """\
 {teacher} -> {students}, adversaries of ε {epsilon:.4g} in [0, 1] pixels, {rounds} rounds of {batch} images.
@@ -76,10 +77,10 @@ def complete(name: str, settings: Params) -> str | None:
     with _alone():
         client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
         client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-        known = own_runs(client, experiment)
+        known, made_with = own_runs(client, experiment), stage_parameters()
         for group in groups:
             for path, result in zip(group.paths, group.results, strict=True):
-                _complete_run(client, experiment, known, settings, path, result)
+                _complete_run(client, experiment, known, settings, made_with, path, result)
         _keep_report(client, experiment, known.get(REPORT, []))
         compared = {group.method for group in groups} & tidy.gammas(settings.methods).keys()
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
@@ -144,6 +145,7 @@ def _complete_run(
     experiment: str,
     known: Mapping[str, Sequence[Any]],
     settings: Params,
+    made_with: Mapping[str, Mapping[str, Any]],
     path: Path,
     result: Mapping[str, Any],
 ) -> None:
@@ -154,7 +156,11 @@ def _complete_run(
     done = f"{process.sha256(path)[:16]}{' and model' if has_model else ''}"
     completed = [run for run in runs if run.data.tags.get(COMPLETED, "").startswith(done)]
     found = completed or [run for run in runs if _holds(run, result)]
-    run_id = found[0].info.run_id if found else _import(client, experiment, key, settings, path, result)
+    if found:
+        run_id = found[0].info.run_id
+    else:
+        check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
+        run_id = _import(client, experiment, key, parameters(result, settings, made_with), path, result)
     _compare(client, run_id, runs, compared=result["method"] in tidy.gammas(settings.methods))
     if completed:
         return
@@ -203,13 +209,16 @@ def _holds(run: Any, result: Mapping[str, Any]) -> bool:
 
 
 def _import(
-    client: Any, experiment: str, key: str, settings: Params, path: Path, result: Mapping[str, Any]
+    client: Any,
+    experiment: str,
+    key: str,
+    given: Mapping[str, Any],
+    path: Path,
+    result: Mapping[str, Any],
 ) -> str:
     """A run for a result that was computed elsewhere: pulled, or committed."""
     from mlflow.entities import Metric, Param, RunTag
 
-    check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
-    given = [Param(name, str(value)) for name, value in parameters(result, settings).items()]
     written = int(path.stat().st_mtime * 1000)
     metrics = [Metric(name, value, written, 0) for name, value in figures(result).items()]
     for record in _rounds(path) if result["student"] else ():
@@ -217,7 +226,8 @@ def _import(
     tags = {"run_key": key, "mlflow.source.name": str(path), "imported": "true"}
     run = client.create_run(experiment, start_time=written, run_name=key, tags=tags)
     run_id = str(run.info.run_id)
-    client.log_batch(run_id, metrics, given, [RunTag("mlflow.source.type", "LOCAL")])
+    params_given = [Param(name, str(value)) for name, value in given.items()]
+    client.log_batch(run_id, metrics, params_given, [RunTag("mlflow.source.type", "LOCAL")])
     client.set_terminated(run_id, end_time=written)
     return run_id
 
@@ -231,17 +241,37 @@ def _rounds(result: Path) -> list[RoundRecord]:
     return [RoundRecord(**{name: line[name] for name in names}) for line in lines]
 
 
-def parameters(result: Mapping[str, Any], settings: Params) -> dict[str, Any]:
-    """As the stage gives them: what is compared first, then all settings."""
-    benchmark = settings.benchmark(result["benchmark"])
+def stage_parameters() -> dict[str, dict[str, Any]]:
+    """By a stage's command, the parameters that DVC remembers it to have run with."""
+    from dvc.utils.serialize import parse_yaml  # a tenth of the time of yaml.safe_load
+
+    if not LOCK.exists():
+        return {}
+    stages = parse_yaml(LOCK.read_text(), LOCK).get("stages", {})
+    return {str(stage["cmd"]): stage.get("params", {}).get("params.yaml", {}) for stage in stages.values()}
+
+
+def parameters(
+    result: Mapping[str, Any], settings: Params, made_with: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """As the stage gives them: what is compared first, then all settings.
+
+    Those that the student was made with, by ``made_with`` (``stage_parameters``); of one that DVC does not
+    remember, today's.
+    """
     threat = tracking.flatten(result["threat_model"])
     if result["student"] is None:
         return {"network": result["network"]} | threat
-    method = settings.methods.get(result["method"])
+    benchmark, student, name, seed = (result[key] for key in ("benchmark", "student", "method", "seed"))
+    then = made_with.get(f"python -m tasks.distill {benchmark} {student} {name} s{seed}", {})
+    method, schedule = settings.methods.get(name), settings.benchmark(benchmark).distillation
+    with suppress(KeyError, FerdError):  # DVC does not remember it, or of another version
+        key = f"benchmarks.{benchmark}.distillation"
+        schedule = parse(DistillationSettings, then[key], key)
+        method = parse(Method, then[f"methods.{name}"], f"methods.{name}")
     if method is None:  # it left params.yaml; its result is still there
-        return {"method": result["method"], "student": result["student"], "seed": result["seed"]} | threat
-    who = result["student"], result["method"], result["seed"]
-    return tracking.student_parameters(*who, method, benchmark.distillation, result["threat_model"])
+        return {"method": name, "student": student, "seed": seed} | threat
+    return tracking.student_parameters(student, name, seed, method, schedule, result["threat_model"])
 
 
 def _log_dataset(client: Any, run_id: str, benchmark: Benchmark, result: Mapping[str, Any]) -> None:

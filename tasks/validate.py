@@ -37,6 +37,7 @@ from tasks.params import PARAMS, Params, put, read_content, validate
 from tasks.teacher import initial_network
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
+UNUSED = (".data.", ".evaluation.attacks.", ".evaluation.other_balls.")  # images and attacks are as they are
 
 
 def main() -> None:
@@ -46,15 +47,21 @@ def main() -> None:
     parser.add_argument("--method", help="without it, the teacher is trained and judged")
     parser.add_argument("--seeds", type=typed_seed, nargs="+", default=[0])
     parser.add_argument("--teacher", type=Path, help="default: the pipeline's checkpoint")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", dest="overrides"
+    )
     args = parser.parse_args()
     with as_command("validate"):
+        if args.teacher and not args.method:
+            raise FerdError("--teacher is who a student is distilled from; give a --method, too")
         params = override(PARAMS, args.overrides)
         for seed in args.seeds:
             started = time.monotonic()
             figures = try_method(params, args, seed) if args.method else try_teacher(params, args, seed)
             seconds = round(time.monotonic() - started, 1)
-            print(json.dumps({"seed": seed, **figures, "seconds": seconds}), flush=True)
+            print(
+                json.dumps({"seed": seed, "set": args.overrides, **figures, "seconds": seconds}), flush=True
+            )
 
 
 def typed_seed(text: str) -> int:
@@ -69,6 +76,8 @@ def override(path: Path, overrides: list[str]) -> Params:
     content = read_content(path)
     for item in overrides:
         key, _, text = item.partition("=")
+        if unused := next((part for part in UNUSED if part in f"{key}."), None):
+            raise FerdError(f"--set {item}: {unused[1:-1]} is not looked at here; take that one away")
         try:
             put(content, key, yaml.safe_load(text))
         except yaml.YAMLError:

@@ -1,4 +1,4 @@
-"""The image generator, re-initialised at every round."""
+"""The image generator."""
 
 import torch
 from torch import Tensor, nn

@@ -47,6 +47,16 @@ def result(finished_copy):
     return json.loads((finished_copy / f"results/digits/{FERD}.json").read_text())
 
 
+def test_parameters_are_those_that_the_student_was_made_with(folder, result, change_params):
+    """Not today's: a γ that was changed since would be a wrong point of its chart."""
+    before = params.read().methods["ferd"].utae.gamma
+    change_params(folder, before / 2, "methods", "ferd", "utae", "gamma")
+    found = record.parameters(result, params.read(), record.stage_parameters())
+    assert (found["gamma"], found["utae.gamma"]) == (before, before)
+    (folder / "dvc.lock").unlink()  # then today's are all that is known
+    assert record.parameters(result, params.read(), record.stage_parameters())["gamma"] == before / 2
+
+
 def test_the_stages_own_runs_are_completed_not_copied(folder):
     client, experiment, runs, number = complete(folder)
     assert number == len(runs) == 4  # and the report's
