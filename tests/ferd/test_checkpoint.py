@@ -68,6 +68,10 @@ def test_a_cut_off_file_is_refused(path, left):
     assert "cut off" in refusal(path)
 
 
+def test_a_folder_is_not_to_be_deleted(tmp_path):
+    assert refusal(tmp_path) == f"{tmp_path}: is a folder; give a checkpoint's file"
+
+
 def test_a_missing_file_is_refused(tmp_path):
     assert "no such checkpoint" in refusal(tmp_path / "none.safetensors")
 

@@ -1,5 +1,7 @@
 import os
+import struct
 import tracemalloc
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -229,6 +231,21 @@ def make_it_a_png(path: Path) -> None:
     Image.new("RGB", (64, 64)).save(path, format="png")
 
 
+def misname_a_chunk(path: Path) -> None:
+    """A PNG whose pixels are in two chunks, the second of no valid name."""
+    pixels = zlib.compress(bytes(8 * (1 + 8)))  # rows of 8 grey pixels, each behind its filter's number
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0)),
+        (b"IDAT", pixels[:5]),
+        (b"\0DAT", pixels[5:]),
+    ]
+    written = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + written)
+
+
 def declare_a_billion_pixels(path: Path) -> None:
     content = path.read_bytes()
     start = content.index(b"\xff\xc0") + 5  # height and width in the header of the frame
@@ -412,6 +429,10 @@ def sixteen_bits(path: Path) -> None:
         ),
         (
             lambda folder: cut_off(folder / "train/b/0.png"),
+            r"train/b/0\.png: cut off or damaged, or no PNG; mend it",
+        ),
+        (
+            lambda folder: misname_a_chunk(folder / "train/b/0.png"),
             r"train/b/0\.png: cut off or damaged, or no PNG; mend it",
         ),
         (

@@ -99,6 +99,7 @@ def test_a_checkpoint_that_is_not_there_is_named_with_what_makes_it_if_anything_
     def evaluate(of):
         return run_in(folder, sys.executable, "-m", "tasks.evaluate", f"checkpoints/digits/{of}.safetensors")
 
+    assert_one_line(evaluate("judge"), "judge.safetensors: neither a teacher's nor a student's checkpoint")
     made_by = "python -m tasks.distill digits resnet8-w8 ferd s7"
     assert_one_line(evaluate("resnet8-w8/ferd/s7"), "s7.safetensors: missing", made_by)
     assert_one_line(evaluate("resnet8-w8/fred/s0"), "'fred' is unknown", "no-utae")
