@@ -14,9 +14,9 @@ from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
 from ferd.config import Augmentation, ThreatModel, Training
 from ferd.cuda_graphs import Recorded
-from ferd.datasets import Images
+from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
-from ferd.models.classifier import Classifier, diverged, fast_layout
+from ferd.models.classifier import Classifier, diverged, fast_layout, shapes
 from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.pixels import to_float
 from ferd.randomness import stream
@@ -81,6 +81,9 @@ class AdversarialTraining:
         data: training images.
         threat: the ball; its step size and steps are replaced by the settings' own.
         warm_up: the learning rate rises over the first 5 % of the steps: for given weights.
+
+    Raises:
+        FerdError: there are fewer than two images, or they have labels or channels that the network lacks.
     """
 
     def __init__(
@@ -95,6 +98,12 @@ class AdversarialTraining:
         *,
         warm_up: bool = False,
     ) -> None:
+        require_known(data.labels, network.classes)
+        if len(data.images) < 2 or data.images.shape[1] != network.channels:
+            raise FerdError(
+                f"{len(data.images)} images of {data.images.shape[1]} channels; give two or more of the "
+                f"network's {network.channels}"
+            )
         device = torch.device(device)
         self._trained = fast_layout(network, device).train().requires_grad_(True)
         self._twin = Folded(self._trained, attack_dtype(settings.precision, device))
@@ -165,14 +174,23 @@ class AdversarialTraining:
         return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken."""
-        self.epoch = state["epoch"]
+        """Go on where ``state_dict`` was taken, with the same network and settings.
+
+        Raises:
+            FerdError: the state is of another network, or of settings with another average; nothing of it
+                was taken.
+        """
+        if shapes(state["network"]) != shapes(self._trained.state_dict()):
+            raise FerdError("the state is of another network; give the one that it was saved with")
+        if ("average" in state) != bool(self._average):
+            raise FerdError("the state is of another weight_average; give the settings it was saved with")
         self._trained.load_state_dict(state["network"])
         if self._average:
             self._average.network.load_state_dict(state["average"])
             self._average.steps = state["averaged_steps"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.rng.set_state(state["rng"])
+        self.epoch = state["epoch"]
         self._at_epoch_end = True
 
     def _require_epoch_end(self) -> None:

@@ -30,7 +30,7 @@ from ferd.image_sources import (
     UniformNoise,
     UntrainedGenerator,
 )
-from ferd.models.classifier import Classifier, diverged, fast_layout
+from ferd.models.classifier import Classifier, diverged, fast_layout, shapes
 from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.models.generator import SIZE_MULTIPLE
 from ferd.pixels import to_float
@@ -180,7 +180,7 @@ class Distillation:
         for name in PIECES:
             if state[name].keys() != getattr(self, name).state_dict().keys():
                 raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
-        if _shapes(state["student"]) != _shapes(self.student.state_dict()):
+        if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
@@ -343,10 +343,6 @@ class Distillation:
         with counted as points:
             adv_inputs = self.adversary.attack(twin.network, inputs, labels, targets, self.rng)
         return adv_inputs, points
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}
 
 
 def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:

@@ -53,7 +53,7 @@ class UtaeOutcomes:
         self.attacked = self._twin.network
         self.data, self.gammas, self.threat = data, gammas, threat
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.clean = self._predict_clean()
+        self.clean = torch.empty(0, dtype=torch.int64)  # what the student takes each image for, unattacked
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
         self.divergences = [torch.empty(0) for _ in gammas]
 
@@ -61,6 +61,8 @@ class UtaeOutcomes:
         """Attack what is left, by the present weights; after each batch (attacked, in all), over all γ."""
         self._twin.refresh()
         total = len(self.data.labels)
+        if len(self.clean) < total:
+            self.clean = self._predict_clean()
         for index, gamma in enumerate(self.gammas):
             while (done := len(self.predicted[index])) < total:
                 rows = slice(done, done + self.batch_size)
@@ -95,10 +97,21 @@ class UtaeOutcomes:
 
     def state_dict(self) -> dict[str, list[Tensor]]:
         """The outcomes so far."""
-        return {"predicted": list(self.predicted), "divergences": list(self.divergences)}
+        return {
+            "clean": [self.clean],
+            "predicted": list(self.predicted),
+            "divergences": list(self.divergences),
+        }
 
     def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
-        """Go on where ``state_dict`` was taken."""
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            FerdError: the state is of another number of γ.
+        """
+        if len(state["predicted"]) != len(self.gammas):
+            raise FerdError("the state is of other γ; give those it was saved with")
+        [self.clean] = state["clean"]
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 """The seam that every classifier offers, and the frozen state in which networks are attacked."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -105,6 +105,11 @@ def in_order_of(weight: Tensor, inputs: Tensor) -> Tensor:
     """The inputs (B, K, H, W) in the memory order of a convolution's weight."""
     last = weight.is_contiguous(memory_format=torch.channels_last)
     return inputs.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shape of each weight, by name: those of two networks of one kind are the same."""
+    return {name: value.shape for name, value in weights.items()}
 
 
 @torch.no_grad()

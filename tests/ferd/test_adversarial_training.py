@@ -252,3 +252,36 @@ def test_weights_are_float32_whatever_is_computed_in(training, precision, traine
     assert records[1].accuracy > records[0].accuracy
     for weights in (trained_weights(some), some.network.parameters()):
         assert {weight.dtype for weight in weights} == {torch.float32}
+
+
+def test_images_that_the_network_cannot_be_trained_on_are_refused(digits, threat):
+    train, ones = digits["train"], torch.ones(4, dtype=torch.int64)
+    for data, said in (
+        (
+            Images(train.images[:4], 9 * ones),
+            "there are images of class 9, but the network has classes 0 to 2",
+        ),
+        (Images(train.images[:4].expand(-1, 3, -1, -1), ones), "4 images of 3 channels; give two or more"),
+        (Images(train.images[:1], ones[:1]), "1 images of 1 channels; give two or more"),
+    ):
+        with pytest.raises(FerdError, match=f"^{said}"):
+            AdversarialTraining(
+                build("resnet8-w8", classes=3, channels=1),
+                data,
+                SETTINGS,
+                threat,
+                Augmentation(padding=1, flip=False),
+                0,
+                "cpu",
+            )
+
+
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_taken(training):
+    state = training().state_dict() | {"epoch": 2}
+    other = training(weight_average=0.9)
+    with pytest.raises(FerdError, match=r"^the state is of another weight_average"):
+        other.load_state_dict(state)
+    narrow = {name: weight[:1] for name, weight in state["network"].items() if weight.dim()}
+    with pytest.raises(FerdError, match=r"^the state is of another network"):
+        training().load_state_dict(state | {"network": narrow})
+    assert other.epoch == 0

@@ -25,7 +25,11 @@ def test_figures_derive_from_predictions_and_divergences(outcomes, digits):
     some = Images(digits["test"].images[:4], labels)
     run = outcomes(gammas=(0.3,), data=some)
     run.load_state_dict(
-        {"predicted": [torch.tensor([0, 1, 1, 1])], "divergences": [torch.tensor([1.0, 2.0, 3.0, 4.0])]}
+        {
+            "clean": [labels],
+            "predicted": [torch.tensor([0, 1, 1, 1])],
+            "divergences": [torch.tensor([1.0, 2.0, 3.0, 4.0])],
+        }
     )
     (figures,) = run.figures()
     assert figures["gamma"] == 0.3
@@ -45,8 +49,8 @@ def test_the_fooled_are_those_that_an_attack_made_wrong(outcomes, digits, ends, 
     """Three images of class 0 and one of class 1 that are right, and one of class 0 that never was."""
     some = Images(digits["test"].images[:5], torch.tensor([0, 0, 0, 1, 0]))
     run = outcomes(gammas=(0.3,), data=some)
-    run.clean = torch.tensor([0, 0, 0, 1, 7])
-    run.load_state_dict({"predicted": [torch.tensor([*ends, 7])], "divergences": [torch.zeros(5)]})
+    state = {"predicted": [torch.tensor([*ends, 7])], "divergences": [torch.zeros(5)]}
+    run.load_state_dict({"clean": [torch.tensor([0, 0, 0, 1, 7])], **state})
     (figures,) = run.figures()
     assert figures["fooled"] == fooled
     assert figures["same_end"] == pytest.approx(same_end)
@@ -67,7 +71,15 @@ def test_the_chance_of_the_same_end_does_not_depend_on_how_few_are_counted():
 
 def test_clean_predictions_are_the_students(outcomes, trained, digits):
     expected = trained(digits["test"].images / 255).argmax(1)
-    assert torch.equal(outcomes(batch_size=7).clean, expected)
+    run = outcomes(batch_size=7)
+    next(run.batches())
+    assert torch.equal(run.clean, expected)
+
+
+def test_a_state_of_other_gammas_is_refused(outcomes):
+    state = outcomes(gammas=(0.3,)).state_dict()
+    with pytest.raises(FerdError, match=r"^the state is of other γ; give those it was saved with$"):
+        outcomes(gammas=(0.3, 0.5)).load_state_dict(state)
 
 
 def test_every_gamma_attacks_every_image(outcomes):
