@@ -177,7 +177,9 @@ def make_finished(folder: Path) -> None:
     """Run the flow in a new workspace of ``digits``; its output is kept in ``flow.log``."""
     keep_digits_alone(make_workspace(folder))
     flow = run_in(
-        folder, sys.executable, "-m", "flows.reproduce", "--methods", "ferd", "uniform-noise", "--seeds", "0"
+        folder,
+        *(sys.executable, "-m", "flows.reproduce", "--methods", "ferd", "uniform-noise", "--seeds", "0"),
+        timeout=900,  # dozens of tests wait for it: on a busy machine minutes
     )
     assert flow.returncode == 0, flow.stdout + flow.stderr
     (folder / "flow.log").write_text(flow.stdout + flow.stderr)
