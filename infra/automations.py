@@ -16,12 +16,12 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.events import ResourceSpecification
 
 from ferd.errors import FerdError
+from infra.stack import LOGIN
 from tasks.command import as_command, without_password
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 NAME = "Crash silent flow runs"
-LOGIN = "PREFECT_API_AUTH_STRING"
 SETTING = "SILENT_RUN_SECONDS"
 SHORTEST_SECONDS = 10  # that Prefect looks at
 

@@ -243,7 +243,7 @@ def _rounds(result: Path) -> list[RoundRecord]:
 
 def stage_parameters() -> dict[str, dict[str, Any]]:
     """By a stage's command, the parameters that DVC remembers it to have run with."""
-    from dvc.utils.serialize import parse_yaml  # a tenth of the time of yaml.safe_load
+    from dvc.utils.serialize import parse_yaml  # by C code: the lock has half a megabyte
 
     if not LOCK.exists():
         return {}
