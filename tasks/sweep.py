@@ -310,7 +310,7 @@ def print_table(sweep: Sweep) -> None:
     groups = {value: found[value] for value in sweep.values if value in found}
     title = (
         f"{sweep.benchmark}, {sweep.student}, {sweep.method}: accuracy in percent on so many test images; "
-        "NSD = std/mean over classes; mean ± sample standard deviation over seeds"
+        "NSD = std/mean over classes; mean ± sample standard deviation over seeds, of two both values"
     )
     names = {
         sweep.key.replace(".", ".\n"): [plain(value) for value in groups],
