@@ -171,8 +171,8 @@ def _results(groups: Sequence[Group]) -> Table:
     rows = list(zip(*columns.values(), strict=True))
     note = (
         "Accuracy in percent on so many test images: mean ± sample standard deviation over seeds, of two "
-        "seeds both values. Worst: the mean of the worst tenth of the classes (at least one). NSD: population standard deviation over "
-        "classes divided by their mean, a fraction. "
+        "seeds both values. Worst: the mean of the worst tenth of the classes (at least one). NSD: "
+        "population standard deviation over classes divided by their mean, a fraction. "
         "Pool agreement: percent of a student's images that the teacher gives the label they were asked for."
     )
     return Table("All figures", note, list(columns), rows, len(_names(groups)))
