@@ -110,6 +110,18 @@ def put(content: Any, key: str, value: Any) -> None:
     block[last] = value
 
 
+def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:
+    """Nested settings as ``a.b.c`` keys."""
+    items = block.model_dump() if isinstance(block, Settings) else block
+    flat: dict[str, Any] = {}
+    for key, value in items.items():
+        if isinstance(value, Mapping | Settings):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
     blocks = _section(content, "the whole file")

@@ -1,7 +1,7 @@
 """Result files read back, grouped over seeds."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,6 +10,7 @@ from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json, read_json_lines
 from tasks.params import CONTROLS
 from tasks.paths import RESULT_SCHEMA, RESULTS
+from tasks.remembered import Remembered
 
 FIGURES = ("average", "worst", "nsd")
 FIELDS = {
@@ -38,6 +39,7 @@ class Group:
     method: str
     results: tuple[dict[str, Any], ...]
     paths: tuple[Path, ...]
+    outdated: tuple[str, ...] = ()  # what they were made with that does not hold any more (tasks.remembered)
 
     @property
     def seeds(self) -> list[int]:
@@ -85,21 +87,26 @@ class Group:
         """How many test images the attack was run on."""
         return int(judged(self.results[0])[attack]["n"])
 
+    @property
+    def name(self) -> str:
+        """``<student>/<method>`` or ``teacher``."""
+        return "/".join(filter(None, (self.student, self.method)))
+
     def warnings(self) -> list[str]:
         """What speaks against the figures, a line a result and reason; older results were not checked."""
-        name = "/".join(filter(None, (self.student, self.method)))
         of_seeds = [
-            f"{name} s{result['seed']}: {warning}"
+            f"{self.name} s{result['seed']}: {warning}"
             for result in self.results
             for warning in result.get("checks", {}).get("warnings", [])
         ]
         seeds = [judged(result) for result in self.results]
         unlike = [
-            f"{name}: under {attack} its seeds have different numbers of images, or none; evaluate them alike"
+            f"{self.name}: under {attack} its seeds have different numbers of images, or none; "
+            "evaluate them alike"
             for attack in dict.fromkeys(attack for attacks in seeds for attack in attacks)
             if attack != "all" and len({attacks.get(attack, {}).get("n") for attacks in seeds}) > 1
         ]
-        return of_seeds + unlike
+        return [*of_seeds, *unlike, *self.outdated]
 
 
 def judged(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -176,7 +183,8 @@ def load(
     """A benchmark's results: the teacher first, controls last, methods by name between.
 
     Raises:
-        FerdError: a file is not a result of this project, or of another number of ``classes``.
+        FerdError: a file is not a result of this project, or of another number of ``classes``; or
+            ``dvc.lock`` is damaged.
     """
     grouped: dict[tuple[str | None, str], list[tuple[Path, dict[str, Any]]]] = {}
     for path in [*RESULTS.glob(f"{benchmark}/teacher.json"), *RESULTS.glob(f"{benchmark}/*/*/s*.json")]:
@@ -190,10 +198,12 @@ def load(
             for figures in result["attacks"].values():
                 require_classes(path, len(figures["per_class"]), classes, "evaluate")
             grouped.setdefault((result["student"], method), []).append((path, result))
-    groups = []
+    groups, remembered = [], Remembered()
     for (student, method), found in grouped.items():
         paths, results = zip(*sorted(found, key=lambda item: int(item[1]["seed"])), strict=True)
-        groups.append(Group(student, method, results, paths))
+        group = Group(student, method, results, paths)
+        outdated = remembered.warnings(group.name, dict(zip(group.seeds, paths, strict=True)))
+        groups.append(replace(group, outdated=tuple(outdated)))
     return sorted(groups, key=_place)
 
 

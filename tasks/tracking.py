@@ -16,6 +16,7 @@ from typing import Any
 from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
+from tasks import params
 from tasks.command import without_password
 from tasks.git import CHANGED, git_if_there, head
 from tasks.results import FIGURES
@@ -120,7 +121,7 @@ def start_run(
         )
         from mlflow.entities import Param
 
-        flat = flatten(parameters) | _swept()
+        flat = params.flatten(parameters) | _swept()
         client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flat.items()])
         return Run(client, run.info.run_id)
 
@@ -180,19 +181,7 @@ def student_parameters(
 ) -> dict[str, Any]:
     """The parameters of a student's run: what is compared first, then all settings."""
     first = {"method": name, "gamma": method.utae.gamma, "student": student, "seed": seed}
-    return first | flatten(method) | flatten(schedule) | flatten(threat)
-
-
-def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, Any]:
-    """Nested settings as ``a.b.c`` keys."""
-    items = block.model_dump() if isinstance(block, Settings) else block
-    flat: dict[str, Any] = {}
-    for key, value in items.items():
-        if isinstance(value, Mapping | Settings):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return first | params.flatten(method) | params.flatten(schedule) | params.flatten(threat)
 
 
 def _swept() -> dict[str, str]:

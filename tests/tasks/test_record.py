@@ -13,6 +13,7 @@ from mlflow.exceptions import MlflowException
 from ferd.errors import FerdError
 from tasks import params, record, tracking
 from tasks.mlflow_view import ABLATION, GAMMA
+from tasks.remembered import Remembered
 from tests.conftest import run_in, tiny_params
 from tests.tasks.test_results import write_result
 
@@ -51,10 +52,10 @@ def test_parameters_are_those_that_the_student_was_made_with(folder, result, cha
     """Not today's: a γ that was changed since would be a wrong point of its chart."""
     before = params.read().methods["ferd"].utae.gamma
     change_params(folder, before / 2, "methods", "ferd", "utae", "gamma")
-    found = record.parameters(result, params.read(), record.stage_parameters())
+    found = record.parameters(result, params.read(), Remembered())
     assert (found["gamma"], found["utae.gamma"]) == (before, before)
     (folder / "dvc.lock").unlink()  # then today's are all that is known
-    assert record.parameters(result, params.read(), record.stage_parameters())["gamma"] == before / 2
+    assert record.parameters(result, params.read(), Remembered())["gamma"] == before / 2
 
 
 def test_the_stages_own_runs_are_completed_not_copied(folder):

@@ -8,7 +8,7 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from ferd.errors import FerdError, Unreachable
-from tasks import tracking
+from tasks import params, tracking
 from tasks.distill import metrics_of
 from tasks.git import head
 
@@ -162,7 +162,7 @@ def test_further_balls_are_metrics_of_their_own():
 
 
 def test_settings_are_flattened_to_dotted_keys():
-    assert tracking.flatten({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
+    assert params.flatten({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
 
 
 def test_a_warm_up_round_has_no_student_metrics():

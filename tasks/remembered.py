@@ -1,0 +1,89 @@
+"""What DVC remembers of the stages that made a result: the settings then, and whether they still hold."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ferd.errors import FerdError
+from tasks import params
+
+LOCK = Path("dvc.lock")
+SHOWN = 3  # differences that a line names
+
+
+class Remembered:
+    """The stages of ``dvc.lock``, each with its command, parameters and files; none where there is none.
+
+    Raises:
+        FerdError: the file is damaged.
+    """
+
+    def __init__(self) -> None:
+        from dvc.exceptions import DvcException
+        from dvc.utils.serialize import parse_yaml  # by C code: the lock has half a megabyte
+
+        try:
+            content = parse_yaml(LOCK.read_text(), LOCK) if LOCK.exists() else {"stages": {}}
+            stages = list(content["stages"].values())
+            self._by_command = {str(stage["cmd"]): stage for stage in stages}
+            self._by_output = {
+                str(out["path"]): (stage, str(out["md5"]))
+                for stage in stages
+                for out in stage.get("outs", ())
+            }
+        except (DvcException, ValueError, LookupError, TypeError, AttributeError):
+            raise FerdError(f"{LOCK}: cannot be read as DVC wrote it; `git checkout {LOCK}`") from None
+
+    @cached_property
+    def _present(self) -> dict[str, Any]:
+        return params.flatten(params.read_content(params.PARAMS))
+
+    def settings_of(self, command: str) -> dict[str, Any]:
+        """The parameters by which a stage's command ran last; none where DVC does not remember it."""
+        return _settings(self._by_command.get(command, {}))
+
+    def warnings(self, name: str, results: Mapping[int, Path]) -> list[str]:
+        """What each seed's result was made with that does not hold any more, a line a difference.
+
+        By DVC's record of its ``evaluate`` stage and of all stages before it. A result of which DVC has no
+        record is not judged.
+
+        Args:
+            name: of the results, for the lines.
+            results: by seed.
+        """
+        seeds = defaultdict(list)
+        for seed, path in results.items():
+            if str(path) in self._by_output:
+                seeds[self._warning(path)].append(f"s{seed}")
+        return [f"{name} {', '.join(of)}: {warning}" for warning, of in seeds.items() if warning]
+
+    def _warning(self, path: Path) -> str:
+        stage, written = self._by_output[str(path)]
+        if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != written:
+            return "not as DVC's stage wrote it, so that its settings are not known; run that stage again"
+        found = list(dict.fromkeys(self._changed(stage)))
+        if not found:
+            return ""
+        more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return f"made with {', '.join(found[:SHOWN])}{more}; run it again before you compare it"
+
+    def _changed(self, stage: Mapping[str, Any]) -> Iterator[str]:
+        """Settings and files of a stage, and of those before it, that are others now."""
+        for key, then in params.flatten(_settings(stage)).items():
+            now = self._present.get(key, "none")
+            if now != then:
+                yield f"{key} {then}, where params.yaml has {now}"
+        for dep in stage.get("deps", ()):
+            if dep["path"] in self._by_output:
+                before, written = self._by_output[dep["path"]]
+                if dep["md5"] != written:
+                    yield f"another {dep['path']} than there is now"
+                yield from self._changed(before)
+
+
+def _settings(stage: Mapping[str, Any]) -> dict[str, Any]:
+    return dict(stage.get("params", {}).get("params.yaml", {}))

@@ -1,0 +1,111 @@
+"""A result says where it was made with other settings than there are now, by what DVC remembers."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ferd.errors import FerdError
+from tasks.remembered import Remembered
+
+RESULT = "results/digits/resnet8-w8/ferd/s{}.json"
+STUDENT = "checkpoints/digits/resnet8-w8/ferd/s{}.safetensors"
+TEACHER = "checkpoints/digits/teacher.safetensors"
+PARAMS = {
+    "benchmarks": {"digits": {"evaluation": {"batch_size": 8}, "distillation": {"rounds": 3}}},
+    "methods": {"ferd": {"utae": {"gamma": 0.5}}},
+}
+
+
+def md5(text):
+    return hashlib.md5(text.encode()).hexdigest()
+
+
+def stage(command, used, made, **settings):
+    files = [[{"path": path, "md5": md5(text)} for path, text in group.items()] for group in (used, made)]
+    return {
+        "cmd": f"python -m {command}",
+        "params": {"params.yaml": settings},
+        "deps": files[0],
+        "outs": files[1],
+    }
+
+
+def of_seed(seed, gamma=0.5, rounds=3, teacher="teacher"):
+    student, result = STUDENT.format(seed), RESULT.format(seed)
+    made_with = {
+        "benchmarks.digits.distillation": {"rounds": rounds},
+        "methods.ferd": {"utae": {"gamma": gamma}},
+    }
+    return {
+        f"distill-s{seed}": stage(
+            f"tasks.distill digits resnet8-w8 ferd s{seed}", {TEACHER: teacher}, {student: "w"}, **made_with
+        ),
+        f"evaluate-s{seed}": stage(
+            f"tasks.evaluate {student}", {student: "w"}, {result: f"result {seed}"},
+            **{"benchmarks.digits.evaluation": {"batch_size": 8}},
+        ),
+    }  # fmt: skip
+
+
+@pytest.fixture
+def remembered(tmp_path, monkeypatch):
+    """``remembered(seed=facts, ...)``: the lines of results that were made so."""
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS))
+
+    def lines(*seeds):
+        stages = {"teacher": stage("tasks.teacher digits", {}, {TEACHER: "teacher"})}
+        results = {}
+        for seed, facts in enumerate(seeds):
+            stages |= of_seed(seed, **facts)
+            results[seed] = Path(RESULT.format(seed))
+            results[seed].parent.mkdir(parents=True, exist_ok=True)
+            results[seed].write_text(f"result {seed}")
+        Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+        return Remembered().warnings("resnet8-w8/ferd", results)
+
+    return lines
+
+
+def test_what_was_made_as_it_would_be_now_has_no_line(remembered):
+    assert remembered({}, {}) == []
+
+
+def test_a_mean_over_two_settings_is_said(remembered):
+    assert remembered({}, {"gamma": 0.3}, {"gamma": 0.3}) == [
+        "resnet8-w8/ferd s1, s2: made with methods.ferd.utae.gamma 0.3, where params.yaml has 0.5; "
+        "run it again before you compare it"
+    ]
+
+
+def test_so_is_another_teacher_and_whatever_else_is_different(remembered):
+    (line,) = remembered({"teacher": "another", "gamma": 0.3, "rounds": 9})
+    assert "distillation.rounds 9, where params.yaml has 3, methods.ferd.utae.gamma 0.3, where" in line
+    assert f"another {TEACHER} than there is now; run it again" in line
+
+
+def test_a_setting_that_is_gone_is_named(remembered):
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"methods": {}}))
+    assert "gamma 0.5, where params.yaml has none" in remembered({})[0]
+
+
+def test_a_file_that_dvc_did_not_write_has_settings_that_nobody_knows(remembered):
+    remembered({}, {})
+    results = {seed: Path(RESULT.format(seed)) for seed in (0, 1)}
+    results[1].write_text("by hand")
+    (line,) = Remembered().warnings("ferd", results)
+    assert line.startswith("ferd s1: not as DVC's stage wrote it")
+    Path("dvc.lock").unlink()  # then nothing is known, and nothing is said
+    assert Remembered().warnings("ferd", results) == []
+
+
+@pytest.mark.parametrize(
+    "content", ["- 1", "stages: 5", "stages: {a: {}}", "a: [", "stages: {a: {cmd: x, outs: [1]}}"]
+)
+def test_a_damaged_lock_is_one_line(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    Path("dvc.lock").write_text(content)
+    with pytest.raises(FerdError, match=r"^dvc\.lock: cannot be read as DVC wrote it; `git checkout"):
+        Remembered()
