@@ -45,7 +45,7 @@ def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progr
     run = tracking.find_run(benchmark, run_key, facts["settings"])
     figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
     write_outputs(benchmark, checkpoint, settings, figures)
-    cost = paths.result_of(checkpoint).with_suffix(".analyse-cost.json")
+    cost = paths.cost_of(paths.result_of(checkpoint), "analyse")
     process.write_cost(cost, progress, analysis.device)
     if run is None:
         run = tracking.start_run(benchmark, run_key, facts["settings"], progress.task, {})

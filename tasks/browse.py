@@ -33,12 +33,14 @@ def main() -> None:
     with as_command("browse"), suppress(KeyboardInterrupt):
         if not 0 < port < 2**16:
             raise FerdError(f"--port {port}: must be from 1 to {2**16 - 1}")
-        settings = params.read()
+        settings, local = params.read(), not store.startswith("http")
+        if local:
+            require_free(port)
         links = {name: link for name in settings.benchmarks if (link := record.complete(name, settings))}
-        if store.startswith("http"):
-            show(address(), links)
-        else:
+        if local:
             serve(store, port, links)
+        else:
+            show(address(), links)
 
 
 def show(server: str, links: dict[str, str]) -> None:
@@ -49,15 +51,27 @@ def show(server: str, links: dict[str, str]) -> None:
     webbrowser.open(server + next(iter(links.values()), ""))
 
 
-def serve(store: str, port: int, links: dict[str, str]) -> None:
-    """MLflow's own server for a local store, seen from this machine alone, until it ends.
+def require_free(port: int) -> None:
+    """Refuse what a server would fail by, before the record is completed, which takes longer.
 
     Raises:
-        FerdError: the port is taken, or it does not start.
+        FerdError: the port is taken, or a file is where its log belongs.
     """
     with socket.socket() as probe:
         if probe.connect_ex((HOST, port)) == 0:
             raise FerdError(f"port {port} is taken; stop what listens there, or give another by --port")
+    try:
+        LOG.parent.mkdir(exist_ok=True)
+    except FileExistsError:
+        raise FerdError(f"{LOG.parent}: a file where a folder belongs; move it away") from None
+
+
+def serve(store: str, port: int, links: dict[str, str]) -> None:
+    """MLflow's own server for a local store, seen from this machine alone, until it ends.
+
+    Raises:
+        FerdError: it does not start.
+    """
     served = f"http://{HOST}:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port)]
     command += ["--workers", "1"]
@@ -66,10 +80,6 @@ def serve(store: str, port: int, links: dict[str, str]) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    try:
-        LOG.parent.mkdir(exist_ok=True)
-    except FileExistsError:
-        raise FerdError(f"{LOG.parent}: a file where a folder belongs; move it away") from None
     with LOG.open("w") as log:
         server = subprocess.Popen(
             command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True

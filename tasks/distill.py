@@ -135,7 +135,7 @@ def distil_student(
     write_image_grid(result.with_suffix(".images.png"), distillation.pool, teacher.classes)
     process.move_folder(resume / "pool", paths.pool(benchmark, student_name, method_name, seed))
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
-    process.write_cost(result.with_suffix(".distill-cost.json"), progress, device)
+    process.write_cost(paths.cost_of(result, "distill"), progress, device)
     run.finish()
 
 

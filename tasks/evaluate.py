@@ -66,7 +66,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
     for warning in evaluation.checks().warnings():
         print(f"{progress.task}: warning: {warning}", file=sys.stderr)
     write_outputs(benchmark, checkpoint, evaluation)
-    process.write_cost(paths.result_of(checkpoint).with_suffix(".evaluate-cost.json"), progress, device)
+    process.write_cost(paths.cost_of(paths.result_of(checkpoint), "evaluate"), progress, device)
     if run is None:
         run = tracking.start_run(benchmark, paths.run_key(checkpoint), facts["settings"], progress.task, {})
     run.log(tracking.robustness(evaluation.figures(), evaluation.other_balls()))

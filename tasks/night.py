@@ -129,10 +129,10 @@ class Night:
         """Files that DVC finds ``added``, ``modified`` or ``deleted`` by what was kept; not the times."""
         answer = json.loads(dvc(self.folder, "diff", "--json", self.commit, "HEAD") or "{}")
         changed = {
-            kind: [entry["path"] for entry in answer.get(kind, []) if "-cost.json" not in entry["path"]]
+            kind: [entry["path"] for entry in answer.get(kind, []) if not entry["path"].endswith(paths.COST)]
             for kind in ("added", "modified", "deleted")
         }
-        return {kind: paths for kind, paths in changed.items() if paths}
+        return {kind: found for kind, found in changed.items() if found}
 
     def finish(self, what: Mapping[str, Any]) -> None:
         """There is a verdict: the next night begins anew."""
@@ -190,7 +190,7 @@ def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
 
     def costs(name: str) -> dict[Path, None]:
         """The cost records of a stage and of all that it needs."""
-        found = {path: None for path in stages[name].uncached if path.name.endswith("-cost.json")}
+        found = {path: None for path in stages[name].uncached if path.name.endswith(paths.COST)}
         for need in stages[name].upstream:
             found |= costs(need)
         return found

@@ -9,6 +9,7 @@ OUTPUTS = Path(os.environ.get("FERD_OUTPUTS", ""))  # a sweep's points keep thei
 CHECKPOINTS = OUTPUTS / "checkpoints"
 RESULTS = OUTPUTS / "results"
 PAGE = RESULTS / "report" / "index.html"
+COST = "-cost.json"  # ends the name of a file that says what a stage took
 RESULT_SCHEMA = "ferd-result/1"
 ANALYSIS_SCHEMA = "ferd-analysis/2"
 
@@ -36,6 +37,11 @@ def pool(benchmark: str, student: str, method: str, seed: int) -> Path:
 def result_of(checkpoint: Path) -> Path:
     """The result that evaluating a checkpoint writes."""
     return (RESULTS / checkpoint.relative_to(CHECKPOINTS)).with_suffix(".json")
+
+
+def cost_of(result: Path, work: str) -> Path:
+    """What a stage took, in a file beside its result; ``work``: train, distill, evaluate or analyse."""
+    return result.with_suffix(f".{work}{COST}")
 
 
 def checkpoint_of(result: Path) -> Path:

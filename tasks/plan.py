@@ -33,12 +33,12 @@ from tasks.process import processor
 from tasks.results import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
-KINDS = {  # of stages that compute: how the name of the file ends that says what it took
-    "tasks.teacher": ".train-cost.json",
-    "tasks.judge": ".train-cost.json",
-    "tasks.distill": ".distill-cost.json",
-    "tasks.evaluate": ".evaluate-cost.json",
-    "tasks.analyse": ".analyse-cost.json",
+WORK = {  # of stages that compute, as ``paths.cost_of`` names it
+    "tasks.teacher": "train",
+    "tasks.judge": "train",
+    "tasks.distill": "distill",
+    "tasks.evaluate": "evaluate",
+    "tasks.analyse": "analyse",
 }
 MADE = ("teacher", "judge")  # by one stage for all students
 TEST_IMAGES = {"digits": 500}
@@ -69,7 +69,7 @@ def jobs(stages: Iterable[Stage]) -> list[Job]:
 
 def _job(stage: Stage) -> Job | None:
     module, *arguments = stage.command
-    if module not in KINDS:
+    if module not in WORK:
         return None
     kind = module.removeprefix("tasks.")
     if kind in MADE:
@@ -80,7 +80,7 @@ def _job(stage: Stage) -> Job | None:
     else:
         checkpoint = Path(arguments[0])
     student, method = (None, "") if kind in MADE else paths.identity(checkpoint)[:2]
-    spent = paths.result_of(checkpoint).with_suffix(KINDS[module])
+    spent = paths.cost_of(paths.result_of(checkpoint), WORK[module])
     return Job(kind, checkpoint.parts[1], student, method, spent, stage.stale)
 
 

@@ -23,10 +23,10 @@ def main() -> None:
     result = paths.result_of(checkpoint)
     title = f"{os.environ['FERD_SWEEP_ID']}/{args.method}/s{args.seed}"
     with process.alone(f"point {title}"):  # who waited finds it done: a stage writes its cost last
-        if not result.with_suffix(".distill-cost.json").exists():
+        if not paths.cost_of(result, "distill").exists():
             with process.running(f"distill {title}") as progress:
                 distil_student(args.benchmark, args.student, args.method, args.seed, progress)
-        if not (result.exists() and result.with_suffix(".evaluate-cost.json").exists()):
+        if not (result.exists() and paths.cost_of(result, "evaluate").exists()):
             with process.running(f"evaluate {title}") as progress:
                 evaluate_checkpoint(args.benchmark, checkpoint, progress)
 

@@ -82,7 +82,7 @@ class Point:
     @property
     def done(self) -> bool:
         """Whether its result is there, whole: the cost is written last."""
-        return self.result.exists() and self.result.with_suffix(".evaluate-cost.json").exists()
+        return self.result.exists() and paths.cost_of(self.result, "evaluate").exists()
 
     @property
     def _results(self) -> Path:
@@ -123,7 +123,8 @@ class Point:
 
     def keep(self, files: Mapping[str, bytes]) -> None:
         """Write what another machine sent back, the cost last."""
-        for name in sorted(files, key=lambda name: name.endswith(".evaluate-cost.json")):
+        last = paths.cost_of(self.result, "evaluate").name
+        for name in sorted(files, key=lambda name: name == last):
             with atomic_write(self._results / name) as part:
                 part.write_bytes(files[name])
 
@@ -250,7 +251,7 @@ class Sweep:
         None where no point has come to anything yet.
         """
         found = []
-        pattern = f"results/{self.benchmark}/{self.student}/*/s*.evaluate-cost.json"
+        pattern = f"results/{self.benchmark}/{self.student}/*/s*.evaluate{paths.COST}"
         for cost in (FOLDER / self.id).glob(pattern):
             file = cost.with_name(f"{cost.name.partition('.')[0]}.json")
             if not file.exists():

@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from ferd import validity
 from tasks import params, tidy
 from tasks.command import as_command
 from tasks.results import Group, load, spread, students
@@ -31,14 +32,7 @@ FURTHER = [
     ("all", "worst"),
 ]
 AGREEMENT = "pool agreement"
-NAMES = {
-    "clean": "clean",
-    "fgsm": "FGSM",
-    "pgd20": "PGD-20",
-    "cw30": "CW-30",
-    "autoattack": "AutoAttack",
-    "all": "all attacks",
-}
+NAMES = {"clean": "clean", **validity.NAMES, "all": "all attacks"}
 
 
 def cell(group: Group, attack: str, figure: str) -> str:

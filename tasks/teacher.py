@@ -106,7 +106,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     result = paths.result_of(path)
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
     write_json(result.with_suffix(".measured.json"), measured)
-    process.write_cost(result.with_suffix(".train-cost.json"), progress, device)
+    process.write_cost(paths.cost_of(result, "train"), progress, device)
     run.log({f"{role.name}/measured/{attack}": measured[attack] for attack in MEASURED})
     run.finish()
 

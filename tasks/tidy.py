@@ -5,13 +5,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ferd.config import Method
+from tasks import paths
 from tasks.results import FIGURES, Group, own_seconds, read_cost, read_rounds, spread, students
 from tasks.sweep_results import Value
 
 Row = dict[str, Any]
 ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
 MACHINE = ("device", "processor", "threads")  # of a cost record: what its seconds are of
-COSTS = {"distill": "distill-cost", "train": "train-cost", "evaluate": "evaluate-cost"}
+WORK = ("distill", "train", "evaluate")  # whose seconds are shown
 
 
 def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -154,10 +155,10 @@ def costs(groups: Sequence[Group]) -> list[Row]:
     """A row a (student, method, stage, machine): ``own_seconds``, mean and std over seeds."""
     rows = []
     for group in groups:
-        for stage, suffix in COSTS.items():
+        for stage in WORK:
             found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
             for path in group.paths:
-                if record := read_cost(path.with_suffix(f".{suffix}.json")):
+                if record := read_cost(paths.cost_of(path, stage)):
                     found[tuple(record.get(key) for key in MACHINE)].append(record)
             for machine, records in found.items():
                 seconds = [own_seconds(record) for record in records]

@@ -18,6 +18,8 @@ import yaml
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
+from tests.warm_python import WarmPython
+
 ROOT = Path(__file__).parents[1]
 TINY_DISTILLATION = {
     "rounds": 3,
@@ -101,6 +103,9 @@ def run_in(
     folder: Path, *command: str, timeout: float = 300, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in a workspace; ``python`` is this Python."""
+    program, *arguments = command
+    if program == sys.executable and arguments[0] in ("-m", "-c"):
+        return warm_python().run(arguments, folder, environment() | variables, timeout)
     return subprocess.run(
         command,
         cwd=folder,
@@ -110,6 +115,12 @@ def run_in(
         timeout=timeout,
         check=False,
     )
+
+
+@cache
+def warm_python() -> WarmPython:
+    """This process's own."""
+    return WarmPython(environment() | {"MLFLOW_DISABLE_TELEMETRY": "true"})
 
 
 def make_workspace(folder: Path) -> Path:
