@@ -58,5 +58,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[pipeline,dev]'
 	@# On all cores, where pip takes one; packages have templates that are no Python: those are left out.
-	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib > /dev/null 2>&1 || true
+	@$(BIN)/python -m compileall -q -j 0 -x '/tests/' $(VENV)/lib > /dev/null 2>&1 || true
 	@touch $@

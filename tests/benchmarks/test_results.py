@@ -36,9 +36,19 @@ def test_a_row_takes_the_place_of_that_of_the_same_hardware_alone(results):
     assert results() == [old | {"ratio": 2.0}, other]
 
 
-def test_calls_take_turns():
-    order: list[str] = []
-    calls = [lambda name=name: order.append(name) for name in "AB"]
+def test_calls_take_turns_and_their_medians_are_of_the_processor(monkeypatch):
+    """By a clock that each call moves on: 5, 1 and 3 s, after a call to warm up."""
+    now, order = [0.0], []
+    monkeypatch.setattr("benchmarks.measure.time.process_time", lambda: now[0])
+
+    def call_of(name, seconds):
+        def call():
+            order.append(name)
+            now[0] += next(seconds)
+
+        return call
+
+    calls = [call_of("A", iter([90, 5, 1, 3])), call_of("B", iter([90, 20, 20, 70]))]
     measured = in_turn(calls, repeats=3, device=torch.device("cpu"))
     assert order == ["A", "B"] * 4
-    assert all(figure.milliseconds >= 0 for figure in measured)
+    assert [figure.milliseconds for figure in measured] == [3000, 20_000]
