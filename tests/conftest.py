@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -218,6 +219,11 @@ def wait_until(
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s\n{explain()}"
         time.sleep(0.3)
+
+
+def heed_interrupts() -> None:
+    """In a new process: a shell's background job ignores Ctrl-C, and so would all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def free_port() -> int:

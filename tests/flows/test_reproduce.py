@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.conftest import environment, run_in
+from tests.conftest import environment, heed_interrupts, run_in
 
 COMMAND = [sys.executable, "-m", "flows.reproduce", "--seeds", "0", "--methods"]
 
@@ -48,11 +48,6 @@ def test_a_second_run_finds_everything_up_to_date(finished):
     again = run_in(finished, *COMMAND, "ferd", "uniform-noise")
     assert again.returncode == 0, again.stdout + again.stderr
     assert "all 9 stages are up to date; nothing to run" in again.stdout
-
-
-def heed_interrupts():
-    """A shell's background job ignores Ctrl-C, and so would all that it starts."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
