@@ -1,6 +1,8 @@
 """What every command of a person shares: a fault, or Ctrl-C, ends it with one line."""
 
+import atexit
 import errno
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,9 @@ INTERRUPTED = 130  # a shell's code for Ctrl-C
 GOES_ON = "stopped; run it again to go on from here"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+# A process that ends would otherwise search all that torch and MLflow made for garbage: a second or more.
+atexit.register(gc.freeze)
 
 
 @contextmanager

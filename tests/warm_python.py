@@ -5,6 +5,7 @@ ended. The project's own code is loaded after the fork, from the folder that the
 """
 
 import atexit
+import gc
 import json
 import os
 import runpy
@@ -37,8 +38,7 @@ class WarmPython:
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
+            bufsize=0,  # else two answers may come as one, and the second is waited for
         )
         atexit.register(self._end)
 
@@ -53,22 +53,22 @@ class WarmPython:
         with tempfile.TemporaryDirectory() as outputs:
             files = [Path(outputs, name) for name in ("stdout", "stderr")]
             self._say([*arguments], str(folder), environment, [str(file) for file in files])
-            number = int(self._hear())
+            number = self._hear()
             if not select([self._process.stdout], [], [], timeout)[0]:
                 os.kill(number, signal.SIGKILL)
                 self._hear()
                 raise subprocess.TimeoutExpired([*arguments], timeout)
-            code = int(self._hear())
+            code = self._hear()
             stdout, stderr = (file.read_text() for file in files)
         return subprocess.CompletedProcess([sys.executable, *arguments], code, stdout, stderr)
 
     def _say(self, *request: Any) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.write(json.dumps(request).encode() + b"\n")
 
-    def _hear(self) -> str:
+    def _hear(self) -> int:
         assert self._process.stdout is not None
-        return self._process.stdout.readline()
+        return int(self._process.stdout.readline())
 
 
 def serve() -> list[Any]:
@@ -104,4 +104,5 @@ def become(arguments: list[str], folder: str, environment: dict[str, str], outpu
 if __name__ == "__main__":
     for library in LIBRARIES:
         __import__(library)
+    gc.freeze()  # or each fork, as it ends, goes through all that they made: seconds
     become(*serve())
