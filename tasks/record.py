@@ -27,7 +27,7 @@ from tasks.command import as_command
 from tasks.distill import metrics_of
 from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
-from tasks.remembered import Remembered
+from tasks.remembered import Remembered, remembered
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
@@ -77,10 +77,10 @@ def complete(name: str, settings: Params) -> str | None:
     with _alone():
         client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
         client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
-        known, remembered = own_runs(client, experiment), Remembered()
+        known, made_with = own_runs(client, experiment), remembered()
         for group in groups:
             for path, result in zip(group.paths, group.results, strict=True):
-                _complete_run(client, experiment, known, settings, remembered, path, result)
+                _complete_run(client, experiment, known, settings, made_with, path, result)
         _keep_report(client, experiment, known.get(REPORT, []))
         compared = {group.method for group in groups} & tidy.gammas(settings.methods).keys()
         return save_gamma_view(client, experiment) if len(compared) > 1 else None
@@ -145,7 +145,7 @@ def _complete_run(
     experiment: str,
     known: Mapping[str, Sequence[Any]],
     settings: Params,
-    remembered: Remembered,
+    made_with: Remembered,
     path: Path,
     result: Mapping[str, Any],
 ) -> None:
@@ -160,7 +160,7 @@ def _complete_run(
         run_id = found[0].info.run_id
     else:
         check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
-        run_id = _import(client, experiment, key, parameters(result, settings, remembered), path, result)
+        run_id = _import(client, experiment, key, parameters(result, settings, made_with), path, result)
     _compare(client, run_id, runs, compared=result["method"] in tidy.gammas(settings.methods))
     if completed:
         return
@@ -241,7 +241,7 @@ def _rounds(result: Path) -> list[RoundRecord]:
     return [RoundRecord(**{name: line[name] for name in names}) for line in lines]
 
 
-def parameters(result: Mapping[str, Any], settings: Params, remembered: Remembered) -> dict[str, Any]:
+def parameters(result: Mapping[str, Any], settings: Params, made_with: Remembered) -> dict[str, Any]:
     """As the stage gives them: what is compared first, then all settings.
 
     Those that the student was made with; of one that DVC does not remember, today's.
@@ -250,7 +250,7 @@ def parameters(result: Mapping[str, Any], settings: Params, remembered: Remember
     if result["student"] is None:
         return {"network": result["network"]} | threat
     benchmark, student, name, seed = (result[key] for key in ("benchmark", "student", "method", "seed"))
-    then = remembered.settings_of(f"python -m tasks.distill {benchmark} {student} {name} s{seed}")
+    then = made_with.settings_of(paths.student(benchmark, student, name, seed))
     method, schedule = settings.methods.get(name), settings.benchmark(benchmark).distillation
     with suppress(KeyError, FerdError):  # DVC does not remember it, or of another version
         key = f"benchmarks.{benchmark}.distillation"

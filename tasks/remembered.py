@@ -3,7 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,21 @@ from tasks import params
 
 LOCK = Path("dvc.lock")
 SHOWN = 3  # differences that a line names
+
+
+def remembered() -> "Remembered":
+    """What DVC remembers now; read once where several benchmarks are looked at.
+
+    Raises:
+        FerdError: as ``Remembered``.
+    """
+    files = [path.absolute() for path in (LOCK, params.PARAMS) if path.exists()]
+    return _as_of(tuple((file, file.stat().st_mtime_ns) for file in files))
+
+
+@lru_cache(maxsize=1)
+def _as_of(_files: tuple[tuple[Path, int], ...]) -> "Remembered":
+    return Remembered()
 
 
 class Remembered:
@@ -27,11 +42,9 @@ class Remembered:
 
         try:
             content = parse_yaml(LOCK.read_text(), LOCK) if LOCK.exists() else {"stages": {}}
-            stages = list(content["stages"].values())
-            self._by_command = {str(stage["cmd"]): stage for stage in stages}
             self._by_output = {
                 str(out["path"]): (stage, str(out["md5"]))
-                for stage in stages
+                for stage in content["stages"].values()
                 for out in stage.get("outs", ())
             }
         except (DvcException, ValueError, LookupError, TypeError, AttributeError):
@@ -41,9 +54,10 @@ class Remembered:
     def _present(self) -> dict[str, Any]:
         return params.flatten(params.read_content(params.PARAMS))
 
-    def settings_of(self, command: str) -> dict[str, Any]:
-        """The parameters by which a stage's command ran last; none where DVC does not remember it."""
-        return _settings(self._by_command.get(command, {}))
+    def settings_of(self, output: Path) -> dict[str, Any]:
+        """The parameters of the stage that wrote a file last; none where DVC does not remember it."""
+        stage, _ = self._by_output.get(str(output), ({}, ""))
+        return _settings(stage)
 
     def warnings(self, name: str, results: Mapping[int, Path]) -> list[str]:
         """What each seed's result was made with that does not hold any more, a line a difference.

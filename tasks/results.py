@@ -10,7 +10,7 @@ from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json, read_json_lines
 from tasks.params import CONTROLS
 from tasks.paths import RESULT_SCHEMA, RESULTS
-from tasks.remembered import Remembered
+from tasks.remembered import remembered
 
 FIGURES = ("average", "worst", "nsd")
 FIELDS = {
@@ -198,11 +198,11 @@ def load(
             for figures in result["attacks"].values():
                 require_classes(path, len(figures["per_class"]), classes, "evaluate")
             grouped.setdefault((result["student"], method), []).append((path, result))
-    groups, remembered = [], Remembered()
+    groups, known = [], remembered()
     for (student, method), found in grouped.items():
         paths, results = zip(*sorted(found, key=lambda item: int(item[1]["seed"])), strict=True)
         group = Group(student, method, results, paths)
-        outdated = remembered.warnings(group.name, dict(zip(group.seeds, paths, strict=True)))
+        outdated = known.warnings(group.name, dict(zip(group.seeds, paths, strict=True)))
         groups.append(replace(group, outdated=tuple(outdated)))
     return sorted(groups, key=_place)
 
