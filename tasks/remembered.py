@@ -45,6 +45,7 @@ class Remembered:
             self._by_output = {
                 str(out["path"]): (stage, str(out["md5"]))
                 for stage in content["stages"].values()
+                if stage["cmd"]  # which DVC always writes: without, the file is cut or mended by hand
                 for out in stage.get("outs", ())
             }
         except (DvcException, ValueError, LookupError, TypeError, AttributeError):
