@@ -27,11 +27,12 @@ from flows.pipeline import (
     tried_again,
 )
 from flows.server import own_server
-from tasks import night, params, tracking, verdict
+from tasks import night, params, tracking
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
+from tasks.results import verdict
+from tasks.results.verdict import Verdict
 from tasks.stage import Pipeline, Stage
-from tasks.verdict import Verdict
 
 MOST_NAMED = 5  # figures in the message of a failure
 

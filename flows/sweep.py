@@ -29,9 +29,9 @@ from flows.pipeline import (
 from flows.progress import LiveView
 from flows.server import own_server
 from tasks.process import SLOTS
+from tasks.results.stored_sweeps import Value
 from tasks.stage import Pipeline, stoppable
 from tasks.sweep import Point, Sweep, parse_value, print_table
-from tasks.sweep_results import Value
 
 CONNECT_SECONDS = 10
 

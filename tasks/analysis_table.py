@@ -2,52 +2,16 @@
 
 import argparse
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from ferd.datasets import dataset
-from ferd.files import NUMBER, check_fields, read_json
-from tasks import params, tidy
+from tasks import params
 from tasks.command import as_command
-from tasks.params import CONTROLS
-from tasks.paths import ANALYSIS_SCHEMA, CHECKPOINTS, RESULTS
-from tasks.results import require_classes
+from tasks.paths import CHECKPOINTS
+from tasks.results import stored_analyses
+from tasks.results.text_table import Table
 
 PAIRS = 3  # of classes that fail most, a row
-FIELDS = {
-    "student": str | None,
-    "method": str,
-    "seed": int,
-    "adaptive_adversary": {
-        "n": int,
-        "turned": [list],
-        "attacked": [list],
-        "worst_pairs": [{"source": int, "target": int, "turned": int, "attacked": int}],
-        "clean": {"average": NUMBER},
-        "union": {"average": NUMBER, "worst": NUMBER},
-    },
-}
-SOURCE = {"best_target": int | None, "turned": list, "attacked": list}  # a class under attack
-OF_STUDENT = {  # what a student's analysis has beside
-    "weakest_classes": [{"class": int, "student": SOURCE, "teacher": SOURCE}],
-    "utae_outcomes": [
-        {"gamma": NUMBER, "n": int, "entropy": NUMBER, "fooled": int, "same_end": NUMBER | None}
-        | {"kl_from_uniform": NUMBER, "correct": NUMBER, "distribution": list}
-    ],
-    "images": {
-        "n": int,
-        "n_real": int,
-        "agreement": {"judge": NUMBER, "teacher": NUMBER},
-        "judge_on_real": NUMBER,
-        "features": str,
-        "feature_dim": int,
-        "inception_score": NUMBER,
-        "frechet_distance": NUMBER,
-        "balance": {"entropy": NUMBER},
-    },
-}
-CODE = ("student", "method")  # columns of names, set as code in Markdown
 
 ADVERSARY_NOTE = (
     "Percent of test images. Each is attacked toward its likeliest other classes, at most 9, and counts as "
@@ -71,43 +35,6 @@ IMAGES_NOTE = (
 )
 
 
-@dataclass(frozen=True)
-class Table:
-    """Columns of text by their heads, under a title and a note on how to read them."""
-
-    title: str
-    note: str
-    columns: dict[str, list[str]]
-
-    @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """The cells, a row at a time."""
-        return list(zip(*self.columns.values(), strict=True))
-
-    def markdown(self) -> str:
-        """Title, note and table for a document."""
-        columns = {
-            head: [f"`{cell}`" if cell and head in CODE else cell for cell in cells]
-            for head, cells in self.columns.items()
-        }
-        table = tidy.markdown(list(columns), zip(*columns.values(), strict=True))
-        return f"**{self.title}.** {self.note}\n\n{table}"
-
-
-def load(benchmark: str, classes: int) -> list[dict[str, Any]]:
-    """A benchmark's analyses: the teacher first, controls last, methods by name between.
-
-    Raises:
-        FerdError: a file is not an analysis of this project, or of another number of classes.
-    """
-    folder = RESULTS / benchmark
-    files = [*folder.glob("teacher.analysis.json"), *folder.glob("*/*/s*.analysis.json")]
-    analyses = {path: _read(path) for path in files}
-    for path, analysis in analyses.items():
-        require_classes(path, len(analysis["adaptive_adversary"]["attacked"]), classes, "analyse")
-    return sorted(analyses.values(), key=_place)
-
-
 def tables(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> tuple[Table, Table, Table]:
     """The adversary's table, that of the UTAEs and that of the images; without rows what was not analysed."""
     students = [analysis for analysis in analyses if analysis["student"] is not None]
@@ -118,11 +45,12 @@ def adversary_table(analyses: Sequence[dict[str, Any]], class_names: Sequence[st
     """Accuracy under every targeted attack, the pairs that fail most, and the student's weakest class."""
     figures = [analysis["adaptive_adversary"] for analysis in analyses]
     weakest = [analysis.get("weakest_classes", [None])[0] for analysis in analyses]
+    names = identity(analyses)
     return Table(
         "Under an adversary that picks the target",
         ADVERSARY_NOTE,
         {
-            **identity(analyses),
+            **names,
             "images": [str(figure["n"]) for figure in figures],
             "clean": [_percent(figure["clean"]["average"]) for figure in figures],
             "average": [_percent(figure["union"]["average"]) for figure in figures],
@@ -134,6 +62,7 @@ def adversary_table(analyses: Sequence[dict[str, Any]], class_names: Sequence[st
                 for row in weakest
             ],
         },
+        len(names),
     )
 
 
@@ -141,11 +70,12 @@ def utae_table(students: Sequence[dict[str, Any]]) -> Table:
     """A row a student and γ: how evenly its UTAEs spread over the classes."""
     rows = [(analysis, outcome) for analysis in students for outcome in analysis["utae_outcomes"]]
     outcomes = [outcome for _, outcome in rows]
+    names = identity([analysis for analysis, _ in rows])
     return Table(
         "Where uniform-target adversarial examples end up",
         UTAE_NOTE,
         {
-            **identity([analysis for analysis, _ in rows]),
+            **names,
             "γ": [f"{outcome['gamma']:g}" for outcome in outcomes],
             "images": [str(outcome["n"]) for outcome in outcomes],
             "entropy": [_fraction(outcome["entropy"]) for outcome in outcomes],
@@ -156,17 +86,19 @@ def utae_table(students: Sequence[dict[str, Any]]) -> Table:
             "KL(U ‖ p)": [_fraction(outcome["kl_from_uniform"]) for outcome in outcomes],
             "still right": [_percent(outcome["correct"]) for outcome in outcomes],
         },
+        len(names),
     )
 
 
 def images_table(students: Sequence[dict[str, Any]]) -> Table:
     """A row a student: how good the images are that it was trained on."""
     images = [analysis["images"] for analysis in students]
+    names = identity(students)
     return Table(
         "Synthetic images",
         IMAGES_NOTE,
         {
-            **identity(students),
+            **names,
             "synthetic": [str(image["n"]) for image in images],
             "real": [str(image["n_real"]) for image in images],
             "judge agrees": [_percent(image["agreement"]["judge"]) for image in images],
@@ -175,6 +107,7 @@ def images_table(students: Sequence[dict[str, Any]]) -> Table:
             **_by_features(images),
             "class balance": [_fraction(image["balance"]["entropy"]) for image in images],
         },
+        len(names),
     )
 
 
@@ -191,7 +124,7 @@ def identity(analyses: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
 def markdown(benchmark: str) -> str:
     """All tables of a benchmark, or one line that says what makes its analyses."""
     class_names = dataset(params.read().benchmark(benchmark).data.dataset).class_names
-    analyses = load(benchmark, len(class_names))
+    analyses = stored_analyses.load(benchmark, len(class_names))
     if not analyses:
         checkpoint = CHECKPOINTS / benchmark / "teacher.safetensors"
         return (
@@ -234,19 +167,6 @@ def _percent(share: float) -> str:
 
 def _fraction(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
-
-
-def _place(analysis: dict[str, Any]) -> tuple[bool, str, bool, str, int]:
-    student, method = analysis["student"] or "", analysis["method"]
-    return (method in CONTROLS, student, method != "ferd", method, analysis["seed"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    again = "run its analyse stage"
-    analysis = read_json(path, FIELDS, schema=ANALYSIS_SCHEMA, again=again)
-    if analysis["student"] is not None:
-        check_fields(analysis, OF_STUDENT, str(path), again)
-    return analysis
 
 
 def main() -> None:

@@ -25,9 +25,9 @@ from ferd.errors import FerdError
 from ferd.files import atomic_write, check_fields, read_json, write_json
 from tasks import lineage, paths, process, share, tracking
 from tasks.git import git, git_if_there
-from tasks.results import FIELDS, check_figures
+from tasks.results.stored import FIELDS, check_figures
+from tasks.results.verdict import Pair, same_environment
 from tasks.stage import Stage
-from tasks.verdict import Pair, same_environment
 
 NIGHTS = Path(".nightly")
 NAME = "%Y-%m-%dT%H%M%SZ"  # of a night: when it began

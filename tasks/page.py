@@ -6,27 +6,18 @@ from itertools import groupby
 
 from ferd.config import Benchmark, Method
 from ferd.datasets import dataset
-from tasks import analysis_table, paper, tidy
+from tasks import analysis_table
 from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds, sweep
 from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
-from tasks.results import Group, of_first_student, students
-from tasks.sweep_results import SweepResults, beside_own_students
+from tasks.results import published, stored_analyses, tidy
+from tasks.results.stored import Group, of_first_student, students
+from tasks.results.stored_sweeps import SweepResults, beside_own_students
+from tasks.results.text_table import Table
 from tasks.table import NAMES, cell, figures, further, warnings
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
 OPEN = "open"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose first ``names`` columns name its rows."""
-
-    title: str
-    note: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    names: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,12 +56,12 @@ def chapter(
     kinds = dataset(benchmark.data.dataset).class_names
     accuracy = tidy.accuracy(groups)
     by_class = tidy.per_class(groups, "pgd20", kinds)
-    analyses = analysis_table.load(name, len(kinds))
+    analyses = stored_analyses.load(name, len(kinds))
     adversary, utae, quality = (
-        [_from_analysis(table)] if table.rows else [] for table in analysis_table.tables(analyses, kinds)
+        [table] if table.rows else [] for table in analysis_table.tables(analyses, kinds)
     )
     of_first = of_first_student(groups, benchmark.students)
-    compared = paper.compare(benchmark, groups)
+    compared = published.compare(benchmark, groups)
     gamma_of = tidy.gammas(methods)
     by_gamma = tidy.over_gamma(groups, gamma_of)
     varied = " ".join(["--methods", *sorted(gamma_of, key=gamma_of.__getitem__)] if gamma_of else [])
@@ -168,24 +159,22 @@ def _results(groups: Sequence[Group]) -> Table:
         "seeds": [str(len(group.seeds)) for group in groups],
         **figures(groups),
     }
-    rows = list(zip(*columns.values(), strict=True))
     note = (
         "Accuracy in percent on so many test images: mean ± sample standard deviation over seeds, of two "
         "seeds both values. Worst: the mean of the worst tenth of the classes (at least one). NSD: "
         "population standard deviation over classes divided by their mean, a fraction. "
         "Pool agreement: percent of a student's images that the teacher gives the label they were asked for."
     )
-    return Table("All figures", note, list(columns), rows, len(_names(groups)))
+    return Table("All figures", note, columns, len(_names(groups)))
 
 
 def _further(groups: Sequence[Group]) -> Table:
     columns = {**_names(groups), **further(groups)}
-    rows = list(zip(*columns.values(), strict=True))
     note = (
         "What the table above leaves out. CW-30: 30 steps up the margin. ε: in another ball than the rest. "
         "All attacks: right under every one, on the images that all were given."
     )
-    return Table("Further attacks and balls", note, list(columns), rows, len(_names(groups)))
+    return Table("Further attacks and balls", note, columns, len(_names(groups)))
 
 
 def _names(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -194,14 +183,9 @@ def _names(groups: Sequence[Group]) -> dict[str, list[str]]:
     return {"method": [group.method for group in groups]} | (networks if len(students(groups)) > 1 else {})
 
 
-def _from_analysis(table: analysis_table.Table) -> Table:
-    names = sum(head in ("student", "method", "seed") for head in table.columns)
-    return Table(table.title, table.note, list(table.columns), table.rows, names)
-
-
 def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]:
     """For each of the paper's tables: its figures, ours, and the difference, a line each a method."""
-    published = paper.read()
+    figures = published.read()
     tables = []
     for name, student in dict.fromkeys((row["table"], row["paper_student"]) for row in rows):
         of_table = [row for row in rows if (row["table"], row["paper_student"]) == (name, student)]
@@ -214,7 +198,7 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
                 [method, f"ours, {ours or student}", *(_measured(row) for row in cells)],
                 [method, "ours − paper", *(_difference(row) for row in cells)],
             ]
-        there = published["datasets"][benchmark.data.name]
+        there = figures["datasets"][benchmark.data.name]
         note = (
             f"Theirs: teacher {there['teacher']}, {there['schedule']}, the whole test set. "
             f"Ours: {_about(benchmark)} {_on(of_table)} A difference is within noise where it is at most "
@@ -226,14 +210,13 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
                 if of_table[0]["same_network"]
                 else "Another network at another schedule: not a reproduction. "
             )
-            + published["source"]
+            + figures["source"]
         )
         heads = [
-            f"{NAMES[attack]} {'NSD' if figure == 'nsd' else figure}" for attack, figure in paper.COLUMNS
+            f"{NAMES[attack]} {'NSD' if figure == 'nsd' else figure}" for attack, figure in published.COLUMNS
         ]
-        tables.append(
-            Table(f"{student}, the paper's {name} table", note, ["method", "whose", *heads], lines, 2)
-        )
+        columns = dict(zip(["method", "whose", *heads], map(list, zip(*lines, strict=True)), strict=True))
+        tables.append(Table(f"{student}, the paper's {name} table", note, columns, names=2))
     return tables
 
 
@@ -257,7 +240,7 @@ def _difference(row: tidy.Row) -> str:
     places = 3 if row["figure"] == "nsd" else 1
     noise = {True: "within noise", False: "beyond noise", None: "one seed"}[row["within_noise"]]
     said = [] if row["same_network"] else ["another network"]
-    if row["images"] < paper.WHOLE:
+    if row["images"] < published.WHOLE:
         said.append("part of the images")
     elif row["same_network"]:
         said.append(noise)

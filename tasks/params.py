@@ -30,7 +30,7 @@ USED = {  # by command: keys of its benchmark that a result depends on, as dvc.y
 
 
 class Tolerances(Settings):
-    """How far a figure may be from the committed one where machine or versions differ (``tasks.verdict``).
+    """How far a figure may be from the committed one elsewhere (``tasks.results.verdict``).
 
     ``average`` and ``worst`` in fractions of the images, ``nsd`` in fractions of the committed NSD; or so
     many standard errors over seeds, where that is more.

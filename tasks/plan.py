@@ -30,7 +30,7 @@ from tasks import params, paths
 from tasks.command import as_command
 from tasks.device import device_name, device_type
 from tasks.process import processor
-from tasks.results import own_seconds, read_cost
+from tasks.results.stored import own_seconds, read_cost
 from tasks.stage import Pipeline, Stage
 
 WORK = {  # of stages that compute, as ``paths.cost_of`` names it

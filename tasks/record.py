@@ -22,12 +22,13 @@ from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
 from ferd.files import check_fields, read_json_lines
 from ferd.models.classifier import Classifier
-from tasks import params, paths, process, results, tidy, tracking
+from tasks import params, paths, process, tracking
 from tasks.command import as_command
 from tasks.distill import metrics_of
 from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
-from tasks.remembered import Remembered, remembered
+from tasks.results import stored, tidy
+from tasks.results.remembered import Remembered, remembered
 
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
@@ -69,7 +70,7 @@ def complete(name: str, settings: Params) -> str | None:
     -> the link of its γ comparison (``tasks.mlflow_view``); None where fewer than two values of γ ran.
     """
     benchmark = settings.benchmark(name)
-    groups = results.load(name, classes=len(dataset(benchmark.data.dataset).class_names))
+    groups = stored.load(name, classes=len(dataset(benchmark.data.dataset).class_names))
     if not groups:
         return None
     with tracking.connected() as client:

@@ -10,13 +10,14 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
-from tasks import page, params, process, sweep_results
+from tasks import page, params, process
 from tasks.command import as_command
 from tasks.figures.style import CONFIG
-from tasks.metrics import write_metrics, write_plots
 from tasks.params import Params
 from tasks.paths import PAGE, RESULTS
-from tasks.results import FIGURES, Group, load, spread
+from tasks.results import stored_sweeps
+from tasks.results.metrics import write_metrics, write_plots
+from tasks.results.stored import FIGURES, Group, load, spread
 
 SUMMARY = RESULTS / "summary.json"
 GLOBALS = "window.vegaEmbed = vegaEmbed;"  # what the page needs of the libraries
@@ -58,7 +59,7 @@ def chapters(settings: Params, groups: dict[str, list[Group]]) -> list[page.Chap
 
 
 def _chapter(settings: Params, name: str, groups: list[Group]) -> page.Chapter:
-    sweeps = sweep_results.of_benchmark(name)
+    sweeps = stored_sweeps.of_benchmark(name)
     return page.chapter(name, settings.benchmark(name), settings.methods, groups, sweeps)
 
 

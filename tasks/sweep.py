@@ -5,7 +5,7 @@ is no stage of ``dvc.yaml``; its outputs are in a folder named by the hash of al
 (docs/decisions/2026-11-25-sweep.md):
 
     sweeps/<sweep_id>/                               the settings, weights, images and results of its points
-    results/sweeps/<sweep_id>.json                   their results together (tasks/sweep_results.py)
+    results/sweeps/<sweep_id>.json                   their results together (tasks/results/stored_sweeps.py)
 """
 
 import json
@@ -27,8 +27,7 @@ from ferd.files import atomic_write, read_json, write_json
 from ferd.models.registry import build
 from tasks import lineage, params, paths, tracking
 from tasks.mlflow_view import address, save_view
-from tasks.stage import StageFailed, run_module
-from tasks.sweep_results import (
+from tasks.results.stored_sweeps import (
     SCHEMA,
     USED,
     Value,
@@ -40,6 +39,7 @@ from tasks.sweep_results import (
     results_file,
     setting,
 )
+from tasks.stage import StageFailed, run_module
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
@@ -51,7 +51,7 @@ class Point:
     """One value and one seed, with all that another process, or another machine, needs to compute it.
 
     ``method`` is the name that the changed method has in ``settings``, the text of the point's params.yaml;
-    ``inputs`` are the files that it depends on, by their hash (``tasks.sweep_results``).
+    ``inputs`` are the files that it depends on, by their hash (``tasks.results.stored_sweeps``).
     """
 
     sweep_id: str

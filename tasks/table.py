@@ -9,9 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ferd import validity
-from tasks import params, tidy
+from tasks import params
 from tasks.command import as_command
-from tasks.results import Group, load, spread, students
+from tasks.results import text_table
+from tasks.results.stored import Group, load, spread, students
+from tasks.results.tidy import PLACES
 
 COLUMNS = [
     ("clean", "average"),
@@ -48,9 +50,8 @@ def percent(values: Sequence[float], digits: int = 1) -> str:
 
 def over_seeds(values: Sequence[float], digits: int) -> str:
     """Mean ± standard deviation; one or two values as they are, of which a deviation says nothing."""
-    if len(values) <= 2:
-        return " / ".join(f"{value:.{digits}f}" for value in values)
-    return " ± ".join(f"{value:.{digits}f}" for value in spread(values))
+    shown, between = (values, " / ") if len(values) <= 2 else (spread(values), " ± ")
+    return between.join(f"{round(value, PLACES):.{digits}f}" for value in shown if value is not None)
 
 
 def beside_autoattack(groups: Sequence[Group]) -> dict[str, list[str]]:
@@ -143,21 +144,15 @@ def markdown(benchmark: str) -> str:
     groups = load(benchmark)
     if not groups:
         return f"{benchmark}: no results yet"
-    names = {
-        head: [f"`{name}`" if name else "" for name in cells] for head, cells in identity(groups).items()
-    }
+    names = identity(groups)
     first = {**names, "seeds": [str(len(group.seeds)) for group in groups], **figures(groups)}
     below = [f"- warning: {warning}" for warning in warnings(groups)]
     parts = [
-        _markdown(first),
-        _markdown({**names, **further(groups)}),
+        text_table.markdown(first),
+        text_table.markdown({**names, **further(groups)}),
         *(["\n".join(below)] if below else []),
     ]
     return "\n\n".join(parts)
-
-
-def _markdown(columns: Mapping[str, Sequence[str]]) -> str:
-    return tidy.markdown(list(columns), zip(*columns.values(), strict=True))
 
 
 def warnings(groups: Sequence[Group]) -> list[str]:

@@ -19,7 +19,7 @@ from ferd.files import atomic_write
 from tasks import params
 from tasks.command import without_password
 from tasks.git import CHANGED, git_if_there, head
-from tasks.results import FIGURES
+from tasks.results.stored import FIGURES
 
 DEFAULT_FILE = Path("mlflow.db")
 DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"

@@ -7,7 +7,7 @@ import altair as alt
 from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, kind, kind_colours
 from tasks.params import CONTROLS
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 MOST_NAMED = 20  # classes that fit on an axis
 MOST_PANELS = 12

@@ -7,7 +7,7 @@ import altair as alt
 
 from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import BLUE, GREEN, ORANGE
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 COLOURS = {"distill": BLUE, "train": GREEN, "evaluate": ORANGE}
 

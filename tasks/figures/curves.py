@@ -6,8 +6,8 @@ import altair as alt
 
 from tasks.figures.figure import mean_and_std, panel
 from tasks.figures.style import BLUE, GREEN, ORANGE, RED, SKY, by_colour, by_shape, explained
+from tasks.results.tidy import Row
 from tasks.table import NAMES
-from tasks.tidy import Row
 
 COLOURS = {
     NAMES[attack]: colour

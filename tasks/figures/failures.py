@@ -6,7 +6,7 @@ import altair as alt
 
 from tasks.figures.figure import Figure, missing, panel
 from tasks.params import CONTROLS
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 MOST_MAPPED, MOST_PRINTED = 20, 10  # classes of a heat map, and of one with values in its cells
 PAIRS_READING = (

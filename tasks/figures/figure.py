@@ -15,7 +15,7 @@ import vl_convert
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 from tasks.figures.style import CONFIG
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 SHARPNESS = 2.0  # pixels of a PNG a point
 PANEL_WIDTH = 300  # of a picture, in points; on the page a panel is as wide as there is room

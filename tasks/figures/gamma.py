@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import altair as alt
 
-from tasks import tidy
 from tasks.figures import curves
 from tasks.figures.figure import Figure, missing
-from tasks.tidy import Row
+from tasks.results import tidy
+from tasks.results.tidy import Row
 
 READING = (
     "A line an attack, over γ: the weight of the uniform target in the student's adversarial examples; "

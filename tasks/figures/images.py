@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from tasks.figures.figure import Figure, missing
-from tasks.results import Group
+from tasks.results.stored import Group
 
 SHOWN = {"ferd": "FERD: fairness-aware examples", "no-fae": "Plain synthesis (no-fae)"}
 QUALITY = 92  # as JPEG, with whole colours: 40 % of the bytes of these noisy images as PNG

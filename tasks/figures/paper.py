@@ -6,7 +6,7 @@ import altair as alt
 
 from tasks.figures.figure import Figure, panel
 from tasks.figures.style import BLUE, ORANGE, by_colour, by_shape, explained
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 READING = (
     "Worst class under AutoAttack, percent; whiskers: ± one standard deviation over our seeds (none: one "
@@ -22,7 +22,7 @@ OPEN = "This benchmark has no student of ours for it: the table below shows what
 
 
 def beside(rows: Sequence[Row], command: str) -> Figure:
-    """Dots of the paper and of ours; ``rows``: ``tasks.paper.compare``."""
+    """Dots of the paper and of ours; ``rows``: ``tasks.results.published.compare``."""
     title = "The paper's figures beside ours"
     if not rows:
         gap = "The paper has no figures for these images, or none are at hand: its cells stay open."

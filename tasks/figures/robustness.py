@@ -8,7 +8,7 @@ import altair as alt
 
 from tasks.figures.figure import Figure, missing, panel
 from tasks.figures.style import by_colour, by_shape, explained, kind, kind_colours, label_colours
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 WITH_DATA = ("teacher", "real-data")
 HEADLINE_READING = (

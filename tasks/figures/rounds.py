@@ -6,7 +6,7 @@ import altair as alt
 
 from tasks.figures.figure import Figure, mean_and_std, missing, panel
 from tasks.figures.style import by_colour, explained, label_colours
-from tasks.tidy import Row
+from tasks.results.tidy import Row
 
 SHOWN = (
     "ferd", "mixed-reweighting", "no-reweighting", "no-fae", "no-utae", "no-fae-utae", "ferd-released",

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from tasks import tidy
 from tasks.figures import curves
 from tasks.figures.figure import Figure, missing
 from tasks.figures.style import label_colours
-from tasks.sweep_results import SweepResults, Value
-from tasks.tidy import Row
+from tasks.results import tidy
+from tasks.results.stored_sweeps import SweepResults, Value
+from tasks.results.tidy import Row
 
 MOST_NAMED = 3  # files
 

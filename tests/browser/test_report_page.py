@@ -10,7 +10,8 @@ from statistics import mean
 
 import pytest
 
-from tasks import report, results
+from tasks import report
+from tasks.results import stored
 from tests.conftest import ROOT
 
 BENCHMARK = "digits"
@@ -39,7 +40,7 @@ def page_file(tmp_path_factory):
 def groups(page_file):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(page_file.parents[2])
-        return results.load(BENCHMARK)
+        return stored.load(BENCHMARK)
 
 
 def opened(browser, page_file, benchmark=BENCHMARK, **options):

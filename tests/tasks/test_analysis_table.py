@@ -16,6 +16,7 @@ from ferd.image_quality import TeacherEmbedding, image_quality
 from ferd.models.registry import build
 from ferd.utae_outcomes import UtaeOutcomes
 from tasks import analysis_table
+from tasks.results import stored_analyses
 from tests.conftest import ROOT
 
 CIFAR10 = dataset("cifar10").class_names
@@ -135,7 +136,7 @@ def test_the_teacher_comes_first_and_controls_last(folder):
     write_analyses(
         "digits", [*(an_analysis(method=method) for method in methods), an_analysis(None, "teacher")]
     )
-    assert [analysis["method"] for analysis in analysis_table.load("digits", 10)] == [
+    assert [analysis["method"] for analysis in stored_analyses.load("digits", 10)] == [
         "teacher",
         "ferd",
         "no-fae",
@@ -193,7 +194,7 @@ def test_a_foreign_file_is_refused(folder, content):
     write_analyses("digits", [an_analysis()])
     Path("results/digits/resnet8-w8/ferd/s0.analysis.json").write_text(content)
     with pytest.raises(FerdError, match=r"ferd/s0\.analysis\.json: .*; delete .* analyse stage"):
-        analysis_table.load("digits", 10)
+        stored_analyses.load("digits", 10)
 
 
 def test_what_an_analysis_is_made_of_is_tabulated():

@@ -21,14 +21,14 @@ from tasks import (
     record,
     report,
     table,
-    tidy,
     validate,
 )
+from tasks.results import tidy
 from tasks.stage import Stage, _command
 from tests.conftest import ROOT, tiny_params
+from tests.tasks.results.test_stored import write_result
+from tests.tasks.results.test_stored_sweeps import write as write_sweep
 from tests.tasks.test_analysis_table import an_analysis, write_analyses
-from tests.tasks.test_results import write_result
-from tests.tasks.test_sweep_results import write as write_sweep
 
 RESULT = Path("results/digits/resnet8-w8/ferd/s0.json")
 ROUNDS, COST, ANALYSIS = (

@@ -16,8 +16,8 @@ from tasks import params
 from tasks.figures import classes, cost, failures, gamma, images, robustness, rounds, style, sweep
 from tasks.figures.figure import Figure, panel
 from tasks.figures.style import METHODS, explained, label_colours
-from tasks.results import Group
-from tasks.sweep_results import SweepResults
+from tasks.results.stored import Group
+from tasks.results.stored_sweeps import SweepResults
 
 
 def accuracy(method, average, worst, std=None, attack="pgd20", student="resnet8-w8", **more):

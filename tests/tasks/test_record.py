@@ -13,9 +13,9 @@ from mlflow.exceptions import MlflowException
 from ferd.errors import FerdError
 from tasks import params, record, tracking
 from tasks.mlflow_view import ABLATION, GAMMA
-from tasks.remembered import Remembered
+from tasks.results.remembered import Remembered
 from tests.conftest import run_in, tiny_params
-from tests.tasks.test_results import write_result
+from tests.tasks.results.test_stored import write_result
 
 FERD = "resnet8-w8/ferd/s0"
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, in its own code

@@ -6,8 +6,8 @@ import pytest
 
 from tasks import report
 from tests.conftest import ROOT
+from tests.tasks.results.test_stored import write_result
 from tests.tasks.test_analysis_table import an_analysis, write_analyses
-from tests.tasks.test_results import write_result
 
 SECTIONS = [
     "headline", "paper", "classes", "gains", "trade-off", "gamma", "pairs", "utae", "proportions", "rounds",

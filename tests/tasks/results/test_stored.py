@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from ferd.errors import FerdError
-from tasks import report, results, table
+from tasks import report, table
+from tasks.results import stored
 from tests.conftest import ROOT
 
 PER_CLASS = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0]
@@ -60,7 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_teacher_comes_first_and_controls_last(folder):
-    assert [group.method for group in results.load("digits")] == [
+    assert [group.method for group in stored.load("digits")] == [
         "teacher",
         "ferd",
         "no-fae",
@@ -69,30 +70,34 @@ def test_teacher_comes_first_and_controls_last(folder):
 
 
 def test_methods_and_seeds_are_selected_and_the_teacher_stays(folder):
-    groups = results.load("digits", methods=["ferd"], seeds=[1])
+    groups = stored.load("digits", methods=["ferd"], seeds=[1])
     assert [(group.method, group.seeds) for group in groups] == [("teacher", [0]), ("ferd", [1])]
 
 
 def test_a_result_of_other_classes_than_the_benchmark_has_now_is_named(folder):
-    assert len(results.load("digits", classes=10)) == len(results.load("digits")) > 1
+    assert len(stored.load("digits", classes=10)) == len(stored.load("digits")) > 1
     with pytest.raises(FerdError, match=r"json: of 10 classes, where params\.yaml has 11; run its evaluate"):
-        results.load("digits", classes=11)
+        stored.load("digits", classes=11)
 
 
 def test_spread_is_mean_and_sample_standard_deviation():
-    assert results.spread([0.5, 0.625, 0.75]) == (0.625, 0.125)
-    assert results.spread([0.5]) == (0.5, None)
+    assert stored.spread([0.5, 0.625, 0.75]) == (0.625, 0.125)
+    assert stored.spread([0.5]) == (0.5, None)
 
 
 def test_cells_are_percent_and_nsd_a_fraction(folder):
-    teacher, ferd, *_ = results.load("digits")
+    teacher, ferd, *_ = stored.load("digits")
     assert table.cell(ferd, "pgd20", "average") == "62.5 ± 12.5"
     assert table.cell(ferd, "pgd20", "nsd") == "0.500 ± 0.000"
     assert table.cell(teacher, "pgd20", "average") == "95.0"
 
 
+def test_a_half_is_rounded_as_charts_round_it():
+    assert table.percent([0.2135]) == "21.4"  # 100 · 0.2135 is 21.349999999999998
+
+
 def test_the_size_of_an_attack_is_in_its_heading(folder):
-    assert table.heading(results.load("digits"), "autoattack", "average") == "AutoAttack (500) average"
+    assert table.heading(stored.load("digits"), "autoattack", "average") == "AutoAttack (500) average"
 
 
 def columns(markdown: str) -> list[list[str]]:
@@ -156,7 +161,7 @@ def test_a_second_table_has_the_further_figures_and_balls(folder):
 
 def test_a_group_in_which_one_seed_is_an_older_result_has_an_empty_cell(folder):
     write_result(folder, "ferd", 0, 0.5, everything=0.25)
-    _, ferd, *_ = results.load("digits")
+    _, ferd, *_ = stored.load("digits")
     assert "all" not in ferd.attacks
     assert table.cell(ferd, "all", "average") == ""
     assert table.heading([ferd], "all", "average") == "all attacks average"
@@ -171,7 +176,7 @@ def test_warnings_stand_below_every_table(folder, monkeypatch, capsys):
     assert table.markdown("digits").splitlines()[-2:] == ["", f"- warning: {line}"]
     table.print_table("digits")
     assert capsys.readouterr().out.endswith(f"\nwarning: {line}\n")
-    groups = results.load("digits")
+    groups = stored.load("digits")
     assert [group["warnings"] for group in report.summary({"digits": groups})["benchmarks"]["digits"]] == [
         [],
         [],
@@ -214,7 +219,7 @@ def test_the_markdown_table_has_a_row_a_method(folder):
 
 
 def test_agreement_is_the_mean_over_rounds_of_students(folder):
-    teacher, ferd, *_ = results.load("digits")
+    teacher, ferd, *_ = stored.load("digits")
     assert teacher.agreements() == []
     assert ferd.agreements() == [0.375, 0.5, 0.625]
     assert table.agreement(ferd) == "50 ± 12"
@@ -223,11 +228,11 @@ def test_agreement_is_the_mean_over_rounds_of_students(folder):
 def test_a_foreign_file_is_refused(folder):
     (folder / "results/digits/resnet8-w8/ferd/s1.json").write_text("{}")
     with pytest.raises(FerdError, match=r"ferd/s1\.json: schema is None, not 'ferd-result/1'; .* evaluate"):
-        results.load("digits")
+        stored.load("digits")
 
 
 def test_the_summary_has_mean_and_std_of_every_figure(folder):
-    found = report.summary({"digits": results.load("digits"), "cifar10-mini": []})
+    found = report.summary({"digits": stored.load("digits"), "cifar10-mini": []})
     (digits,) = found["benchmarks"].values()
     assert digits[1]["method"] == "ferd"
     assert digits[1]["seeds"] == [0, 1, 2]
@@ -250,7 +255,7 @@ def test_without_results_the_page_says_what_to_run(tmp_path, monkeypatch):
 
 def test_seeds_that_were_evaluated_otherwise_are_a_warning(folder):
     write_result(folder, "ferd", 1, 0.625, images=250)
-    (_, ferd, *_) = results.load("digits")
+    (_, ferd, *_) = stored.load("digits")
     assert ferd.warnings() == [
         f"resnet8-w8/ferd: under {attack} its seeds have different numbers of images, or none; "
         "evaluate them alike"
@@ -271,7 +276,7 @@ def test_a_damaged_result_is_one_line(folder, fault, said):
     path = folder / "results/digits/resnet8-w8/ferd/s1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | fault))
     with pytest.raises(FerdError, match=said):
-        results.load("digits")
+        stored.load("digits")
 
 
 def test_figures_of_other_classes_or_that_are_no_numbers_are_refused(folder):
@@ -281,10 +286,10 @@ def test_figures_of_other_classes_or_that_are_no_numbers_are_refused(folder):
     result["attacks"]["pgd20"] = result["attacks"]["pgd20"] | {"per_class": [0.5, 0.5, 0.5]}
     path.write_text(json.dumps(result))
     with pytest.raises(FerdError, match=r"per_class has \[3, 10\] classes"):
-        results.load("digits")
+        stored.load("digits")
     path.write_text(text.replace('"average": 0.625', '"average": NaN', 1))
     with pytest.raises(FerdError, match="NaN is no number"):
-        results.load("digits")
+        stored.load("digits")
 
 
 def test_one_or_two_values_are_shown_as_they_are():

@@ -1,24 +1,19 @@
 """Results as tidy rows, one observation each: what the report draws and offers as downloads."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ferd.config import Method
 from tasks import paths
-from tasks.results import FIGURES, Group, own_seconds, read_cost, read_rounds, spread, students
-from tasks.sweep_results import Value
+from tasks.results.stored import FIGURES, Group, own_seconds, read_cost, read_rounds, spread, students
+from tasks.results.stored_sweeps import Value
 
 Row = dict[str, Any]
+PLACES = 6  # below what is ever shown: 0.2135 is 21.35 percent, not 21.349999999999998
 ROUNDS_SHOWN = 60  # at most, evenly spread over a schedule
 MACHINE = ("device", "processor", "threads")  # of a cost record: what its seconds are of
 WORK = ("distill", "train", "evaluate")  # whose seconds are shown
-
-
-def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def labels(groups: Sequence[Group]) -> dict[tuple[str | None, str], str]:
@@ -132,7 +127,7 @@ def targeted(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> 
     """A row an (analysis, source, target): images that are right and attacked, and those that it turns."""
     return [
         {**_analysed(analysis), "source": source, "target": target, "turned": hits, "attacked": tries}
-        | {"percent": round(100 * hits / tries, 6)}
+        | {"percent": round(100 * hits / tries, PLACES)}
         for analysis in analyses
         for figures in [analysis["adaptive_adversary"]]
         for source, *lines in zip(class_names, figures["turned"], figures["attacked"], strict=True)
@@ -144,7 +139,12 @@ def targeted(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> 
 def utae_outcomes(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]) -> list[Row]:
     """A row an (analysis, γ, class): percent of the UTAEs that the student takes for the class."""
     return [
-        {**_analysed(analysis), "gamma": outcome["gamma"], "class": name, "percent": round(100 * share, 6)}
+        {
+            **_analysed(analysis),
+            "gamma": outcome["gamma"],
+            "class": name,
+            "percent": round(100 * share, PLACES),
+        }
         for analysis in analyses
         for outcome in analysis.get("utae_outcomes", [])
         for name, share in zip(class_names, outcome["distribution"], strict=True)
@@ -184,14 +184,14 @@ def _analysed(analysis: dict[str, Any]) -> Row:
 
 
 def _interval(values: Sequence[float], factor: float) -> Row:
-    """Mean, std and mean ± std, rounded below what is ever shown."""
+    """Mean, std and mean ± std."""
     average, deviation = spread(values)
     low, high = average - (deviation or 0), average + (deviation or 0)
     return {
-        "mean": round(factor * average, 6),
-        "std": None if deviation is None else round(factor * deviation, 6),
-        "low": round(factor * low, 6),
-        "high": round(factor * high, 6),
+        "mean": round(factor * average, PLACES),
+        "std": None if deviation is None else round(factor * deviation, PLACES),
+        "low": round(factor * low, PLACES),
+        "high": round(factor * high, PLACES),
     }
 
 

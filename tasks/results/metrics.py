@@ -9,9 +9,9 @@ from typing import Any
 from ferd.config import Benchmark, Method
 from ferd.datasets import dataset
 from ferd.files import atomic_write, write_json
-from tasks import tidy
 from tasks.paths import RESULTS
-from tasks.results import FIGURES, Group
+from tasks.results import tidy
+from tasks.results.stored import FIGURES, Group
 
 METRICS = RESULTS / "metrics"
 PLOTS = RESULTS / "plots"

@@ -10,7 +10,7 @@ from ferd.errors import FerdError
 from ferd.files import NUMBER, check_fields, read_json, read_json_lines
 from tasks.params import CONTROLS
 from tasks.paths import RESULT_SCHEMA, RESULTS
-from tasks.remembered import remembered
+from tasks.results.remembered import remembered
 
 FIGURES = ("average", "worst", "nsd")
 FIELDS = {
@@ -39,7 +39,9 @@ class Group:
     method: str
     results: tuple[dict[str, Any], ...]
     paths: tuple[Path, ...]
-    outdated: tuple[str, ...] = ()  # what they were made with that does not hold any more (tasks.remembered)
+    outdated: tuple[
+        str, ...
+    ] = ()  # what they were made with that does not hold any more (tasks.results.remembered)
 
     @property
     def seeds(self) -> list[int]:

@@ -5,9 +5,10 @@ import json
 import sys
 from pathlib import Path
 
-from tasks import metrics, params, results
+from tasks import params
+from tasks.results import metrics, stored
 from tests.conftest import ROOT, run_in
-from tests.tasks.test_results import write_result
+from tests.tasks.results.test_stored import write_result
 
 
 def test_dvc_shows_a_row_a_method(finished):
@@ -38,7 +39,7 @@ def test_the_table_over_gamma_names_the_students_that_have_several_values(tmp_pa
     known = params.read(ROOT / "params.yaml")
 
     def written():
-        metrics.write_plots({"digits": results.load("digits")}, known.benchmarks, known.methods)
+        metrics.write_plots({"digits": stored.load("digits")}, known.benchmarks, known.methods)
         return list(csv.DictReader(Path("results/plots/digits/gamma.csv").read_text().splitlines()))
 
     write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w16")

@@ -6,7 +6,7 @@ from math import sqrt
 import pytest
 
 from tasks.params import Tolerances
-from tasks.verdict import (
+from tasks.results.verdict import (
     ENVIRONMENT,
     Outcome,
     Pair,

@@ -1,4 +1,4 @@
-"""The paper's figures (``paper.yaml``) beside ours: difference, and whether it is within noise."""
+"""The paper's figures (``published.yaml``) beside ours: difference, and whether it is within noise."""
 
 import math
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from ferd.config import Benchmark
-from tasks.results import Group, spread
-from tasks.tidy import Row
+from tasks.results.stored import Group, spread
+from tasks.results.tidy import Row
 
-PAPER = Path(__file__).with_name("paper.yaml")
+PAPER = Path(__file__).with_name("published.yaml")
 COLUMNS = (
     ("clean", "average"), ("clean", "worst"), ("pgd20", "worst"),
     ("autoattack", "average"), ("autoattack", "worst"), ("autoattack", "nsd"),

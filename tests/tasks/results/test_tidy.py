@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from tasks import params, results, tidy
+from tasks import params
+from tasks.results import stored, tidy
 from tests.conftest import ROOT
+from tests.tasks.results.test_stored import PER_CLASS, write_result
 from tests.tasks.test_analysis_table import CAT, CIFAR10, DOG, an_analysis
-from tests.tasks.test_results import PER_CLASS, write_result
 
 CLASSES = tuple("0123456789")
 
@@ -19,7 +20,7 @@ def groups(tmp_path, monkeypatch):
     write_result(tmp_path, "teacher", 0, 0.95, student=None)
     for seed, average in enumerate((0.5, 0.625, 0.75)):
         write_result(tmp_path, "ferd", seed, average)
-    return results.load("digits")
+    return stored.load("digits")
 
 
 def write_rounds(*records: dict, seed: int = 0) -> None:
@@ -52,9 +53,9 @@ def test_every_class_has_a_row_in_percent(groups):
 
 def test_students_are_named_where_there_are_several_and_by_what_tells_them_apart(groups, tmp_path):
     write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w32")
-    assert [*tidy.labels(results.load("digits")).values()] == ["teacher", "ferd · w32", "ferd · w8"]
+    assert [*tidy.labels(stored.load("digits")).values()] == ["teacher", "ferd · w32", "ferd · w8"]
     write_result(tmp_path, "ferd", 0, 0.5, student="mobilenet_v2")
-    assert "ferd · resnet8-w32" in tidy.labels(results.load("digits")).values()
+    assert "ferd · resnet8-w32" in tidy.labels(stored.load("digits")).values()
 
 
 def test_gammas_are_those_of_methods_that_differ_from_ferd_in_gamma_alone():

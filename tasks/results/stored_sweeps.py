@@ -16,7 +16,7 @@ from ferd.files import read_json
 from tasks.lineage import code_hash
 from tasks.paths import RESULTS
 from tasks.process import sha256
-from tasks.results import Group, check_figures
+from tasks.results.stored import Group, check_figures
 
 SCHEMA = "ferd-sweep/2"
 FOLDER = RESULTS / "sweeps"

@@ -13,9 +13,9 @@ from enum import StrEnum
 from statistics import mean, stdev
 from typing import Any
 
-from tasks import tidy
 from tasks.params import Tolerances
-from tasks.results import FIGURES, judged
+from tasks.results import text_table
+from tasks.results.stored import FIGURES, judged
 
 # What makes two computations the same to the last bit, as a stage's cost record has it.
 ENVIRONMENT = ("device", "processor", "threads", "torch", "numpy", "pyautoattack", "scikit-learn")
@@ -127,21 +127,17 @@ def headline(verdicts: Sequence[Verdict]) -> str:
 
 def markdown(verdicts: Sequence[Verdict]) -> str:
     """All verdicts as a table, the worst first."""
-    heads = ["outcome", "student", "attack", "figure", "seeds", "committed", "tonight", "tolerated"]
-    rows = [
-        [
-            f"**{verdict.outcome}**" if verdict.outcome in FAULTS else str(verdict.outcome),
-            f"`{name_of(verdict)}`",
-            verdict.attack,
-            verdict.figure,
-            str(verdict.seeds),
-            shown(verdict, verdict.committed),
-            shown(verdict, verdict.tonight),
-            _tolerated(verdict),
-        ]
-        for verdict in verdicts
-    ]
-    return tidy.markdown(heads, rows)
+    columns = {
+        "outcome": [_outcome(verdict) for verdict in verdicts],
+        "student": [name_of(verdict) for verdict in verdicts],
+        "attack": [verdict.attack for verdict in verdicts],
+        "figure": [verdict.figure for verdict in verdicts],
+        "seeds": [str(verdict.seeds) for verdict in verdicts],
+        "committed": [shown(verdict, verdict.committed) for verdict in verdicts],
+        "tonight": [shown(verdict, verdict.tonight) for verdict in verdicts],
+        "tolerated": [_tolerated(verdict) for verdict in verdicts],
+    }
+    return text_table.markdown(columns)
 
 
 def name_of(verdict: Verdict) -> str:
@@ -154,6 +150,10 @@ def shown(verdict: Verdict, value: float | None) -> str:
     if value is None:
         return ""
     return f"{value:.3f}" if verdict.figure == "nsd" else f"{100 * value:.1f}"
+
+
+def _outcome(verdict: Verdict) -> str:
+    return f"**{verdict.outcome}**" if verdict.outcome in FAULTS else str(verdict.outcome)
 
 
 def _tolerated(verdict: Verdict) -> str:

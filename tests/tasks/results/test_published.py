@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from tasks import page, paper, params, results
+from tasks import page, params
 from tasks.figures import paper as paper_figure
+from tasks.results import published, stored
 from tests.conftest import ROOT
-from tests.tasks.test_results import write_result
+from tests.tasks.results.test_stored import write_result
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def figures(rows, student, method, table="main"):
 
 
 def test_the_published_figures_are_these_and_the_rest_is_open(known):
-    rows = paper.compare(known.benchmark("cifar10"), [])
+    rows = published.compare(known.benchmark("cifar10"), [])
     assert figures(rows, "resnet18", "ferd") == {
         "clean.average": None, "clean.worst": 65.9, "pgd20.worst": 20.4,
         "autoattack.average": 40.12, "autoattack.worst": 20.8, "autoattack.nsd": 0.325,
@@ -35,12 +36,12 @@ def test_the_published_figures_are_these_and_the_rest_is_open(known):
 
 
 def test_there_are_no_figures_of_other_images(known):
-    assert paper.compare(known.benchmark("digits"), []) == []
-    assert paper.compare(known.benchmark("cifar100"), []) == []
+    assert published.compare(known.benchmark("digits"), []) == []
+    assert published.compare(known.benchmark("cifar100"), []) == []
 
 
 def test_its_methods_are_methods_of_params(known):
-    for dataset in paper.read()["datasets"].values():
+    for dataset in published.read()["datasets"].values():
         for table in dataset["tables"]:
             for row in table["rows"]:
                 assert "method" not in row or known.method(row["method"])
@@ -53,7 +54,7 @@ def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(
     monkeypatch.chdir(tmp_path)
     for seed, average in enumerate((0.375, 0.5, 0.625)):
         write_result(tmp_path, "ferd", seed, average, student="resnet8-w16", images=images)
-    rows = paper.compare(known.benchmark("cifar10-small"), results.load("digits"))
+    rows = published.compare(known.benchmark("cifar10-small"), stored.load("digits"))
     (row,) = (
         row
         for row in rows
@@ -66,12 +67,12 @@ def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(
 
 
 def test_noise_is_what_students_t_allows_between_one_run_and_a_mean():
-    assert paper.within_noise(4.96, 1.0, 3) is True  # 4.3027·1·√(4/3) = 4.968
-    assert paper.within_noise(-4.98, 1.0, 3) is False
-    assert paper.within_noise(15.5, 1.0, 2) is True  # 12.706·1·√(3/2) = 15.562
-    assert paper.within_noise(15.6, 1.0, 2) is False
-    assert paper.within_noise(2.0, None, 1) is None
-    assert paper.within_noise(None, 1.0, 3) is None
+    assert published.within_noise(4.96, 1.0, 3) is True  # 4.3027·1·√(4/3) = 4.968
+    assert published.within_noise(-4.98, 1.0, 3) is False
+    assert published.within_noise(15.5, 1.0, 2) is True  # 12.706·1·√(3/2) = 15.562
+    assert published.within_noise(15.6, 1.0, 2) is False
+    assert published.within_noise(2.0, None, 1) is None
+    assert published.within_noise(None, 1.0, 3) is None
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_noise_is_what_students_t_allows_between_one_run_and_a_mean():
 def test_a_worst_class_of_few_images_is_not_drawn(known, tmp_path, monkeypatch, images, drawn, gap, remark):
     monkeypatch.chdir(tmp_path)
     write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w16", images=images)
-    rows = paper.compare(known.benchmark("cifar10-small"), results.load("digits"))
+    rows = published.compare(known.benchmark("cifar10-small"), stored.load("digits"))
     figure = paper_figure.beside(rows, "a command")
     assert figure.gap == gap
     panels = json.dumps([panel.to_dict() for panel in figure.panels.values()])
@@ -101,5 +102,5 @@ def test_a_worst_class_of_few_images_is_not_drawn(known, tmp_path, monkeypatch, 
 
 
 def test_our_figures_without_any_of_ours_name_that_gap(known):
-    rows = paper.compare(known.benchmark("cifar10"), [])
+    rows = published.compare(known.benchmark("cifar10"), [])
     assert paper_figure.beside(rows, "a command").gap == paper_figure.OPEN

@@ -7,9 +7,10 @@ import pytest
 
 from ferd.config import fingerprint
 from ferd.errors import FerdError
-from tasks import page, params, sweep_results, tidy
+from tasks import page, params
 from tasks.figures import sweep
-from tasks.results import Group
+from tasks.results import stored_sweeps, tidy
+from tasks.results.stored import Group
 from tests.conftest import tiny_params
 
 KEY = "threat_model.epsilon"
@@ -19,7 +20,7 @@ def attack(worst):
     return {"n": 10, "average": 0.7, "worst": worst, "nsd": 0.1, "per_class": [0.7] * 10}
 
 
-def write(folder, sweep_id, benchmark="digits", schema=sweep_results.SCHEMA, method="ferd", **more):
+def write(folder, sweep_id, benchmark="digits", schema=stored_sweeps.SCHEMA, method="ferd", **more):
     points = [
         {
             "value": value,
@@ -52,11 +53,11 @@ def here(tmp_path, monkeypatch):
 def test_a_benchmarks_sweeps_are_its_own_a_group_of_seeds_a_value(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
     write(here, "digits-large-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d", "digits-large")
-    [found] = sweep_results.of_benchmark("digits")
+    [found] = stored_sweeps.of_benchmark("digits")
     assert (found.benchmark, found.key) == ("digits", "threat_model.epsilon")
     assert {value: group.seeds for value, group in found.groups.items()} == {0.05: [0, 1], 0.1: [0, 1]}
-    [path] = sweep_results.FOLDER.glob("digits-resnet*")
-    assert sweep_results.load(path, seeds=[1]).groups[0.1].seeds == [1]
+    [path] = stored_sweeps.FOLDER.glob("digits-resnet*")
+    assert stored_sweeps.load(path, seeds=[1]).groups[0.1].seeds == [1]
 
 
 def test_another_file_in_their_place_is_one_line(here):
@@ -64,13 +65,13 @@ def test_another_file_in_their_place_is_one_line(here):
     with pytest.raises(
         FerdError, match=r"digits-0a1b2c3d\.json: schema is 'other/1', .* delete .* run the sweep again"
     ):
-        sweep_results.of_benchmark("digits")
+        stored_sweeps.of_benchmark("digits")
 
 
 def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
     settings = params.validate(tiny_params())
-    sweeps = sweep_results.of_benchmark("digits")
+    sweeps = stored_sweeps.of_benchmark("digits")
     chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
     keys = [section.figure.key for section in chapter.sections]
     assert keys[keys.index("gamma") + 1] == "sweep-0a1b2c3d"
@@ -81,7 +82,7 @@ def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
 
 def test_the_benchmarks_own_students_stand_for_the_value_that_they_have(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
-    [found] = sweep_results.of_benchmark("digits")
+    [found] = stored_sweeps.of_benchmark("digits")
     content = tiny_params()
     content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.07
     settings = params.validate(content)
@@ -96,7 +97,7 @@ def test_the_benchmarks_own_students_stand_for_the_value_that_they_have(here):
     )
 
     def beside(*groups, of=settings):
-        return sweep_results.beside_own_students(found, of.benchmark("digits"), of.methods, groups)
+        return stored_sweeps.beside_own_students(found, of.benchmark("digits"), of.methods, groups)
 
     assert {value: group.seeds for value, group in beside(other, own).groups.items()} == {
         0.05: [0, 1],
@@ -124,7 +125,7 @@ def test_one_that_ran_again_with_other_seeds_is_one_with_what_was_there(here):
         point["result"]["attacks"]["pgd20"]["worst"] = 0.2
     again = old.with_name("digits-resnet8-w8-ferd-threat_model.epsilon-00000000.json")
     again.write_text(json.dumps(content | {"sweep_id": again.stem}))
-    [found] = sweep_results.of_benchmark("digits")
+    [found] = stored_sweeps.of_benchmark("digits")
     assert found.sweep_id == again.stem
     assert found.groups[0.05].seeds == found.groups[0.1].seeds == [0, 1, 2]
     assert found.groups[0.1].values("pgd20", "worst") == [
@@ -145,7 +146,7 @@ def test_sweeps_of_other_settings_are_no_part_of_one_curve(here):
     ):
         write(here, name.format(method, sweep_id), method=method, **more)
     settings = params.validate(tiny_params())
-    sweeps = sweep_results.of_benchmark("digits")
+    sweeps = stored_sweeps.of_benchmark("digits")
     chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
     methods = [
         "ferd (settings not on record)",
@@ -168,9 +169,9 @@ def test_own_students_stand_beside_a_sweep_of_their_settings_alone(here):
 
     def values(**more):
         write(here, "digits-0a1b2c3d", **more)
-        [found] = sweep_results.of_benchmark("digits")
+        [found] = stored_sweeps.of_benchmark("digits")
         return list(
-            sweep_results.beside_own_students(found, now.benchmark("digits"), now.methods, [own]).groups
+            stored_sweeps.beside_own_students(found, now.benchmark("digits"), now.methods, [own]).groups
         )
 
     content["benchmarks"]["digits"]["threat_model"]["epsilon"] = 0.5  # is swept
@@ -178,7 +179,7 @@ def test_own_students_stand_beside_a_sweep_of_their_settings_alone(here):
     content["benchmarks"]["digits"]["distillation"]["rounds"] += 1
     other = params.validate(content)
     by = {
-        name: fingerprint(sweep_results.other_settings(of.benchmark("digits"), of.method("ferd"), KEY))
+        name: fingerprint(stored_sweeps.other_settings(of.benchmark("digits"), of.method("ferd"), KEY))
         for name, of in (("same", same), ("other", other))
     }
     assert values() == values(settings=by["same"]) == [0.05, 0.07, 0.1]
@@ -190,7 +191,7 @@ def test_methods_that_were_swept_alike_stand_beside_each_other(here):
     for method in ("ferd", "no-fae"):
         write(here, name.format(method), method=method)
     settings = params.validate(tiny_params())
-    sweeps = sweep_results.of_benchmark("digits")
+    sweeps = stored_sweeps.of_benchmark("digits")
     chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
     titles = [section.figure.title for section in chapter.sections if "Sweep" in section.figure.title]
     assert titles == [
@@ -207,7 +208,7 @@ def test_methods_that_were_swept_alike_stand_beside_each_other(here):
 
 def test_a_sweep_of_an_earlier_state_says_what_changed(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
-    [found] = sweep_results.of_benchmark("digits")
+    [found] = stored_sweeps.of_benchmark("digits")
     rows = tidy.over_values(found.groups)
     assert found.changed() == []
     assert "earlier state" not in sweep.over_values(found, rows).reading

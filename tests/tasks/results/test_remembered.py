@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from ferd.errors import FerdError
-from tasks.remembered import Remembered
+from tasks.results.remembered import Remembered
 
 RESULT = "results/digits/resnet8-w8/ferd/s{}.json"
 STUDENT = "checkpoints/digits/resnet8-w8/ferd/s{}.safetensors"
