@@ -9,6 +9,7 @@ from typing import Any
 
 from ferd.errors import FerdError
 from tasks import params
+from tasks.paths import CHECKPOINTS
 
 LOCK = Path("dvc.lock")
 SHOWN = 3  # differences that a line names
@@ -63,8 +64,8 @@ class Remembered:
     def warnings(self, name: str, results: Mapping[int, Path]) -> list[str]:
         """What each seed's result was made with that does not hold any more, a line a difference.
 
-        By DVC's record of its ``evaluate`` stage and of all stages before it. A result of which DVC has no
-        record is not judged.
+        By DVC's record of its ``evaluate`` stage and of all stages before it. Where DVC remembers nothing at
+        all, results are not judged.
 
         Args:
             name: of the results, for the lines.
@@ -72,11 +73,13 @@ class Remembered:
         """
         seeds = defaultdict(list)
         for seed, path in results.items():
-            if str(path) in self._by_output:
+            if self._by_output:
                 seeds[self._warning(path)].append(f"s{seed}")
         return [f"{name} {', '.join(of)}: {warning}" for warning, of in seeds.items() if warning]
 
     def _warning(self, path: Path) -> str:
+        if str(path) not in self._by_output:
+            return f"{LOCK} has no stage that wrote it, so that its settings are not known; run that stage"
         stage, written = self._by_output[str(path)]
         if hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != written:
             return "not as DVC's stage wrote it, so that its settings are not known; run that stage again"
@@ -98,6 +101,8 @@ class Remembered:
                 if dep["md5"] != written:
                     yield f"another {dep['path']} than there is now"
                 yield from self._changed(before)
+            elif Path(dep["path"]).is_relative_to(CHECKPOINTS):
+                yield f"{dep['path']}, of which {LOCK} has no stage"
 
 
 def _settings(stage: Mapping[str, Any]) -> dict[str, Any]:

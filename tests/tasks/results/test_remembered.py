@@ -86,6 +86,15 @@ def test_so_is_another_teacher_and_whatever_else_is_different(remembered):
     assert f"another {TEACHER} than there is now; run it again" in line
 
 
+def test_a_lock_that_lost_the_student_s_stage_does_not_vouch_for_its_result(remembered):
+    remembered({})
+    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    del lock["stages"]["distill-s0"]
+    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    (line,) = Remembered().warnings("ferd", {0: Path(RESULT.format(0))})
+    assert line.startswith(f"ferd s0: made with {STUDENT.format(0)}, of which dvc.lock has no stage")
+
+
 def test_a_setting_that_is_gone_is_named(remembered):
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"methods": {}}))
     assert "gamma 0.5, where params.yaml has none" in remembered({})[0]
@@ -97,6 +106,8 @@ def test_a_file_that_dvc_did_not_write_has_settings_that_nobody_knows(remembered
     results[1].write_text("by hand")
     (line,) = Remembered().warnings("ferd", results)
     assert line.startswith("ferd s1: not as DVC's stage wrote it")
+    results[2] = Path(RESULT.format(2))
+    assert Remembered().warnings("ferd", results)[1].startswith("ferd s2: dvc.lock has no stage that")
     Path("dvc.lock").unlink()  # then nothing is known, and nothing is said
     assert Remembered().warnings("ferd", results) == []
 
