@@ -58,7 +58,7 @@ class WeightAverage:
 
     def __init__(self, source: Classifier, decay: float) -> None:
         self._source, self.decay, self.steps = source, decay, 0
-        self.network = copy.deepcopy(source).requires_grad_(False)
+        self.network = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self) -> None:
@@ -75,6 +75,8 @@ class WeightAverage:
 
 class AdversarialTraining:
     """SGD with momentum 0.9 on (adversarial) training images; cosine to 0.
+
+    Between two epochs ``network`` is in eval mode.
 
     Args:
         network: trained in place, on ``device``, all of its weights.
@@ -105,7 +107,7 @@ class AdversarialTraining:
                 f"network's {network.channels}"
             )
         device = torch.device(device)
-        self._trained = fast_layout(network, device).train().requires_grad_(True)
+        self._trained = fast_layout(network, device).eval().requires_grad_(True)
         self._twin = Folded(self._trained, attack_dtype(settings.precision, device))
         self._average = (
             WeightAverage(self._trained, settings.weight_average) if settings.weight_average else None
@@ -210,6 +212,7 @@ class AdversarialTraining:
             done = (self.epoch + number / len(batches)) / self.settings.epochs
             rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done, self.warm_up)
             sums += self._train_batch(to_float(self.images[rows]), self.labels[rows]) / len(batches)
+        self._trained.eval()
         loss, accuracy = sums.tolist()
         return EpochRecord(self.epoch + 1, loss, accuracy, rate)
 

@@ -87,7 +87,8 @@ def pgd(
     """x_{t+1} = Π(x_t + α·sign ∇ objective(f(x_t))), from ``start`` (Madry et al. 2018).
 
     Args:
-        inputs: images (B, channels, H, W) in [0, 1], the centre of the ball.
+        inputs: images (B, channels, H, W) in [0, 1], the centre of the ball. Others are clamped, and leave
+            it: normalisation belongs into the network.
         threat: ε and α in [0, 1] pixels, and the number of steps.
         start: x_0, of the shape of ``inputs``.
 

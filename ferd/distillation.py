@@ -5,6 +5,7 @@ adversary and a student loss. This file holds what they share.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from torch import Tensor
 from ferd.adversaries import build_adversary
 from ferd.attacks import points_right
 from ferd.augmentation import augment
-from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
+from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel, fingerprint
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
@@ -30,7 +31,7 @@ from ferd.image_sources import (
     UniformNoise,
     UntrainedGenerator,
 )
-from ferd.models.classifier import Classifier, diverged, fast_layout, shapes
+from ferd.models.classifier import Classifier, diverged, fast_layout, require_sound, shapes
 from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.models.generator import SIZE_MULTIPLE
 from ferd.pixels import to_float
@@ -109,6 +110,7 @@ class Distillation:
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
         self.student = fast_layout(student, device).eval().requires_grad_(True)
         self.schedule, self.augmentation, self.method = schedule, augmentation, method
+        self.threat = threat
         self.shape, self.device = shape, device
         self.rng = stream(seed, "distillation", device=device)
         self._bf16 = settled(schedule.precision, device) == "bf16"
@@ -167,6 +169,7 @@ class Distillation:
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "rng": self.rng.get_state(),
+            "origin": self._origin(self.round),
             **{name: getattr(self, name).state_dict() for name in PIECES},
         }
         return copy.deepcopy(state)
@@ -175,13 +178,16 @@ class Distillation:
         """Go on where ``state_dict`` was taken, with the same pieces.
 
         Raises:
-            FerdError: the state is of other pieces or of another student; nothing of it was taken.
+            FerdError: the state is of other pieces, settings, networks or images; nothing of it was taken.
         """
         for name in PIECES:
             if state[name].keys() != getattr(self, name).state_dict().keys():
                 raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
         if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
+        for what, value in self._origin(state["round"]).items():
+            if state["origin"][what] != value:
+                raise FerdError(f"the state is of {what} other than here; give what it was saved with")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -189,6 +195,15 @@ class Distillation:
             getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
         self._at_round_end = True
+
+    def _origin(self, rounds: int) -> dict[str, str]:
+        """What a state of so many rounds belongs to, by hashes: of a pool that lacks some nothing is said."""
+        pool = self.pool.labels[: rounds * self.schedule.batch_size]
+        origin = {
+            "settings": fingerprint(self.schedule, self.augmentation, self.method, self.threat),
+            "teacher weights": _hash(self.teacher.linear.weight.detach()),
+        }
+        return origin | ({"pool images": _hash(pool)} if self.pool.rounds >= rounds else {})
 
     def _require_round_end(self) -> None:
         if not self._at_round_end:
@@ -345,6 +360,10 @@ class Distillation:
         return adv_inputs, points
 
 
+def _hash(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
+
+
 def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:
     """Refuse what would fail in a later round, or in the middle of one."""
     for role, network in (("teacher", teacher), ("student", student)):
@@ -367,3 +386,5 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
             f"images of {shape[1]}×{shape[2]}: the generator makes square ones of a multiple of "
             f"{SIZE_MULTIPLE}; crop or pad them"
         )
+    require_sound(teacher, "teacher", shape)
+    require_sound(student, "student", shape)

@@ -86,7 +86,7 @@ class Evaluation:
                 yield name, done + len(labels), total
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """For each attack: n, average, worst, nsd, per_class (fractions 0-1).
+        """For each attack: n, average (over images), worst, nsd, per_class (fractions 0-1).
 
         ``all`` is correctness under every attack, clean images among them, on the images that all were given.
 

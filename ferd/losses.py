@@ -117,11 +117,13 @@ class BatchNormStatistics:
     hooks live as long as the ``with`` block.
 
     Raises:
-        FerdError: the network has no BatchNorm layer.
+        FerdError: the network has no BatchNorm layer, or one without running statistics.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        if any(layer.running_mean is None for layer in self._layers):
+            raise FerdError("the teacher has a BatchNorm without running statistics, which L_bn needs")
         if not self._layers:
             raise FerdError(
                 "the teacher has no BatchNorm layer, whose statistics L_bn needs; take one that has"

@@ -2,7 +2,8 @@
 
 An attack that finds nothing may have been blind: to a network that answers at random or gives
 probabilities where logits belong, which is refused; to one without gradients, or by being run badly,
-which is said. So is it of a network that is right on clean images and hardly ever under attack.
+which is said. So is it of a network that is right on clean images and hardly ever under attack, of one
+that PGD never fools, and of one that AutoAttack, a part of which asks for no gradient, fools far more often.
 """
 
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from ferd.models.classifier import Classifier, frozen
 
 NOISE = 1e-4  # two passes may differ by this fraction of the largest logit: rounding
 STANDARD_ERRORS = 2  # a stronger attack may leave so many more correct
+MASKED = 0.15  # AutoAttack seldom fools so many more images than a PGD that sees the gradients
+MASKED_STANDARD_ERRORS = 3  # nor so many more by chance
+ENOUGH = 100  # clean images that are right: PGD that fools none of them is blind, or its ball tiny
 ABOVE_CHANCE = 0.1  # a clean accuracy over 1/C + this is well above chance
 NAMES = {"fgsm": "FGSM", "pgd20": "PGD-20", "cw30": "CW-30", "autoattack": "AutoAttack"}
 ORDER = (  # weaker, stronger
@@ -60,18 +64,35 @@ class Comparison:
     standard_error: float
 
     def warnings(self, classes: int) -> list[str]:
-        """Whether a network of so many classes is not robust, or the stronger attack was run badly."""
-        weaker, stronger = _percent(self.weaker_accuracy), _percent(self.stronger_accuracy)
+        """Whether a network of so many classes is not robust, hides its gradients or was attacked badly."""
         if self.weaker == "clean":
-            right = self.weaker_accuracy > 1 / classes + ABOVE_CHANCE
-            fooled = self.stronger_accuracy <= 1 / classes
-            return [f"not robust: {weaker} clean but {stronger} under PGD-20"] if right and fooled else []
+            return self._beside_clean(classes)
+        weaker, stronger = _percent(self.weaker_accuracy), _percent(self.stronger_accuracy)
+        drop = self.weaker_accuracy - self.stronger_accuracy
+        if self.stronger == "autoattack" and drop > max(MASKED, MASKED_STANDARD_ERRORS * self.standard_error):
+            return [
+                f"gradient masking: AutoAttack leaves {stronger} of {self.images} images right, "
+                f"{NAMES[self.weaker]} {weaker} of the same: attacks that follow the gradient find too little"
+            ]
         if self.weaker_accuracy >= self.stronger_accuracy - STANDARD_ERRORS * self.standard_error:
             return []
         return [
             f"{NAMES[self.stronger]} was not run well: it leaves {stronger} of {self.images} images right, "
             f"the weaker {NAMES[self.weaker]} only {weaker} of the same"
         ]
+
+    def _beside_clean(self, classes: int) -> list[str]:
+        weaker, stronger = _percent(self.weaker_accuracy), _percent(self.stronger_accuracy)
+        if self.weaker_accuracy <= 1 / classes + ABOVE_CHANCE:
+            return []
+        if self.stronger_accuracy <= 1 / classes:
+            return [f"not robust: {weaker} clean but {stronger} under PGD-20"]
+        right = round(self.weaker_accuracy * self.images)
+        if right >= ENOUGH and self.stronger_accuracy >= self.weaker_accuracy:
+            return [
+                f"gradient masking, or too small an ε: PGD-20 turns none of the {right} images that are right"
+            ]
+        return []
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ferd.errors import FerdError
 
 LAST_BLOCK = -1
+SAME = 1e-3  # of the largest logit: two ways to compute it may differ by rounding
 N = TypeVar("N", bound=nn.Module)
 
 
@@ -110,6 +111,32 @@ def in_order_of(weight: Tensor, inputs: Tensor) -> Tensor:
 def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     """The shape of each weight, by name: those of two networks of one kind are the same."""
     return {name: value.shape for name, value in weights.items()}
+
+
+def require_sound(network: Classifier, role: str, shape: tuple[int, int, int]) -> None:
+    """Refuse a network that would be attacked or distilled wrongly; images are (channels, H, W).
+
+    Raises:
+        FerdError: it has one class, weights of another type than float32, or its ``forward`` is not
+            ``head(features(x))``, of which losses take the parts.
+    """
+    if network.classes < 2:
+        raise FerdError(f"{role}: has {network.classes} class; give a network of two or more")
+    if other := {str(weight.dtype) for weight in network.parameters()} - {"torch.float32"}:
+        raise FerdError(
+            f"{role}: its weights are {other.pop()}; call .float() on it (what is computed in bfloat16, the "
+            "schedule's precision says)"
+        )
+    device = next(network.parameters()).device
+    inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.no_grad(), frozen(network):
+        logits, parts = network(inputs), network.head(network.features(inputs))
+    same = torch.allclose(logits, parts, rtol=SAME, atol=SAME * float(logits.abs().max()))
+    if logits.isfinite().all() and not same:
+        raise FerdError(
+            f"{role}: its forward is not head(features(x)), of which losses take the parts; put what it does "
+            "beside these into stem or classify, a normalisation into normalise_by"
+        )
 
 
 @torch.no_grad()

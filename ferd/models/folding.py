@@ -1,8 +1,8 @@
 """A twin of a network for attacks: BatchNorm folded into the convolutions, weights in float32 or bfloat16.
 
 In eval mode BatchNorm is an affine map: y = (x − μ)·s + b with s = w/√(v + ϵ). Behind a convolution
-it is the same function to scale the convolution's weights by s and give it the bias b − μ·s. Which
-pairs stand so is said by each block's ``folds``. Reported verdicts are never taken from a twin.
+it is the same function to scale the convolution's weights, and a bias of its own, by s and to add b − μ·s.
+Which pairs stand so is said by each block's ``folds``. Reported verdicts are never taken from a twin.
 """
 
 import copy
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ferd.config import Precision
+from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, fast_layout
 
 
@@ -56,8 +57,8 @@ class Folded:
             layer = cast(nn.Conv2d, self.network.get_submodule(conv))
             scale, shift = _affine(cast(nn.BatchNorm2d, self._source.get_submodule(norm)))
             layer.weight.copy_(source.weight * scale[:, None, None, None])
-            assert layer.bias is not None and source.bias is None
-            layer.bias.copy_(shift)
+            assert layer.bias is not None
+            layer.bias.copy_(shift if source.bias is None else shift + source.bias * scale)
         for source_value, value in self._copied:
             value.copy_(source_value)
 
@@ -88,6 +89,7 @@ def attack_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """(s, b − μ·s) of a BatchNorm in eval mode, each (K,)."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    if norm.running_mean is None or norm.running_var is None:
+        raise FerdError("a BatchNorm without running statistics cannot be folded; track_running_stats=True")
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
     return scale, norm.bias - norm.running_mean * scale

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import ferd.adaptive_adversary
 from ferd.adaptive_adversary import AdaptiveAdversary, weakest, worst_pairs
 from ferd.attacks import toward
 from ferd.checkpoint import load_state, save_state
@@ -209,3 +210,18 @@ def test_figures_of_images_that_lack_a_class_are_refused(ball):
     assert run.source(0)["clean_accuracy"] == 1
     with pytest.raises(FerdError, match="there is no image of class 2 of 0 to 2"):
         run.figures()
+
+
+def test_each_attack_starts_at_random_in_the_ball(adversary, monkeypatch, threat):
+    starts = []
+    real = ferd.adaptive_adversary.pgd
+
+    def spy(network, inputs, objective, ball, start):
+        starts.append(start - inputs)
+        return real(network, inputs, objective, ball, start)
+
+    monkeypatch.setattr(ferd.adaptive_adversary, "pgd", spy)
+    next(adversary().batches())
+    assert len(starts) == 9
+    assert all(0.8 * threat.epsilon < start.abs().max() <= threat.epsilon + 1e-6 for start in starts)
+    assert not torch.equal(starts[0], starts[1])

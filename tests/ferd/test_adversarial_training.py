@@ -285,3 +285,31 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_taken(training):
     with pytest.raises(FerdError, match=r"^the state is of another network"):
         training().load_state_dict(state | {"network": narrow})
     assert other.epoch == 0
+
+
+def test_trades_attacks_up_the_divergence_alone(training, monkeypatch):
+    gammas, utae = [], adversarial_training.utae
+
+    def spy(network, inputs, clean_probs, gamma, *rest):
+        gammas.append(gamma)
+        return utae(network, inputs, clean_probs, gamma, *rest)
+
+    monkeypatch.setattr(adversarial_training, "utae", spy)
+    list(training(epochs=1).epochs())
+    assert gammas == [0.0, 0.0]
+
+
+def test_the_optimiser_has_the_fields_momentum_and_the_settings_weight_decay(training):
+    (group,) = training(weight_decay=1e-3).optimiser.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-3)
+
+
+@pytest.mark.parametrize("weight_average", [0.0, 0.9])
+def test_the_network_can_be_used_between_epochs(training, digits, weight_average):
+    run = training(weight_average=weight_average, epochs=2)
+    for _ in run.epochs():
+        before = copy.deepcopy(run.network.state_dict())
+        assert not any(module.training for module in run.network.modules())
+        run.network(digits["test"].images / 255)
+        for key, value in run.network.state_dict().items():
+            assert torch.equal(value, before[key]), key

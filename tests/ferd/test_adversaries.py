@@ -53,3 +53,12 @@ def test_high_entropy_examples_raise_every_entropy_and_stay_images(teacher, imag
     assert (gained > 0).all() and gained.mean() > 0.01
     assert adv_inputs.min() >= 0 and adv_inputs.max() <= 1
     assert (adv_inputs - images).abs().max() > 0.15
+
+
+def test_high_entropy_examples_are_steps_of_three_hundredths_from_an_augmented_image(
+    teacher, images, labels, rng, monkeypatch
+):
+    monkeypatch.setattr("ferd.adversaries.augment_strongly", lambda inputs, _: torch.full_like(inputs, 0.5))
+    (one_step,) = HighEntropyAdversary(1).attack(teacher, images[:1], labels[:1], torch.empty(0, 10), rng)
+    steps = (one_step - 0.5).abs()
+    assert ((steps - 0.03).abs() < 0.005).all()  # the start has noise of 0.001

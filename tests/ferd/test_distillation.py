@@ -8,12 +8,14 @@ from ferd.checkpoint import load_state, save_state
 from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
-from ferd.losses import kl_divergence
+from ferd.losses import BatchNormStatistics, kl_divergence
+from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.paper import FERD
 from ferd.pixels import to_float
 from ferd.samplers import Sampler
 from ferd.student_losses import StudentLoss
+from ferd.synthesis import SynthesisResult
 
 CPU = torch.device("cpu")
 SCHEDULE = DistillationSettings.model_validate(
@@ -559,3 +561,110 @@ def test_steps_with_a_piece_that_cannot_be_recorded_are_called(make_run, monkeyp
     getattr(run, piece).recordable = False
     next(rounds)
     assert len(recorded) == 1
+
+
+def test_difficulty_and_agreement_are_of_the_images_that_go_into_the_pool(make_run):
+    run = make_run()
+    seen, observe = [], run.sampler.observe
+    run.sampler.observe = lambda t, s, inputs, *rest: seen.append(inputs) or observe(t, s, inputs, *rest)
+    for number, record in enumerate(run.rounds()):
+        rows = slice(16 * number, 16 * number + 16)
+        inputs = to_float(run.pool.images[rows])
+        assert torch.equal(seen[number], inputs)
+        right = run.teacher(inputs).argmax(1) == run.pool.labels[rows]
+        assert record.agreement == pytest.approx(right.float().mean().item())
+
+
+def test_pool_images_are_rounded_to_the_nearest_byte(make_run, monkeypatch):
+    almost_white = SynthesisResult(torch.full((16, 1, 8, 8), 0.999), {})
+    monkeypatch.setattr("ferd.image_sources.synthesise", lambda *_, **__: almost_white)
+    run = make_run()
+    next(run.rounds())
+    assert run.pool.images.unique().tolist() == [255]  # 254.7
+
+
+class NormalisesInForward(Classifier):
+    """What somebody's model often does, and what losses on its features would not see."""
+
+    def __init__(self, inner):
+        super().__init__(inner.classes, inner.channels)
+        self.inner, self.linear = inner, inner.linear
+
+    def stem(self, inputs):
+        return self.inner.stem(inputs)
+
+    def blocks(self):
+        return self.inner.blocks()
+
+    def forward(self, inputs):
+        return super().forward((inputs - 0.5) / 0.2)
+
+
+@pytest.mark.parametrize(
+    ("role", "change", "said"),
+    [
+        ("teacher", NormalisesInForward, r"its forward is not head\(features\(x\)\), .* into normalise_by$"),
+        ("student", NormalisesInForward, r"its forward is not head\(features\(x\)\), .* into normalise_by$"),
+        (
+            "teacher",
+            lambda network: network.double(),
+            r"its weights are torch\.float64; call \.float\(\) on it",
+        ),
+        (
+            "student",
+            lambda network: network.half(),
+            r"its weights are torch\.float16; call \.float\(\) on it",
+        ),
+    ],
+)
+def test_a_network_that_would_be_distilled_wrongly_is_refused(
+    make_network, threat, tmp_path, role, change, said
+):
+    networks = {"teacher": make_network(), "student": make_network(seed=1)}
+    networks[role] = change(networks[role])
+    with pytest.raises(FerdError, match=f"^{role}: {said}"):
+        run_of(**networks, tmp_path=tmp_path, threat=threat)
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_network_of_one_class_is_refused(make_network, threat, tmp_path):
+    with pytest.raises(FerdError, match=r"^teacher: has 1 class; give a network of two or more$"):
+        run_of(make_network(classes=1), make_network(classes=1, seed=1), tmp_path, threat)
+
+
+def test_a_teacher_whose_batchnorms_keep_no_statistics_is_refused(make_network, threat, tmp_path):
+    teacher = make_network()
+    teacher.bn1 = torch.nn.BatchNorm2d(8, track_running_stats=False)
+    with pytest.raises(FerdError, match="a BatchNorm without running statistics cannot be folded"):
+        run_of(teacher, make_network(seed=1), tmp_path, threat)
+    with pytest.raises(FerdError, match="the teacher has a BatchNorm without running statistics"):
+        BatchNormStatistics(teacher)
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("settings", {"method": method(utae=Utae(gamma=0.1, model="student"))}),
+        ("settings", {"utae_steps": 3}),
+        ("pool images", {"folder": "another", "seed": 5}),
+    ],
+)
+def test_a_state_does_not_go_on_with_what_is_of_another_run(make_run, what, change):
+    run = make_run()
+    next(run.rounds())
+    state = run.state_dict()
+    other = make_run(**change)
+    if what == "pool images":
+        next(other.rounds())
+    before = weights(other.student)
+    with pytest.raises(FerdError, match=rf"^the state is of {what} other than here; give what it was saved"):
+        other.load_state_dict(state)
+    assert equal(weights(other.student), before)
+
+
+def test_a_state_does_not_go_on_with_another_teacher(make_run, make_network, threat, tmp_path):
+    run = run_of(make_network(), make_network(seed=1), tmp_path, threat)
+    next(run.rounds())
+    other = run_of(make_network(seed=7), make_network(seed=1), tmp_path, threat)
+    with pytest.raises(FerdError, match=r"^the state is of teacher weights other than here"):
+        other.load_state_dict(run.state_dict())

@@ -461,3 +461,33 @@ def test_there_are_no_figures_before_every_image_is_judged(evaluation):
             figures()
     assert sum(1 for _ in batches) == 8
     assert judged.figures()["fgsm"]["n"] == judged.other_balls()[0]["attacks"]["fgsm"]["n"] == 20
+
+
+def test_verdicts_are_the_networks_own_and_not_the_twins(evaluation):
+    run, expected = evaluation(WHITE_BOX), evaluation(WHITE_BOX)
+    judged(expected)
+    run.attacked.linear.register_forward_hook(lambda _, __, logits: 0 * logits + torch.eye(10)[0])  # class 0
+    list(run.batches())
+    assert torch.equal(run.verdicts["clean"], expected.verdicts["clean"])
+
+
+def test_each_attack_has_random_numbers_of_its_own(evaluation, monkeypatch):
+    seeds, starts = [], ferd.evaluation.random_start
+
+    def spy(inputs, epsilon, rng):
+        seeds.append(rng.initial_seed())
+        return starts(inputs, epsilon, rng)
+
+    class Seeded(pyautoattack.AutoAttack):
+        def __init__(self, *args, seed, **options):
+            seeds.append(seed)
+            super().__init__(*args, seed=seed, **options)
+
+        def run_standard_evaluation(self, images, labels, **_):
+            return images, labels
+
+    monkeypatch.setattr(ferd.evaluation, "random_start", spy)
+    monkeypatch.setattr(pyautoattack, "AutoAttack", Seeded)
+    attacks = {"pgd20": "all", "cw30": "all", "autoattack": "all"}
+    judged(evaluation(attacks, batch_size=10, other_balls=[ball(0.05, {"pgd20": "all"})]))
+    assert len(seeds) == len(set(seeds)) == 8  # of two batches each

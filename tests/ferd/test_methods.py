@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ferd.adversaries import AdaptiveUtaeAdversary
+from ferd.adversaries import AdaptiveUtaeAdversary, Adversary
 from ferd.checkpoint import load_state, save_state
 from ferd.config import Augmentation, DistillationSettings
 from ferd.distillation import Distillation
@@ -164,3 +164,53 @@ def test_the_teacher_sees_clean_images_only_where_they_are_looked_at(make_run, m
     run._train_batch(inputs, labels)
     assert sum(torch.equal(given, inputs) for given in seen) == on_clean
     assert len(seen) == 1
+
+
+class TwoPasses(Adversary):
+    """Leaves images as they are, after two looks at the attacked network's predictions."""
+
+    def attack(self, attacked, inputs, labels, teacher_probs, rng):
+        self.predicted = [attacked(inputs).argmax(1) for _ in range(2)]
+        return inputs
+
+
+def test_fair_rslads_kappa_is_the_mean_count_of_right_points_a_class(make_run):
+    run = make_run("fair-rslad", "pool")
+    run.adversary = adversary = TwoPasses()
+    counted, losses = [], run.student_loss.losses
+
+    def count(batch):
+        right = sum((predicted == batch.labels).float() for predicted in adversary.predicted)
+        assert torch.equal(batch.points_right.float(), right)
+        counted.append((batch.labels, right))
+        return losses(batch)
+
+    run.student_loss.losses = count
+    rounds = run.rounds()
+    next(rounds), next(rounds)  # the first warms up
+    labels, right = (torch.cat(part) for part in zip(*counted, strict=True))
+    for label in range(10):
+        expected = right[labels == label].mean() if (labels == label).any() else torch.tensor(torch.nan)
+        torch.testing.assert_close(run.student_loss.kappa[label], expected, equal_nan=True)
+
+
+def test_absld_adjusts_its_temperatures_after_a_round_of_training(make_run):
+    run = make_run("absld", "pool")
+    changed = [bool((run.student_loss.temperatures != 1).any()) for _ in run.rounds()]
+    assert changed == [False, True, True]
+
+
+@pytest.mark.parametrize(("precision", "exact"), [("float32", True), ("bf16-attacks", True), ("bf16", False)])
+def test_targets_are_in_bfloat16_only_where_training_is(make_run, images, precision, exact):
+    run = make_run("ferd", "pool", SCHEDULE.model_copy(update={"precision": precision}))
+    seen, losses = [], run.student_loss.losses
+    run.student_loss.losses = lambda batch: seen.append((batch.inputs, batch.teacher_logits)) or losses(batch)
+    list(run.rounds())
+    with torch.no_grad():
+        off = max((run.teacher(inputs) - logits).abs().max().item() for inputs, logits in seen)
+    assert (off < 1e-4) is exact
+
+
+def test_classes_are_reweighted_by_the_threat_models_steps_and_students_attacked_by_the_schedules(make_run):
+    run = make_run("ferd", "pool")
+    assert (run.sampler.threat.steps, run.adversary.threat.steps) == (5, 2)

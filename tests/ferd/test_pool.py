@@ -181,3 +181,11 @@ def test_labels_that_are_not_one_an_image_are_refused_and_nothing_is_written(fol
     with pytest.raises(FerdError, match=r"takes int64 labels \(4,\), one an image, not "):
         pool.append(a_round(3)[0], labels)
     assert contents(folder) == before and pool.rounds == 3
+
+
+def test_samples_are_of_all_rounds_alike(tmp_path):
+    pool = open_pool(tmp_path / "pool")
+    for number in range(2):
+        pool.append(torch.zeros(4, 1, 4, 4, dtype=torch.uint8), torch.full((4,), number))
+    _, of = pool.sample(400, torch.Generator().manual_seed(0))
+    assert of.sum().item() == pytest.approx(200, abs=40)  # four standard deviations

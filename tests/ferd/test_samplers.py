@@ -43,3 +43,13 @@ def test_the_released_sampler_forgets_the_batch_before(teacher, images, threat, 
     assert sampler.difficulty[0] != 0
     sampler.observe(teacher, teacher, images, torch.ones(16, dtype=torch.int64), rng)
     assert sampler.difficulty[0] == 0 and sampler.difficulty[1] != 0
+
+
+def test_the_released_sampler_looks_at_augmented_images(teacher, images, labels, threat, monkeypatch):
+    crops = Augmentation(padding=1, flip=False)
+    sampler = build_sampler(METHODS["ferd-released"], SCHEDULE, threat, crops, 10, CPU)
+    monkeypatch.setattr("ferd.samplers.augment", lambda inputs, *_: inputs.flip(3))
+    sampler.observe(teacher, teacher, images, labels, torch.Generator().manual_seed(4))
+    plain = MarginSampler(10, CPU, threat, 0.0)
+    plain.observe(teacher, teacher, images.flip(3), labels, torch.Generator().manual_seed(4))
+    assert torch.allclose(sampler.difficulty, plain.difficulty, rtol=1e-4)

@@ -183,3 +183,25 @@ def test_the_json_holds_figures_and_sentences():
         ],
         "warnings": ["not robust: 75.0 % clean but 0.0 % under PGD-20"],
     }
+
+
+@pytest.mark.parametrize("weaker", ["pgd20", "cw30"])
+def test_autoattack_that_fools_far_more_than_pgd_shows_masked_gradients(weaker):
+    name = {"pgd20": "PGD-20", "cw30": "CW-30"}[weaker]
+    assert sentences(weaker, "autoattack", verdicts(98, 2), verdicts(48, 52)) == [
+        f"gradient masking: AutoAttack leaves 48.0 % of 100 images right, {name} 98.0 % of the same: attacks that "
+        "follow the gradient find too little"
+    ]
+    assert (
+        sentences(weaker, "autoattack", verdicts(60, 40), verdicts(46, 54)) == []
+    )  # 14 points: robust ones do
+    # 20 points of 20 images: 4 lost, standard error √(0.2·0.8/20) = 0.09
+    assert sentences(weaker, "autoattack", verdicts(12, 8), verdicts(8, 12)) == []
+
+
+def test_pgd_that_fools_nobody_is_suspicious_of_a_hundred_images():
+    assert sentences("clean", "pgd20", verdicts(100, 20), verdicts(100, 20)) == [
+        "gradient masking, or too small an ε: PGD-20 turns none of the 100 images that are right"
+    ]
+    assert sentences("clean", "pgd20", verdicts(100, 20), verdicts(99, 21)) == []
+    assert sentences("clean", "pgd20", verdicts(99, 21), verdicts(99, 21)) == []

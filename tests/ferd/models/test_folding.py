@@ -61,3 +61,11 @@ def test_attacks_in_bfloat16_are_no_weaker_judged_by_the_network_itself(trained,
 )
 def test_precision_names_the_type_of_attacks(precision, dtype):
     assert attack_dtype(precision, CPU) is dtype
+
+
+def test_a_convolution_with_a_bias_is_folded_too(make_network, images):
+    network = make_network().requires_grad_(False)
+    plain = network.conv1
+    network.conv1 = nn.Conv2d(1, plain.out_channels, 3, padding=1)
+    network.conv1.weight.data, network.conv1.bias.data = plain.weight.data, torch.linspace(-1, 1, 8)
+    assert torch.allclose(Folded(network).network(images), network(images), atol=1e-5)

@@ -59,3 +59,11 @@ def test_every_weight_takes_a_gradient(rng):
     (images * torch.rand(images.shape, generator=rng)).sum().backward()
     assert all(weight.grad is not None for weight in generator.parameters())
     assert generator.linear.weight.grad.abs().sum() > 0
+
+
+def test_reinitialising_draws_the_scales_of_batchnorms_around_1(rng):
+    generator = Generator(20, 1, 8)
+    generator.reinitialise(rng)
+    scales = torch.cat([layer.weight for layer in generator.modules() if isinstance(layer, nn.BatchNorm2d)])
+    assert scales.mean().item() == pytest.approx(1, abs=0.01)
+    assert 0.01 < scales.std().item() < 0.03
