@@ -189,8 +189,8 @@ def test_the_json_holds_figures_and_sentences():
 def test_autoattack_that_fools_far_more_than_pgd_shows_masked_gradients(weaker):
     name = {"pgd20": "PGD-20", "cw30": "CW-30"}[weaker]
     assert sentences(weaker, "autoattack", verdicts(98, 2), verdicts(48, 52)) == [
-        f"gradient masking: AutoAttack leaves 48.0 % of 100 images right, {name} 98.0 % of the same: attacks that "
-        "follow the gradient find too little"
+        f"gradient masking: AutoAttack leaves 48.0 % of 100 images right, {name} 98.0 % of the same: "
+        "attacks that follow the gradient find too little"
     ]
     assert (
         sentences(weaker, "autoattack", verdicts(60, 40), verdicts(46, 54)) == []
