@@ -5,6 +5,7 @@ marked as crashed. A run marks its own end otherwise, and one that cannot would 
 and a grid would wait for it.
 """
 
+import argparse
 import os
 from datetime import timedelta
 
@@ -16,14 +17,14 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.events import ResourceSpecification
 
 from ferd.errors import FerdError
-from infra.stack import LOGIN
+from infra.stack import LEAST, LOGIN
 from tasks.command import as_command, without_password
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 NAME = "Crash silent flow runs"
 SETTING = "SILENT_RUN_SECONDS"
-SHORTEST_SECONDS = 10  # that Prefect looks at
+SHORTEST_SECONDS = LEAST[SETTING]
 
 
 def silent_runs(seconds: int) -> AutomationCore:
@@ -63,6 +64,7 @@ def declare(automation: AutomationCore) -> None:
 
 def main() -> None:
     """Declare it at PREFECT_API_URL, with SILENT_RUN_SECONDS."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     with as_command("automations"):
         missing = [name for name in ("PREFECT_API_URL", SETTING) if not os.environ.get(name)]
         if missing:

@@ -46,6 +46,7 @@ PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order o
 PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
 DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
 NAMES = (*DATABASES, "POSTGRES_USER", "WORK_POOL")
+LEAST = {"FLOW_RUNS_AT_A_TIME": 1, "SILENT_RUN_SECONDS": 10}  # the second: Prefect looks that often
 LOGIN = "PREFECT_API_AUTH_STRING"  # what Prefect's clients send: a name, a colon and a password
 SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", LOGIN)
 CHANGE = "set it in infra/stack.env or in the environment"
@@ -211,10 +212,32 @@ class Stack:
         for name in NAMES:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", self.settings[name]):
                 raise FerdError(f"{name}={self.settings[name]}: letters, digits, _ and - alone; {CHANGE}")
+        for name, least in LEAST.items():
+            value = self.settings[name]
+            if not (value.isascii() and value.isdecimal() and int(value) >= least):
+                raise FerdError(f"{name}={value} is no whole number of {least} or more; {CHANGE}")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.settings["S3_BUCKET"]):
+            raise FerdError(
+                f"S3_BUCKET={self.settings['S3_BUCKET']}: 3 to 63 small letters, digits, . and -; {CHANGE}"
+            )
         for names in (PORTS, DATABASES):
             values = [self.settings[name] for name in names]
             if same := [name for name in names if values.count(self.settings[name]) > 1]:
                 raise FerdError(f"{' and '.join(same)} are both {self.settings[same[0]]}; {CHANGE}")
+
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        from prefect.client.schemas.schedules import CronSchedule
+
+        cron, timezone = self.settings["NIGHTLY_CRON"], self.settings["NIGHTLY_TIMEZONE"]
+        try:
+            CronSchedule(cron=cron, timezone=timezone)
+        except ValueError:
+            raise FerdError(
+                f"NIGHTLY_CRON={cron} with NIGHTLY_TIMEZONE={timezone} is no schedule such as 0 2 * * * with "
+                f"UTC; {CHANGE}"
+            ) from None
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

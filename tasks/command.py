@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from ferd.errors import FerdError
@@ -43,6 +44,8 @@ def not_writable(error: OSError) -> str:
     path = error.filename or "a file"
     if error.errno in IN_THE_WAY:
         return f"{path}: {error.strerror}; move away what is in its place"
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{Path(path).name:.40}...: {error.strerror}; give a shorter one"
     if error.errno not in NOT_WRITABLE:
         raise error
     return f"{path}: {error.strerror}; free space or correct the permissions"

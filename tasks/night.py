@@ -25,6 +25,7 @@ from ferd.errors import FerdError
 from ferd.files import atomic_write, check_fields, read_json, write_json
 from tasks import lineage, paths, process, share, tracking
 from tasks.git import git, git_if_there
+from tasks.results.remembered import LOCK, locked_stages
 from tasks.results.stored import FIELDS, check_figures
 from tasks.results.verdict import Pair, same_environment
 from tasks.stage import Stage
@@ -32,7 +33,6 @@ from tasks.stage import Stage
 NIGHTS = Path(".nightly")
 NAME = "%Y-%m-%dT%H%M%SZ"  # of a night: when it began
 LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
-LOCK = Path("dvc.lock")
 AS_NIGHTLY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost", "-c", "commit.gpgsign=false")
 
 
@@ -90,7 +90,7 @@ class Night:
 
         Not the lists of code, which are the commit's.
         """
-        locked = _locked(self.folder / LOCK)
+        locked = locked_stages(self.folder / LOCK)
         forgotten = set(stages) - {lineage.STAGE}
         kept = {name: stage for name, stage in locked.items() if name not in forgotten}
         with atomic_write(self.folder / LOCK) as part:
@@ -186,7 +186,7 @@ def pairs(night: Night, planned: Sequence[Stage]) -> list[Pair]:
         FerdError: a result was not computed tonight, or a committed file is no such file.
     """
     stages = {stage.name: stage for stage in planned}
-    computed = _locked(LOCK)
+    computed = locked_stages(LOCK)
 
     def costs(name: str) -> dict[Path, None]:
         """The cost records of a stage and of all that it needs."""
@@ -249,11 +249,6 @@ def _clone(night: Night) -> None:
         if remote := here.config["core"].get("remote"):
             local["core"] = {"remote": remote}
             local["remote"] = {remote: dict(here.config["remote"][remote])}
-
-
-def _locked(path: Path) -> dict[str, Any]:
-    """The stages that DVC remembers as run."""
-    return yaml.safe_load(path.read_text())["stages"] if path.exists() else {}
 
 
 def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:

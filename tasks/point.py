@@ -11,6 +11,8 @@ from tasks import paths, process
 from tasks.distill import distil_student
 from tasks.evaluate import evaluate_checkpoint
 
+GIVEN = ("FERD_PARAMS", "FERD_OUTPUTS", "FERD_SWEEP_ID")
+
 
 def main() -> None:
     """``python -m tasks.point BENCHMARK STUDENT METHOD SEED``."""
@@ -21,7 +23,9 @@ def main() -> None:
     args = parser.parse_args()
     checkpoint = paths.student(args.benchmark, args.student, args.method, args.seed)
     result = paths.result_of(checkpoint)
-    title = f"{os.environ['FERD_SWEEP_ID']}/{args.method}/s{args.seed}"
+    title = f"{os.environ.get('FERD_SWEEP_ID')}/{args.method}/s{args.seed}"
+    if missing := [name for name in GIVEN if name not in os.environ]:
+        parser.error(f"{', '.join(missing)} not set: a point is run by python -m flows.sweep")
     with process.alone(f"point {title}"):  # who waited finds it done: a stage writes its cost last
         if not paths.cost_of(result, "distill").exists():
             with process.running(f"distill {title}") as progress:

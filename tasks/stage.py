@@ -250,7 +250,9 @@ def run(
 
     DVC removes a stage's outputs before it runs. When the stage fails, what was there is put back. What it
     could be resumed from is kept until DVC has the outputs: on a disk that is full, say, it fails when all is
-    computed. DVC is not loaded in this process, since its library cannot be used in several threads.
+    computed. DVC is not loaded in this process, since its library cannot be used in several threads. All is
+    done in the folder that this process was in when it was called: a night that is stopped has left its own
+    before its stages have ended.
 
     Args:
         pull: take the outputs from DVC's remote where another machine computed the same (``tasks.share``).
@@ -260,7 +262,8 @@ def run(
         StageFailed: with the stage's own line where it printed one.
         StageBusy: another process has the stage's files just now.
     """
-    kept = {path: path.read_bytes() for output in stage.uncached for path in _files(output)}
+    folder = Path.cwd()
+    kept = {path: path.read_bytes() for output in stage.uncached for path in _files(folder / output)}
     command = ["tasks.run_dvc", "--wait-for-lock", "repro", "--single-item", stage.name]
     command += ["--pull"] if pull and stage.name != lineage.STAGE else []  # it is computed in a second
     command += ["--no-run-cache"] if anew else []
@@ -268,19 +271,19 @@ def run(
 
     def watch(event: dict[str, Any]) -> None:
         if event["event"] == "resumable":
-            resumable.append(Path(event["folder"]))
+            resumable.append(folder / event["folder"])
         else:
             on_event(event)
 
     try:
-        run_module(stage.name, command, watch, {**(environment or {}), KEEPS_RESUME: "1"})
+        run_module(stage.name, command, watch, {**(environment or {}), KEEPS_RESUME: "1"}, folder)
     except StageFailed as error:
         if BUSY in error.reason:
             raise StageBusy(stage.name, error.reason, retryable=True) from None
-        _put_back(stage.name, kept)
+        _put_back(folder, stage.name, kept)
         raise
-    for folder in resumable:
-        discard(folder)
+    for state in resumable:
+        discard(state)
 
 
 def discard(folder: Path) -> None:
@@ -413,10 +416,15 @@ def _files(output: Path) -> list[Path]:
     return [path for path in (output, *output.rglob("*")) if path.is_file()]
 
 
-def _put_back(stage: str, uncached: Mapping[Path, bytes]) -> None:
-    """What the stage had before it failed: from DVC's cache, and of what is in Git the bytes."""
+def _put_back(folder: Path, stage: str, uncached: Mapping[Path, bytes]) -> None:
+    """What the stage had before it failed: from DVC's cache, and of what is in Git the bytes.
+
+    DVC in a session of its own, so that a second Ctrl-C does not end it.
+    """
     checkout = [sys.executable, "-m", "dvc", "--wait-for-lock", "checkout", "--quiet", "--force", stage]
-    subprocess.run(checkout, check=False, capture_output=True)  # a stage that never ran has nothing there
+    subprocess.run(  # a stage that never ran has nothing there
+        checkout, cwd=folder, check=False, capture_output=True, start_new_session=True
+    )
     for path, content in uncached.items():
         if not path.exists() or path.read_bytes() != content:
             with atomic_write(path) as part:

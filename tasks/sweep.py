@@ -43,6 +43,7 @@ from tasks.stage import StageFailed, run_module
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
+WHOLE = 1e15  # from here on 1e+15 is the shorter name
 TABLE = [(attack, figure) for attack in ("clean", "pgd20") for figure in ("average", "worst", "nsd")]
 
 
@@ -300,7 +301,7 @@ def plain(value: Value) -> str:
     """A value in a name: ``0.3``, ``0`` for 0.0, a word; what a path cannot hold is replaced."""
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < WHOLE:
         return str(int(value))
     return re.sub(r"[^\w.+-]", "_", str(value))
 

@@ -4,6 +4,7 @@ Written by the stages, never read back as an input. The store is ``MLFLOW_TRACKI
 ``sqlite:///mlflow.db``.
 """
 
+import argparse
 import fcntl
 import os
 import sys
@@ -17,7 +18,7 @@ from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from tasks import params
-from tasks.command import without_password
+from tasks.command import as_command, without_password
 from tasks.git import CHANGED, git_if_there, head
 from tasks.results.stored import FIGURES
 
@@ -214,7 +215,8 @@ def _say(error: Exception, consequence: str) -> None:
 
 def main() -> None:
     """``python -m tasks.tracking``: create the store's tables, which takes a first connection seconds."""
-    with connected() as client:
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    with as_command("tracking"), connected() as client:
         client.search_experiments(max_results=1)
 
 

@@ -80,7 +80,7 @@ def override(path: Path, overrides: list[str]) -> Params:
             raise FerdError(f"--set {item}: {unused[1:-1]} is not looked at here; take that one away")
         try:
             put(content, key, yaml.safe_load(text))
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):  # the second: a date that there is not
             raise FerdError(f"--set {item}: {text!r} is not valid YAML; put it in quotes") from None
     return validate(content)
 

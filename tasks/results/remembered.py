@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from ferd.errors import FerdError
+from ferd.files import check_fields
 from tasks import params
 from tasks.paths import CHECKPOINTS
 
 LOCK = Path("dvc.lock")
+FILES = [{"path": str, "md5": str}]
+OPTIONAL_FIELDS = {"deps": FILES, "outs": FILES, "params": {"params.yaml": dict}}
 SHOWN = 3  # differences that a line names
 
 
@@ -30,27 +33,41 @@ def _as_of(_files: tuple[tuple[Path, int], ...]) -> "Remembered":
     return Remembered()
 
 
-class Remembered:
-    """The stages of ``dvc.lock``, each with its command, parameters and files; none where there is none.
+def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
+    """The stages of a ``dvc.lock`` by name, each with its command, parameters and files; none without a file.
 
     Raises:
-        FerdError: the file is damaged.
+        FerdError: it is cut or damaged.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.utils.serialize import parse_yaml  # by C code: the lock has half a megabyte
+
+    if not lock.exists():
+        return {}
+    damaged = FerdError(f"{lock}: cannot be read as DVC wrote it; `git checkout {lock}`")
+    try:
+        stages = parse_yaml(lock.read_text(), lock)["stages"]
+        for name, stage in stages.items():
+            present = {key: kind for key, kind in OPTIONAL_FIELDS.items() if key in stage}
+            check_fields(stage, {"cmd": str, **present}, name)
+    except (DvcException, FerdError, ValueError, LookupError, TypeError, AttributeError):
+        raise damaged from None
+    return dict(stages)
+
+
+class Remembered:
+    """The stages of ``dvc.lock``, by the files that they wrote.
+
+    Raises:
+        FerdError: as ``locked_stages``.
     """
 
     def __init__(self) -> None:
-        from dvc.exceptions import DvcException
-        from dvc.utils.serialize import parse_yaml  # by C code: the lock has half a megabyte
-
-        try:
-            content = parse_yaml(LOCK.read_text(), LOCK) if LOCK.exists() else {"stages": {}}
-            self._by_output = {
-                str(out["path"]): (stage, str(out["md5"]))
-                for stage in content["stages"].values()
-                if stage["cmd"]  # which DVC always writes: without, the file is cut or mended by hand
-                for out in stage.get("outs", ())
-            }
-        except (DvcException, ValueError, LookupError, TypeError, AttributeError):
-            raise FerdError(f"{LOCK}: cannot be read as DVC wrote it; `git checkout {LOCK}`") from None
+        self._by_output = {
+            out["path"]: (stage, out["md5"])
+            for stage in locked_stages(LOCK).values()
+            for out in stage.get("outs", ())
+        }
 
     @cached_property
     def _present(self) -> dict[str, Any]:

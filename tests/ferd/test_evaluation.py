@@ -491,3 +491,7 @@ def test_each_attack_has_random_numbers_of_its_own(evaluation, monkeypatch):
     attacks = {"pgd20": "all", "cw30": "all", "autoattack": "all"}
     judged(evaluation(attacks, batch_size=10, other_balls=[ball(0.05, {"pgd20": "all"})]))
     assert len(seeds) == len(set(seeds)) == 8  # of two batches each
+
+
+def test_attacks_run_in_float32(evaluation):
+    assert {weight.dtype for weight in evaluation(WHITE_BOX).attacked.parameters()} == {torch.float32}

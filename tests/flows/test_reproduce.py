@@ -78,6 +78,7 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
         assert output.read_text().splitlines()[-1] == "reproduce: stopped; run it again to go on from here"
     assert "Traceback" not in output.read_text()
     assert list(states.glob("*/*/state.pt"))
+    assert (finished_copy / "checkpoints/digits/resnet8-w8/ferd/s0.safetensors").exists()  # put back
     left = [
         process
         for process in psutil.process_iter(["cwd", "cmdline"])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -9,7 +10,9 @@ from prefect import flow as prefect_flow
 
 from ferd.errors import FerdError
 from flows import sweep as flow
-from tasks.sweep import Point, Sweep
+from tasks.results.stored_sweeps import input_hash
+from tasks.stage import StageFailed
+from tasks.sweep import Point, Sweep, plain
 from tests.conftest import ROOT, free_port, run_in, tiny_params
 
 COMMAND = [sys.executable, "-m", "flows.sweep"]
@@ -124,3 +127,43 @@ def test_a_sweep_keeps_the_settings_that_it_was_asked_for(workspace, monkeypatch
     same = Sweep("digits", None, "ferd", "utae.gamma", [0.0], [0]).id
     change_params(workspace, 5, "benchmarks", "digits", "distillation", "rounds")
     assert asked.id == same != Sweep("digits", None, "ferd", "utae.gamma", [0.0], [0]).id
+
+
+@pytest.fixture
+def point(tmp_path, monkeypatch):
+    """Of a sweep that depends on one file; nothing is computed."""
+    monkeypatch.chdir(tmp_path)
+    Path("teacher").write_text("teacher")
+    of = ("digits", "resnet8-w8", "ferd", "utae.gamma", 0.3, 0, "settings")
+    return Point("digits-0a1b2c3d", *of, {"teacher": input_hash(Path("teacher"))})
+
+
+@pytest.mark.parametrize("there", ["another", None])
+def test_a_machine_with_another_teacher_computes_no_point(point, tmp_path, monkeypatch, there):
+    ran = []
+    monkeypatch.setattr("tasks.sweep.run_module", lambda *arguments: ran.append(arguments))
+    for name, content in {"alike": "teacher", "other": there}.items():
+        (tmp_path / name).mkdir()
+        if content:
+            (tmp_path / name / "teacher").write_text(content)
+    point.compute(tmp_path / "alike", print, {})
+    with pytest.raises(StageFailed, match=r"other/teacher is missing, or another file than where the sweep"):
+        point.compute(tmp_path / "other", print, {})
+    assert len(ran) == 1
+
+
+def test_what_a_machine_sends_back_is_whole_once_its_cost_is_there(point, monkeypatch):
+    names = ("s0.evaluate-cost.json", "s0.json", "s0.rounds.jsonl", "s0.verdicts.npz")
+    written, write = [], Path.write_bytes
+    monkeypatch.setattr(
+        Path, "write_bytes", lambda path, data: written.append(path.name) or write(path, data)
+    )
+    names = ("s0.evaluate-cost.json", "s0.json", "s0.rounds.jsonl", "s0.verdicts.npz")
+    point.keep(dict.fromkeys(names, b"{}"))
+    assert [name.partition(".part-")[0].lstrip(".") for name in written] == [*names[1:], names[0]]
+    assert point.done
+
+
+@pytest.mark.parametrize(("value", "name"), [(0.0, "0"), (True, "true"), (1e308, "1e+308"), ("a/b", "a_b")])
+def test_a_value_in_a_name_is_short(value, name):
+    assert plain(value) == name

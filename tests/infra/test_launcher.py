@@ -47,6 +47,11 @@ def refusal(done: subprocess.CompletedProcess[str]) -> str:
         ({"PREFECT_PORT": "65536"}, "PREFECT_PORT=65536 is no port"),
         ({"MLFLOW_PORT": "5001", "PREFECT_PORT": "5001"}, "MLFLOW_PORT and PREFECT_PORT are both 5001"),
         ({"PREFECT_DATABASE": "mlflow"}, "MLFLOW_DATABASE and PREFECT_DATABASE are both mlflow"),
+        ({"FLOW_RUNS_AT_A_TIME": "abc"}, "FLOW_RUNS_AT_A_TIME=abc is no whole number of 1 or more"),
+        ({"SILENT_RUN_SECONDS": "9"}, "SILENT_RUN_SECONDS=9 is no whole number of 10 or more"),
+        ({"S3_BUCKET": "A/b"}, "S3_BUCKET=A/b: 3 to 63 small letters"),
+        ({"NIGHTLY_CRON": "nonsense"}, "NIGHTLY_CRON=nonsense with NIGHTLY_TIMEZONE=UTC is no schedule"),
+        ({"NIGHTLY_TIMEZONE": "Nowhere"}, "with NIGHTLY_TIMEZONE=Nowhere is no schedule"),
         ({"POSTGRES_USER": "me@lab"}, "POSTGRES_USER=me@lab: letters, digits, _ and - alone"),
     ],
 )

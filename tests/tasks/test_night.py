@@ -9,6 +9,7 @@ import yaml
 
 from ferd.errors import FerdError
 from tasks import night
+from tasks.stage import Stage
 from tests.conftest import run_in
 
 TWO = datetime(2026, 11, 25, 2, 0, 0, tzinfo=UTC)
@@ -199,3 +200,14 @@ def test_a_committed_result_that_is_none_is_named_before_it_is_judged(here, comm
     else:
         with pytest.raises(FerdError, match=rf"^{path}, as committed in {tonight.commit[:10]}: {said}"):
             night._whole(tonight, path)
+
+
+def test_a_committed_figure_is_not_compared_with_itself(here):
+    tonight = begun()
+    evaluated = ("tasks.evaluate", "checkpoints/digits/resnet8-w8/ferd/s0.safetensors")
+    planned = [Stage("evaluate-digits@resnet8-w8-ferd-s0", (), True, evaluated, ())]
+    with (
+        tonight.entered(),
+        pytest.raises(FerdError, match=r"^evaluate-digits@resnet8-w8-ferd-s0: was not computed tonight"),
+    ):
+        night.pairs(tonight, planned)

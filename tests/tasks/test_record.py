@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from ferd.errors import FerdError
-from tasks import params, record, tracking
+from tasks import params, process, record, tracking
 from tasks.mlflow_view import ABLATION, GAMMA
 from tasks.results.remembered import Remembered
 from tests.conftest import run_in, tiny_params
@@ -209,3 +210,15 @@ def test_what_cannot_be_imported_is_named_and_leaves_no_run(elsewhere, more, fau
         record.complete("digits", params.validate(tiny_params()))
     client = MlflowClient(f"sqlite:///{elsewhere}/mlflow.db")
     assert not client.search_runs([client.get_experiment_by_name("digits").experiment_id])
+
+
+def test_a_record_is_completed_by_one_process_at_a_time(elsewhere, monkeypatch):
+    finished, settings = [], params.validate(tiny_params())
+    monkeypatch.setattr(record, "_complete_run", lambda *_: finished.append("second"))
+    with process.alone("record"):
+        waiting = threading.Thread(target=record.complete, args=("digits", settings))
+        waiting.start()
+        waiting.join(0.5)
+        finished.append("first")
+    waiting.join(60)
+    assert finished == ["first", "second"]

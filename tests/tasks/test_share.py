@@ -90,3 +90,10 @@ def test_sharing_is_refused_before_anything_is_computed_where_the_remote_takes_n
     (here.parent / "remote").write_text("a file in its place")
     with pytest.raises(FerdError, match=r"^DVC's remote"):
         share.require()
+
+
+def test_no_entry_says_that_there_are_files_that_could_not_be_sent(here):
+    (here.parent / "remote/files").write_text("in the way")
+    with pytest.raises(FerdError):
+        share.push(["two"])
+    assert entries(here) == []

@@ -1,10 +1,12 @@
 """One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
 
+import os
 import re
 import subprocess
 import sys
 import threading
 from contextlib import chdir
+from pathlib import Path
 
 import pytest
 
@@ -355,3 +357,29 @@ def test_a_pipeline_that_cannot_be_read_names_the_line(workspace, monkeypatch):
     (workspace / "dvc.yaml").write_text(text.replace("stages:", "stages: &digits", 1))
     with pytest.raises(FerdError, match=r"^dvc: unable to read: .dvc.yaml.*line \d+"):
         stage.Pipeline()
+
+
+def test_a_failed_stage_puts_back_what_it_had_where_it_was_begun(tmp_path, monkeypatch):
+    """A night that is stopped has left its clone before its stages have ended."""
+    home, night = tmp_path / "home", tmp_path / "night"
+    for folder in (home, night):
+        (folder / "results").mkdir(parents=True)
+        (folder / "results/s0.json").write_text(folder.name)
+    checkouts = []
+    monkeypatch.setattr(stage.subprocess, "run", lambda command, **how: checkouts.append((command, how)))
+
+    def stopped_meanwhile(name, module, on_event, environment, folder):
+        on_event({"event": "resumable", "folder": ".resume/a/b"})
+        (folder / "results/s0.json").write_text("half")
+        os.chdir(home)
+        raise stage.StageFailed(name, "stopped", retryable=False)
+
+    monkeypatch.setattr(stage, "run_module", stopped_meanwhile)
+    one = stage.Stage("evaluate", (), True, ("tasks.evaluate",), (Path("results"),))
+    with chdir(night), pytest.raises(stage.StageFailed):
+        stage.run(one, lambda event: None)
+    assert [(folder / "results/s0.json").read_text() for folder in (home, night)] == ["home", "night"]
+    ((command, how),) = checkouts
+    assert command[-3:] == ["--quiet", "--force", "evaluate"]
+    assert how["cwd"] == night
+    assert how["start_new_session"]  # a second Ctrl-C would end it

@@ -1,5 +1,7 @@
 """MLflow holds one flat run a (student, method, seed), written by two stages."""
 
+import fcntl
+import threading
 import time
 
 import pytest
@@ -205,3 +207,22 @@ def test_a_file_that_is_no_database_is_one_line(monkeypatch, tmp_path):
     with pytest.raises(FerdError, match="file is not a database") as raised, tracking.connected():
         raise DatabaseError("select 1", {}, Exception("file is not a database"))
     assert not isinstance(raised.value, Unreachable) and "\n" not in str(raised.value)
+
+
+def test_a_database_is_connected_to_by_one_process_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    finished = []
+
+    def second():
+        with tracking.connected():
+            finished.append("second")
+
+    with tracking.SETUP_LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        waiting.join(0.5)
+        finished.append("first")
+    waiting.join(60)
+    assert finished == ["first", "second"]

@@ -113,7 +113,17 @@ def test_a_file_that_dvc_did_not_write_has_settings_that_nobody_knows(remembered
 
 
 @pytest.mark.parametrize(
-    "content", ["- 1", "stages: 5", "stages: {a: {}}", "a: [", "stages: {a: {cmd: x, outs: [1]}}"]
+    "content",
+    [
+        "- 1",
+        "stages: 5",
+        "stages: {a: {}}",
+        "a: [",
+        "stages: {a: {cmd: x, outs: [1]}}",
+        "stages: {a: {cmd: x, deps: [{path: y}]}}",
+        "stages: {a: {cmd: x, deps: }}",
+        "stages: {a: {cmd: x, params: }}",
+    ],
 )
 def test_a_damaged_lock_is_one_line(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
