@@ -31,8 +31,9 @@ from flows.pipeline import (
     run_stale,
 )
 from tasks import lineage, share
+from tasks.dvc_pipeline import Pipeline
 from tasks.git import head, refuse_uncommitted
-from tasks.stage import Pipeline, Stage, stoppable, stopped
+from tasks.stage import Stage, stoppable, stopped
 from tasks.table import print_table
 
 DEPLOYMENT = "stage/stage"

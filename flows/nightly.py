@@ -28,11 +28,12 @@ from flows.pipeline import (
 )
 from flows.server import own_server
 from tasks import night, params, tracking
+from tasks.dvc_pipeline import Pipeline
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
 from tasks.results import verdict
 from tasks.results.verdict import Verdict
-from tasks.stage import Pipeline, Stage
+from tasks.stage import Stage
 
 MOST_NAMED = 5  # figures in the message of a failure
 

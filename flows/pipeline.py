@@ -22,19 +22,9 @@ from ferd.errors import FerdError, Unreachable
 from flows.gpus import Gpus, machine
 from flows.progress import LiveView
 from tasks import command, params, tracking
+from tasks.dvc_pipeline import BUSY_POLL_SECONDS, MOST_POLL_SECONDS, Pipeline
 from tasks.process import SLOTS
-from tasks.stage import (
-    BUSY_POLL_SECONDS,
-    MOST_POLL_SECONDS,
-    Pipeline,
-    Stage,
-    StageBusy,
-    StageFailed,
-    not_run,
-    run,
-    stoppable,
-    stopped,
-)
+from tasks.stage import Stage, StageBusy, StageFailed, not_run, run, stoppable, stopped
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute
 RETRY_DELAYS_SECONDS = [10.0, 120.0]  # a server restarts; a network comes back

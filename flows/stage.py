@@ -5,8 +5,8 @@ from prefect import flow
 from ferd.errors import FerdError
 from flows.pipeline import TASK_RUNNER, run_stale, tried_again
 from tasks import share as remote
+from tasks.dvc_pipeline import Pipeline
 from tasks.git import head, refuse_uncommitted
-from tasks.stage import Pipeline
 
 
 @flow(name="stage", task_runner=TASK_RUNNER)

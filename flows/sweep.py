@@ -28,9 +28,10 @@ from flows.pipeline import (
 )
 from flows.progress import LiveView
 from flows.server import own_server
+from tasks.dvc_pipeline import Pipeline
 from tasks.process import SLOTS
 from tasks.results.stored_sweeps import Value
-from tasks.stage import Pipeline, stoppable
+from tasks.stage import stoppable
 from tasks.sweep import Point, Sweep, parse_value, print_table
 
 CONNECT_SECONDS = 10

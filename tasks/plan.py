@@ -29,9 +29,10 @@ from ferd.models.registry import build
 from tasks import params, paths
 from tasks.command import as_command
 from tasks.device import device_name, device_type
+from tasks.dvc_pipeline import Pipeline
 from tasks.process import processor
 from tasks.results.stored import own_seconds, read_cost
-from tasks.stage import Pipeline, Stage
+from tasks.stage import Stage
 
 WORK = {  # of stages that compute, as ``paths.cost_of`` names it
     "tasks.teacher": "train",

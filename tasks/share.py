@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ferd.errors import FerdError, Unreachable
 from tasks.command import as_command
-from tasks.stage import plain_errors, when_free
+from tasks.dvc_pipeline import plain_errors, when_free
 
 Entry = tuple[str, str]  # of DVC's run cache: the hash of what a stage was run with, and with what it gave
 NO_REMOTE = "DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`"

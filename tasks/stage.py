@@ -1,8 +1,6 @@
-"""The pipeline as DVC sees it: what is out of date, and how one stage is run."""
+"""How one stage of ``dvc.yaml`` is run, and stopped."""
 
-import hashlib
 import json
-import logging
 import os
 import re
 import shutil
@@ -10,27 +8,21 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from ferd.errors import FerdError
 from ferd.files import atomic_write
-from tasks import lineage, params, paths
+from tasks import lineage
 from tasks.command import IN_THE_WAY, NOT_WRITABLE
 
-REPORT = "report"
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
-BUSY_POLL_SECONDS = 1.0
-MOST_POLL_SECONDS = 30.0  # after doubling: each attempt reads the files of hundreds of stages
 PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
 KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,152 +59,6 @@ def not_run(stage: str) -> StageFailed:
 
 class StageBusy(StageFailed):
     """A stage was not run, since another process runs one that it shares files with."""
-
-
-class Busy(FerdError):
-    """DVC refuses, since another process runs stages of this folder."""
-
-
-class Pipeline:
-    """The stages of ``dvc.yaml`` and ``dvc.lock``, read once: with hundreds of them that takes seconds.
-
-    Raises:
-        FerdError: they cannot be read.
-    """
-
-    def __init__(self) -> None:
-        from dvc.repo import Repo
-
-        # Of a stage that was stopped it would say, each time, that its lock is removed.
-        logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
-        with plain_errors():
-            self._repo = Repo(".", _wait_for_lock=True)  # others run stages of this folder meanwhile
-            with self._repo.lock:  # by which they write dvc.lock
-                graph = self._repo.index.graph
-            self._needs = {
-                stage.addressing: [need.addressing for need in graph.successors(stage)]
-                for stage in graph.nodes
-            }
-            self._known = {stage.addressing: stage for stage in graph.nodes}
-
-    def student_stages(
-        self, benchmark: str, methods: Sequence[str] | None, seeds: Sequence[int] | None
-    ) -> list[str]:
-        """Names of the stages that evaluate a benchmark's students, by default all.
-
-        Raises:
-            FerdError: dvc.yaml has no stage for a method or seed that was named.
-        """
-        students: dict[str, tuple[str, int]] = {}
-        for name, stage in self._known.items():
-            kind, *arguments = _command(stage.cmd)
-            if kind == "tasks.evaluate" and Path(arguments[0]).parts[1] == benchmark:
-                student, method, seed = paths.identity(Path(arguments[0]))
-                students |= {name: (method, seed)} if student else {}
-        for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
-            known = list(dict.fromkeys(student[position] for student in students.values()))
-            for value in wanted or ():
-                if value not in known:
-                    raise FerdError(
-                        f"dvc.yaml evaluates no {kind} {value!r} of {benchmark}; choose from "
-                        f"{', '.join(map(str, known))}, or add it to the stages that distil and evaluate them"
-                    )
-        return [
-            name
-            for name, (method, seed) in students.items()
-            if (methods is None or method in methods) and (seeds is None or seed in seeds)
-        ]
-
-    def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
-        """Names of the stages that analyse what these stages evaluate."""
-        evaluated = {_command(self._known[name].cmd)[1] for name in evaluations}
-        return [
-            name
-            for name, stage in self._known.items()
-            for module, *arguments in [_command(stage.cmd)]
-            if module == "tasks.analyse" and arguments[0] in evaluated
-        ]
-
-    def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
-        """The targets and all they need, in topological order; by default every stage.
-
-        A stage must run where DVC finds it changed, or where something it needs must run. Of the lists of
-        code those count that ``sources`` would write now. Waits while another process writes what is read.
-
-        Args:
-            report: the report in the end, too, though not all that it draws.
-
-        Raises:
-            FerdError: dvc.yaml has no such stage, or one that does not depend on the code of its networks.
-        """
-        names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
-        self._refuse_without_network(names)
-        lists = lineage.lists()
-        changed = when_free(lambda: self._changed(names, lists))
-        planned: dict[str, Stage] = {}
-        for name in names:
-            known = self._known[name]
-            upstream = tuple(need for need in self._needs[name] if need in names)
-            stale = name in changed or any(planned[need].stale for need in upstream if need != lineage.STAGE)
-            uncached = tuple(Path(out.def_path) for out in known.outs if not out.use_cache)
-            planned[name] = Stage(name, upstream, stale, _command(known.cmd), uncached)
-        return list(planned.values())
-
-    def _refuse_without_network(self, names: Sequence[str]) -> None:
-        benchmarks = params.read().benchmarks
-        for name in names:
-            stage = self._known[name]
-            needed = lineage.network_lists(_command(stage.cmd), benchmarks)
-            if lacking := needed - {Path(dep.def_path) for dep in stage.deps}:
-                path = min(lacking)
-                raise FerdError(
-                    f"dvc.yaml: {name} does not depend on {path}, so that a change of its network would "
-                    "outdate nothing; give it that file's name as its network (docs/library.md)"
-                )
-
-    def _changed(self, names: Sequence[str], lists: Mapping[Path, str]) -> set[str]:
-        with self._repo.lock:
-            found = {
-                name for name in names if name != lineage.STAGE and _is_changed(self._known[name], lists)
-            }
-        if lineage.STAGE not in self._known:
-            raise FerdError(f"dvc.yaml has no stage {lineage.STAGE}, or is not there; git checkout dvc.yaml")
-        unknown = not all(out.hash_info for out in self._known[lineage.STAGE].outs)
-        return found | ({lineage.STAGE} if unknown or lineage.outdated(lists) else set())
-
-    def _ancestors(self, targets: Sequence[str]) -> list[str]:
-        ordered: dict[str, None] = {}
-
-        def visit(name: str) -> None:
-            if name not in self._needs:
-                raise FerdError(f"dvc.yaml has no stage {name!r}; `dvc stage list` shows those it has")
-            if name not in ordered:
-                for need in self._needs[name]:
-                    visit(need)
-                ordered[name] = None
-
-        for target in targets:
-            visit(target)
-        return list(ordered)
-
-
-def _is_changed(stage: Any, lists: Mapping[Path, str]) -> bool:
-    """Whether DVC finds a stage changed; of the lists of code, by what they would be."""
-    for finding in stage.status(check_updates=True).get(stage.addressing, []):
-        of = finding.get("changed deps", finding) if isinstance(finding, dict) else {finding}
-        if any(Path(path) not in lists for path in of):
-            return True
-    return any(
-        dep.hash_info.value != hashlib.md5(lists[path].encode()).hexdigest()
-        for dep in stage.deps
-        if (path := Path(dep.def_path)) in lists
-    )
-
-
-def _command(cmd: str | list[str]) -> tuple[str, ...]:
-    """``python -m MODULE ARGUMENT ...`` without its first two words; of any other command an empty module."""
-    words = cmd.split() if isinstance(cmd, str) else []
-    return tuple(words[2:]) if words[1:2] == ["-m"] and len(words) > 2 else ("",)
 
 
 _running: set[subprocess.Popen[str]] = set()
@@ -344,37 +190,6 @@ def _started(
             yield process
     finally:
         _running.discard(process)
-
-
-def when_free(work: Callable[[], T]) -> T:
-    """What ``work`` returns; where DVC refuses since another process runs stages here, wait for it."""
-    said, pause = False, BUSY_POLL_SECONDS
-    while True:
-        try:
-            with plain_errors():
-                return work()
-        except Busy as error:
-            if not said:
-                print(f"waiting: {error}", flush=True)
-            said = True
-        time.sleep(pause)
-        pause = min(2 * pause, MOST_POLL_SECONDS)
-
-
-@contextmanager
-def plain_errors() -> Iterator[None]:
-    """DVC's errors as one line each."""
-    from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-
-    try:
-        yield
-    except LockError as error:
-        said = " ".join(str(error).split())
-        raise Busy(f"another process is running stages of this folder ({said})") from None
-    except DvcException as error:
-        told = [error, error.__cause__] if error.__cause__ else [error]  # the cause names a line of dvc.yaml
-        raise FerdError(f"dvc: {': '.join(' '.join(str(part).split()) for part in told)}") from None
 
 
 def _event(line: str) -> dict[str, Any] | None:

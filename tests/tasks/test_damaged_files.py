@@ -23,8 +23,9 @@ from tasks import (
     table,
     validate,
 )
+from tasks.dvc_pipeline import module_of
 from tasks.results import tidy
-from tasks.stage import Stage, _command
+from tasks.stage import Stage
 from tests.conftest import ROOT, tiny_params
 from tests.tasks.results.test_stored import write_result
 from tests.tasks.results.test_stored_sweeps import write as write_sweep
@@ -149,7 +150,7 @@ def test_the_plan_names_a_damaged_cost(here):
 
 
 def test_the_plan_passes_over_a_stage_of_another_program():
-    mine = Stage("mine", (), stale=True, command=_command("./mine.sh"), uncached=())
+    mine = Stage("mine", (), stale=True, command=module_of("./mine.sh"), uncached=())
     assert plan.jobs([mine]) == []
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ferd.errors import FerdError
 from ferd.models.registry import build
-from tasks import lineage, params, stage
+from tasks import dvc_pipeline, lineage, params
 from tasks.sources import refuse_undeclared
 from tests.conftest import ROOT, run_in
 
@@ -96,7 +96,7 @@ CHECKPOINT = "checkpoints/digits/resnet8-w8/ferd/s0.safetensors"
 
 
 def stale():
-    return {item.name for item in stage.Pipeline().plan(TARGETS) if item.stale}
+    return {item.name for item in dvc_pipeline.Pipeline().plan(TARGETS) if item.stale}
 
 
 def append(path, line):

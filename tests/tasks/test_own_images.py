@@ -5,7 +5,7 @@ import sys
 
 import yaml
 
-from tasks.stage import Pipeline
+from tasks.dvc_pipeline import Pipeline
 from tests.conftest import run_in
 from tests.image_sets import make_own
 

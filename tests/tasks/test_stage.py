@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ferd.errors import FerdError
-from tasks import stage
+from tasks import dvc_pipeline, stage
 from tests.conftest import copy_workspace, environment, wait_until
 
 FERD = "evaluate-digits@resnet8-w8-ferd-s0"
@@ -31,7 +31,7 @@ def finished_pipeline(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("read") / "workspace"
     copy_workspace(finished, folder)
     with chdir(folder):
-        return folder, stage.Pipeline()
+        return folder, dvc_pipeline.Pipeline()
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_a_plan_is_in_topological_order_and_may_end_with_the_report(pipeline):
 
 def test_what_follows_a_changed_stage_is_stale(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
-    stale = {item.name: item.stale for item in stage.Pipeline().plan([FERD], report=True)}
+    stale = {item.name: item.stale for item in dvc_pipeline.Pipeline().plan([FERD], report=True)}
     assert stale == {
         "sources": False,
         "data@digits": False,
@@ -97,7 +97,7 @@ def test_a_dvc_yaml_without_stages_is_one_line(here, content):
     if content is not None:
         (here / "dvc.yaml").write_text(content)
     with pytest.raises(FerdError, match=r"^dvc\.yaml has no stage sources, or is not there; git checkout"):
-        stage.Pipeline().plan()
+        dvc_pipeline.Pipeline().plan()
 
 
 def test_a_stage_that_does_not_depend_on_its_networks_code_is_refused(here):
@@ -106,7 +106,7 @@ def test_a_stage_that_does_not_depend_on_its_networks_code_is_refused(here):
     pipeline.write_text(re.sub(r"(student_network): resnet\b", r"\1: wide_resnet", text))
     said = f"{FERD} does not depend on sources/networks/resnet.txt, so that a change of its network"
     with pytest.raises(FerdError, match=re.escape(said)):
-        stage.Pipeline().plan([FERD])
+        dvc_pipeline.Pipeline().plan([FERD])
 
 
 def test_student_stages_are_selected_by_method_and_seed(pipeline):
@@ -118,7 +118,7 @@ def test_student_stages_are_selected_by_method_and_seed(pipeline):
 
 
 def planned(name, pipeline=None):
-    return next(item for item in (pipeline or stage.Pipeline()).plan([name]) if item.name == name)
+    return next(item for item in (pipeline or dvc_pipeline.Pipeline()).plan([name]) if item.name == name)
 
 
 def test_only_the_students_that_were_chosen_are_analysed(pipeline):
@@ -263,8 +263,8 @@ def test_once_stopped_nothing_begins_until_the_next_flow(tmp_path):
 
 
 def test_a_command_of_another_kind_is_no_stage_of_ours():
-    assert stage._command("python -m tasks.data digits") == ("tasks.data", "digits")
-    assert stage._command("./mine.sh") == stage._command(["a", "b"]) == ("",)
+    assert dvc_pipeline.module_of("python -m tasks.data digits") == ("tasks.data", "digits")
+    assert dvc_pipeline.module_of("./mine.sh") == dvc_pipeline.module_of(["a", "b"]) == ("",)
 
 
 def test_a_stage_that_says_nothing_is_told_by_how_it_ended():
@@ -318,7 +318,7 @@ def another(here):
 
 def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, another, capsys):
     plans = []
-    waiting = threading.Thread(target=lambda: plans.append(stage.Pipeline().plan([FERD])), daemon=True)
+    waiting = threading.Thread(target=lambda: plans.append(dvc_pipeline.Pipeline().plan([FERD])), daemon=True)
     waiting.start()
     told = "waiting: another process is running stages of this folder ("  # and which, in DVC's words
     wait_until(lambda: capsys.readouterr().out.startswith(told))
@@ -356,7 +356,7 @@ def test_a_pipeline_that_cannot_be_read_names_the_line(workspace, monkeypatch):
     text = (workspace / "dvc.yaml").read_text()
     (workspace / "dvc.yaml").write_text(text.replace("stages:", "stages: &digits", 1))
     with pytest.raises(FerdError, match=r"^dvc: unable to read: .dvc.yaml.*line \d+"):
-        stage.Pipeline()
+        dvc_pipeline.Pipeline()
 
 
 def test_a_failed_stage_puts_back_what_it_had_where_it_was_begun(tmp_path, monkeypatch):
