@@ -2,11 +2,14 @@
 
 import ast
 import io
+import threading
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ferd.errors import FerdError
+
+PARSER = threading.Lock()  # up to Python 3.11.7 two threads' syntax trees disturb each other (gh-106905)
 
 
 def parsed(path: Path) -> tuple[str, ast.Module]:
@@ -18,7 +21,8 @@ def parsed(path: Path) -> tuple[str, ast.Module]:
     try:
         with tokenize.open(path) as file:
             source = file.read()
-        return source, ast.parse(source)
+        with PARSER:
+            return source, ast.parse(source)
     except SyntaxError as error:
         raise FerdError(f"{path}:{error.lineno}: {error.msg}; correct it, then run again") from None
     except (OSError, ValueError) as error:

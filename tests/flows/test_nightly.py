@@ -22,7 +22,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from ferd.errors import FerdError
 from flows import nightly
 from flows.alert import alert, check
-from tests.conftest import environment, run_in
+from tests.conftest import environment, heed_interrupts, run_in
 
 COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
 RESULT = Path("results/digits/resnet8-w8/uniform-noise/s0.json")
@@ -70,12 +70,17 @@ def clones(folder: Path) -> list[Path]:
     return [path for path in (folder / ".nightly").iterdir() if path.is_dir()]
 
 
-def break_off(folder: Path, prefect: Path) -> None:
-    """Start a night and kill its flow, and all below it, when the student is being distilled."""
+def break_off(folder: Path, prefect: Path, number: signal.Signals) -> None:
+    """Start a night and end its flow, and kill all below it, when the student is being distilled."""
     with (
         (folder.parent / "broken.log").open("w") as log,
         subprocess.Popen(
-            COMMAND, cwd=folder, env=environment() | {"PREFECT_HOME": str(prefect)}, stdout=log, stderr=log
+            COMMAND,
+            cwd=folder,
+            env=environment() | {"PREFECT_HOME": str(prefect)},
+            stdout=log,
+            stderr=log,
+            preexec_fn=heed_interrupts,
         ) as flow,
     ):
         for _ in range(4000):
@@ -83,20 +88,27 @@ def break_off(folder: Path, prefect: Path) -> None:
                 break
             time.sleep(0.1)
         assert flow.poll() is None, (folder.parent / "broken.log").read_text()
-        flow.kill()
+        flow.send_signal(number)
     for process in psutil.process_iter(["cwd"]):  # its stages are process groups of their own
         if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(folder):
             process.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.services  # for its time: minutes
-def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, change_params, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(
+    committed, change_params, tmp_path, number
+):
     change_params(committed, 100, "benchmarks", "digits", "distillation", "rounds")
     run_in(committed, "dvc", "repro", "--quiet", "evaluate-digits@resnet8-w8-uniform-noise-s0")
     git(committed, "commit", "--quiet", "--all", "--message", "long enough to be killed")
     before = (committed / RESULT).read_bytes()
+    changed = (committed / RESULT).with_suffix(
+        ".rounds.jsonl"
+    )  # what a night that is stopped puts back is its own
+    changed.write_text(changed.read_text() + "not committed\n")
     prefect = tmp_path / "prefect"
-    break_off(committed, prefect)
+    break_off(committed, prefect, number)
     (clone,) = clones(committed)
     teacher = clone / "checkpoints/digits/teacher.safetensors"
     trained = teacher.stat().st_mtime_ns
@@ -108,10 +120,14 @@ def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(committed, ch
     assert rounds > 0 and teacher.stat().st_mtime_ns == trained
     # distill, evaluate, the report, and the teacher's evaluation if it was not done
     assert re.search(r"nightly: [34] of 7 stages to run", night.stdout)
-    assert re.search(rf"night {clone.name}: \d+ identical; git branch nightly/{clone.name}", night.stdout)
+    branch, verdict = night.stdout.splitlines()[-2:]
+    assert branch == f"night {clone.name}: git branch nightly/{clone.name}"
+    assert re.fullmatch(rf"night {clone.name}: \d+ identical", verdict)
 
     # nothing of the folder itself has changed, and what came out is a branch and in the remote
-    assert git(committed, "status", "--porcelain", "--untracked-files=no") == ""
+    status = git(committed, "status", "--porcelain", "--untracked-files=no")
+    assert status == f" M {changed.relative_to(committed)}\n"
+    assert changed.read_text().endswith("}\nnot committed\n")
     assert (committed / RESULT).read_bytes() == before
     assert git(committed, "show", f"nightly/{clone.name}:{RESULT}").encode() == before
     assert len(list((committed.parent / "remote").rglob("*"))) > 20

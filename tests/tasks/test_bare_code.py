@@ -1,7 +1,13 @@
 """What computes in a file: cut from its text by the tokenizer and the parser."""
 
+import ast
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
+from tasks import bare_code
 from tasks.bare_code import bare
 
 SOURCE = '''"""A docstring."""
@@ -66,3 +72,20 @@ def test_what_only_looks_like_one_is_kept(code, source):
 def test_what_computes_changes_the_code(code, old, new):
     assert old in SOURCE
     assert code(SOURCE.replace(old, new)) != CODE
+
+
+def test_one_thread_at_a_time_makes_a_syntax_tree(monkeypatch):
+    """Those of Python up to 3.11.7 end by "AST constructor recursion depth mismatch"."""
+    inside, most, parse = [], [], ast.parse
+
+    def slow(source):
+        inside.append(source)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return parse(source)
+
+    monkeypatch.setattr(bare_code.ast, "parse", slow)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(bare, [Path(__file__)] * 8))
+    assert most == [1] * 8
