@@ -95,7 +95,7 @@ def break_off(folder: Path, prefect: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.services  # for its time: minutes
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
 def test_a_night_that_broke_off_goes_on_and_finds_the_same_figures(
     committed, change_params, tmp_path, number
 ):
