@@ -215,7 +215,7 @@ def _say(error: Exception, consequence: str) -> None:
 
 def main() -> None:
     """``python -m tasks.tracking``: create the store's tables, which takes a first connection seconds."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    argparse.ArgumentParser(description="Create the tables of MLflow's store.").parse_args()
     with as_command("tracking"), connected() as client:
         client.search_experiments(max_results=1)
 

@@ -8,6 +8,7 @@ import pytest
 
 import tasks
 from ferd.errors import FerdError
+from tasks import point
 from tasks.command import as_command
 
 
@@ -24,6 +25,11 @@ from tasks.command import as_command
             FileExistsError(errno.EEXIST, "File exists", ".nightly"),
             2,
             "plan: .nightly: File exists; move away what is in its place\n",
+        ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", ".resume/locks/data-" + 300 * "a"),
+            2,
+            "plan: data-aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa...: File name too long; give a shorter one\n",
         ),
         (KeyboardInterrupt(), 130, "plan: stopped\n"),
     ],
@@ -46,3 +52,26 @@ def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch):
     for _ in range(2):
         importlib.reload(tasks)
         assert os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+
+
+@pytest.mark.parametrize("module", ["tasks.tracking", "infra.automations"])
+def test_asked_for_help_a_command_does_nothing_else(monkeypatch, capsys, module):
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9/api")
+    monkeypatch.setattr("sys.argv", [module, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(module).main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: {module}")
+
+
+def test_a_point_without_its_sweep_is_refused(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["point", "digits", "resnet8-w8", "ferd", "0"])
+    for name in point.GIVEN:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        point.main()
+    assert ended.value.code == 2
+    assert "FERD_SWEEP_ID not set: a point is run by python -m flows.sweep" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
