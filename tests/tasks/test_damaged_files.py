@@ -227,7 +227,10 @@ def test_a_name_that_is_no_text_is_refused(kind, key):
         ),
         ("nope.x=1", "nope.x: unknown key; nope is no block of keys"),
         ("methods.ferd.sampler=[", "--set methods.ferd.sampler=[: '[' is not valid YAML"),
-        ("methods.ferd.sampler=2026-13-45", "sampler=2026-13-45: '2026-13-45' is not valid YAML"),
+        (
+            "methods.ferd.sampler=2026-13-45",
+            "--set methods.ferd.sampler=2026-13-45: '2026-13-45' is not valid YAML",
+        ),
     ],
 )
 def test_an_override_that_cannot_be_made_is_one_line(here, refusal, override, fault):
