@@ -3,7 +3,6 @@
 python -m flows.server  SOCKET  (by ``own_server``: the number of a listening socket)
 """
 
-import fcntl
 import os
 import signal
 import socket
@@ -24,7 +23,9 @@ from prefect.settings import (
 )
 
 from ferd.errors import FerdError
+from tasks.locks import held
 
+LOCK = "ferd-server.lock"
 SENT_SECONDS = 30.0  # at most, for what was said last
 END_SECONDS = 5.0
 
@@ -59,12 +60,11 @@ def _starts_alone() -> Iterator[None]:
     home = PREFECT_HOME.value()
     try:
         home.mkdir(parents=True, exist_ok=True)
-        lock = (home / "ferd-server.lock").open("w")
+        (home / LOCK).touch()
     except OSError as error:
         reason = f"{error.filename}: {error.strerror}"
         raise FerdError(f"{reason}; set PREFECT_HOME to a folder that Prefect can write to") from None
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(home / LOCK):
         yield
 
 

@@ -7,7 +7,6 @@ generated passwords: the folder ``.stack`` (or ``STACK_FOLDER``).
 """
 
 import argparse
-import fcntl
 import http.client
 import json
 import os
@@ -38,6 +37,7 @@ from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from infra import bucket, processes
 from tasks.command import as_command, without_password
+from tasks.locks import held
 
 HERE = Path(__file__).parent
 PART = "postgresql.part-"
@@ -251,11 +251,7 @@ class Stack:
                 f"{error.filename}: {error.strerror}; correct the permissions, "
                 "or set STACK_FOLDER to a folder that can be written"
             ) from None
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise FerdError(f"another `make up` works in {self.folder}; wait for its end") from None
+        with held(path, refusal=f"another `make up` works in {self.folder}; wait for its end"):
             yield
 
     def _refuse_what_runs(self) -> None:

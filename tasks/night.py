@@ -6,7 +6,6 @@ are in the clone too, and so answer for their own night alone. What came out is 
 ``nightly/<name>`` of the folder's own Git repository.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -25,6 +24,7 @@ from ferd.errors import FerdError
 from ferd.files import atomic_write, check_fields, read_json, write_json
 from tasks import lineage, paths, process, share, tracking
 from tasks.git import git, git_if_there
+from tasks.locks import held
 from tasks.results.remembered import LOCK, locked_stages
 from tasks.results.stored import FIELDS, check_figures
 from tasks.results.verdict import Pair, same_environment
@@ -151,11 +151,8 @@ def alone() -> Iterator[None]:
         FerdError: there is another.
     """
     NIGHTS.mkdir(exist_ok=True)
-    with (NIGHTS / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise FerdError("another nightly is running in this folder; wait for it, or stop it") from None
+    refusal = "another nightly is running in this folder; wait for it, or stop it"
+    with held(NIGHTS / "lock", refusal=refusal):
         yield
 
 

@@ -32,6 +32,7 @@ from tasks import lineage, params, tracking
 from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
 from tasks.device import device_name, device_type
 from tasks.events import figures, progress_line
+from tasks.locks import held
 from tasks.stage import KEEPS_RESUME, discard
 
 RESUME = Path(".resume")
@@ -159,18 +160,10 @@ def running(task: str) -> Iterator[Progress]:
 
 @contextmanager
 def alone(task: str) -> Iterator[None]:
-    """Wait until no other process of this folder does the same task, whose resume files they would share.
-
-    By a lock on a file, so that a process that is killed gives it back.
-    """
+    """Wait until no other process of this folder does the same task, whose resume files they would share."""
     locks = RESUME / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with (locks / _file_name(task)).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"{task}: waiting for another process that does the same", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+    with held(locks / _file_name(task), waiting=f"{task}: waiting for another process that does the same"):
         yield
 
 

@@ -5,7 +5,6 @@ Written by the stages, never read back as an input. The store is ``MLFLOW_TRACKI
 """
 
 import argparse
-import fcntl
 import os
 import sys
 import time
@@ -20,6 +19,7 @@ from ferd.files import atomic_write
 from tasks import params
 from tasks.command import as_command, without_password
 from tasks.git import CHANGED, git_if_there, head
+from tasks.locks import held
 from tasks.results.stored import FIGURES
 
 DEFAULT_FILE = Path("mlflow.db")
@@ -240,7 +240,7 @@ def connected() -> Iterator[Any]:
     store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
     server = store.startswith("http")
     try:
-        with nullcontext() if server else _alone():
+        with nullcontext() if server else held(SETUP_LOCK):
             client = MlflowClient(store)
         yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
@@ -251,13 +251,6 @@ def connected() -> Iterator[Any]:
             f"mlflow: {without_password(store)} cannot be used: {reason_of(error)}; start it, or correct "
             "MLFLOW_TRACKING_URI"
         ) from None
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    with SETUP_LOCK.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def reason_of(error: Exception) -> str:

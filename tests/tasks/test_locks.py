@@ -1,0 +1,62 @@
+"""A lock is one process's at a time, and free again when that one has ended, however it did."""
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ferd.errors import FerdError
+from tasks.locks import held
+from tests.conftest import ROOT, wait_until
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tasks.locks import held
+
+with held(Path(sys.argv[1])):
+    print("has it", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that has the lock, and the lock."""
+    lock = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD, str(lock)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "has it\n"
+        yield process, lock
+        process.kill()
+
+
+def test_who_waits_says_so_and_has_it_once_the_other_is_killed(holder, capfd):
+    process, lock = holder
+    has_it = threading.Event()
+
+    def second():
+        with held(lock, waiting="waiting for the other"):
+            has_it.set()
+
+    waiting = threading.Thread(target=second)
+    waiting.start()
+    wait_until(lambda: "waiting for the other\n" in capfd.readouterr().err)
+    assert not has_it.is_set()
+    process.kill()
+    waiting.join(30)
+    assert has_it.is_set()
+
+
+def test_who_is_not_to_wait_is_refused(holder):
+    _, lock = holder
+    with pytest.raises(FerdError, match=r"^another has it$"), held(lock, refusal="another has it"):
+        raise AssertionError("not held by the other")
+
+
+def test_a_free_lock_is_held_without_a_word(tmp_path, capfd):
+    for _ in range(2):
+        with held(tmp_path / "lock", waiting="never said", refusal="never said"):
+            pass
+    assert capfd.readouterr().err == ""
