@@ -215,10 +215,12 @@ def test_what_cannot_be_imported_is_named_and_leaves_no_run(elsewhere, more, fau
 def test_a_record_is_completed_by_one_process_at_a_time(elsewhere, monkeypatch):
     finished, settings = [], params.validate(tiny_params())
     monkeypatch.setattr(record, "_complete_run", lambda *_: finished.append("second"))
+    record.complete("digits", settings)  # makes the tables, which takes seconds
+    finished.clear()
     with process.alone("record"):
         waiting = threading.Thread(target=record.complete, args=("digits", settings))
         waiting.start()
-        waiting.join(0.5)
+        waiting.join(2)
         finished.append("first")
     waiting.join(60)
     assert finished == ["first", "second"]

@@ -218,11 +218,13 @@ def test_a_database_is_connected_to_by_one_process_at_a_time(tmp_path, monkeypat
         with tracking.connected():
             finished.append("second")
 
+    second()  # makes the tables, which takes seconds
+    finished.clear()
     with tracking.SETUP_LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         waiting = threading.Thread(target=second)
         waiting.start()
-        waiting.join(0.5)
+        waiting.join(2)
         finished.append("first")
     waiting.join(60)
     assert finished == ["first", "second"]
