@@ -58,6 +58,6 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) $(FITS) || { echo "make PYTHON=python3.12 ..."; exit 1; }
 	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	@# uv takes a quarter of pip's time; pip where uv cannot, such as with an index that only pip is told of.
+	@# uv takes a third of pip's time; pip where uv cannot, such as with an index that only pip is told of.
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(NEEDS) || $(BIN)/pip install --quiet $(NEEDS)
 	@touch $@

@@ -197,7 +197,10 @@ class Distillation:
         self._at_round_end = True
 
     def _origin(self, rounds: int) -> dict[str, str]:
-        """What a state of so many rounds belongs to, by hashes: of a pool that lacks some nothing is said."""
+        """What a state of so many rounds belongs to, by hashes: of the pool, its labels.
+
+        A pool that lacks some of these rounds is refused elsewhere (``Pool.keep_rounds``).
+        """
         pool = self.pool.labels[: rounds * self.schedule.batch_size]
         origin = {
             "settings": fingerprint(self.schedule, self.augmentation, self.method, self.threat),

@@ -23,9 +23,9 @@ def main() -> None:
     args = parser.parse_args()
     checkpoint = paths.student(args.benchmark, args.student, args.method, args.seed)
     result = paths.result_of(checkpoint)
-    title = f"{os.environ.get('FERD_SWEEP_ID')}/{args.method}/s{args.seed}"
     if missing := [name for name in GIVEN if name not in os.environ]:
         parser.error(f"{', '.join(missing)} not set: a point is run by python -m flows.sweep")
+    title = f"{os.environ['FERD_SWEEP_ID']}/{args.method}/s{args.seed}"
     with process.alone(f"point {title}"):  # who waited finds it done: a stage writes its cost last
         if not paths.cost_of(result, "distill").exists():
             with process.running(f"distill {title}") as progress:
