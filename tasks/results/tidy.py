@@ -31,8 +31,9 @@ def labels(groups: Sequence[Group]) -> dict[tuple[str | None, str], str]:
 
 def accuracy(groups: Sequence[Group]) -> list[Row]:
     """A row a (student, method, attack, figure); percent, but for NSD; std over seeds, None of one."""
+    names = labels(groups)
     return [
-        {**_who(group, groups), "attack": attack, "images": group.images(attack), "figure": figure,
+        {**_who(group, names), "attack": attack, "images": group.images(attack), "figure": figure,
          **_interval(group.values(attack, figure), 1 if figure == "nsd" else 100)}
         for group in groups
         for attack in group.attacks
@@ -42,14 +43,12 @@ def accuracy(groups: Sequence[Group]) -> list[Row]:
 
 def per_class(groups: Sequence[Group], attack: str, class_names: Sequence[str]) -> list[Row]:
     """A row a (student, method, class): percent of its test images."""
-    rows = []
+    rows, names = [], labels(groups)
     for group in groups:
         if attack in group.attacks:
             by_seed = [result["attacks"][attack]["per_class"] for result in group.results]
             for name, values in zip(class_names, zip(*by_seed, strict=True), strict=True):
-                rows.append(
-                    {**_who(group, groups), "attack": attack, "class": name, **_interval(values, 100)}
-                )
+                rows.append({**_who(group, names), "attack": attack, "class": name, **_interval(values, 100)})
     return rows
 
 
@@ -90,25 +89,19 @@ def rounds(groups: Sequence[Group]) -> list[Row]:
 
     Quantities: ``agreement`` and ``robust_fraction`` in percent, losses by name.
     """
-    rows = []
+    rows, names = [], labels(groups)
     for group, recorded in _recorded(groups):
+        who = _who(group, names)
         for number, records in recorded.items():
             for quantity, values in _quantities(records).items():
                 factor = 100 if quantity in ("agreement", "robust_fraction") else 1
-                rows.append(
-                    {
-                        **_who(group, groups),
-                        "round": number,
-                        "quantity": quantity,
-                        **_interval(values, factor),
-                    }
-                )
+                rows.append({**who, "round": number, "quantity": quantity, **_interval(values, factor)})
     return rows
 
 
 def proportions(groups: Sequence[Group], class_names: Sequence[str]) -> list[Row]:
     """A row a (student, method, round, class): p in percent, for those whose p ever leaves 1/C."""
-    rows = []
+    rows, names = [], labels(groups)
     for group, recorded in _recorded(groups):
         by_round = {
             number: [record["proportions"] for record in records if "proportions" in record]
@@ -116,7 +109,7 @@ def proportions(groups: Sequence[Group], class_names: Sequence[str]) -> list[Row
         }
         if any(max(p) - min(p) > 1e-6 for seeds in by_round.values() for p in seeds):
             rows += [
-                {**_who(group, groups), "round": number, "class": name, **_interval(values, 100)}
+                {**_who(group, names), "round": number, "class": name, **_interval(values, 100)}
                 for number, seeds in by_round.items()
                 for name, values in zip(class_names, zip(*seeds, strict=True), strict=True)
             ]
@@ -153,7 +146,7 @@ def utae_outcomes(analyses: Sequence[dict[str, Any]], class_names: Sequence[str]
 
 def costs(groups: Sequence[Group]) -> list[Row]:
     """A row a (student, method, stage, machine): ``own_seconds``, mean and std over seeds."""
-    rows = []
+    rows, names = [], labels(groups)
     for group in groups:
         for stage in WORK:
             found: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -164,15 +157,13 @@ def costs(groups: Sequence[Group]) -> list[Row]:
                 seconds = [own_seconds(record) for record in records]
                 seeds = {"seeds": len(records)} if len(found) > 1 else {}
                 named = dict(zip(MACHINE, machine, strict=True)) | {"torch": records[0].get("torch")}
-                rows.append(
-                    {**_who(group, groups), **seeds, "stage": stage, **_interval(seconds, 1), **named}
-                )
+                rows.append({**_who(group, names), **seeds, "stage": stage, **_interval(seconds, 1), **named})
     return rows
 
 
-def _who(group: Group, groups: Sequence[Group]) -> Row:
+def _who(group: Group, names: Mapping[tuple[str | None, str], str]) -> Row:
     return {
-        "label": labels(groups)[group.student, group.method],
+        "label": names[group.student, group.method],
         "student": group.student or group.results[0].get("network", ""),
         "method": group.method,
         "seeds": len(group.seeds),
