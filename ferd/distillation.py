@@ -21,16 +21,8 @@ from ferd.attacks import points_right
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel, fingerprint
 from ferd.cuda_graphs import Recorded
-from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
-from ferd.image_sources import (
-    FittedGenerator,
-    ImageSource,
-    RealImages,
-    ReplayedPool,
-    UniformNoise,
-    UntrainedGenerator,
-)
+from ferd.image_sources import build_source
 from ferd.models.classifier import Classifier, diverged, fast_layout, require_sound, shapes
 from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.models.generator import SIZE_MULTIPLE
@@ -115,7 +107,18 @@ class Distillation:
         self.rng = stream(seed, "distillation", device=device)
         self._bf16 = settled(schedule.precision, device) == "bf16"
         self._fold(attack_dtype(schedule.precision, device))
-        self.source = self._build_source(given)
+        self.source = build_source(
+            method,
+            schedule,
+            augmentation,
+            shape,
+            device,
+            given,
+            teacher=self.teacher,
+            teacher_twin=self._teacher_twin.network,
+            student_twin=self._student_twin.network,
+            bf16=self._bf16,
+        )
         self.pool = Pool(Path(pool_folder), schedule.rounds * schedule.batch_size, shape, device)
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
@@ -217,7 +220,8 @@ class Distillation:
     def _fold(self, dtype: torch.dtype) -> None:
         """Twins in float32, for the teacher's targets and L_adv's student, and in ``dtype``, to be attacked.
 
-        D is of the attacked ones' margins. With precision ``bf16`` targets are of the twin in bfloat16, too.
+        Margins, and so D, are computed on the attacked twins. With precision ``bf16`` the teacher's targets
+        are those of its bfloat16 twin.
         """
         self._teacher_twin, self._student_twin = Folded(self.teacher), Folded(self.student)
         self._attacked_teacher, self._attacked_student = self._teacher_twin, self._student_twin
@@ -227,33 +231,6 @@ class Distillation:
                 Folded(self.student, dtype),
             )
         self._target_teacher = self._attacked_teacher if self._bf16 else self._teacher_twin
-
-    def _build_source(self, given: tuple[Tensor, Tensor] | Path | str | None) -> ImageSource:
-        method, schedule, teacher = self.method, self.schedule, self._teacher_twin.network
-        batch = schedule.batch_size
-        if method.images == "real-data":
-            if not isinstance(given, tuple):
-                raise ValueError("real-data is given images and labels")
-            real = Images(*given)
-            require_known(real.labels, teacher.classes)
-            return RealImages(real.images, real.labels, batch)
-        if method.pool_of:
-            if not isinstance(given, Path | str):
-                raise ValueError(f"{method.images} is given the folder of that pool")
-            finished = Pool(Path(given), schedule.rounds * batch, self.shape, self.device, grows=False)
-            return ReplayedPool(finished, schedule.rounds, batch)
-        if given is not None:
-            raise ValueError(f"{method.images} makes its own images and is given none")
-        if method.images == "uniform-noise":
-            return UniformNoise(teacher, self.shape, batch)
-        if method.images == "untrained-generator":
-            return UntrainedGenerator(teacher, self.shape, schedule, self.device)
-        if method.images != "generator":
-            raise ValueError(f"{method.images}: no image source of that name")
-        student = self._student_twin.network
-        return FittedGenerator(
-            self.teacher, student, self.shape, schedule, self.augmentation, method, self.device, self._bf16
-        )
 
     @tf32_convolutions(False)
     def _run_round(self) -> RoundRecord:

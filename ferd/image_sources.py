@@ -3,18 +3,21 @@
 import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from ferd.config import Augmentation, DistillationSettings, Method
+from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pixels import to_float, to_uint8
 from ferd.pool import Pool
 from ferd.randomness import with_weights_of
-from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, nonrobust_of, synthesise
+from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, synthesise
 from ferd.tf32 import tf32_convolutions
 
 LOGGER = logging.getLogger(__name__)
@@ -96,11 +99,17 @@ class FittedGenerator(ImageSource):
         self, labels: Tensor, number: int, rng: torch.Generator
     ) -> AbstractContextManager[SynthesisLoss]:
         """The method's synthesis loss in round ``number``, for images of ``labels`` (B,)."""
-        if self.method.synthesis == "dfhl-rs":
-            return dfhl_rs_loss(self.student, labels)
+        match self.method.synthesis:
+            case "dfhl-rs":
+                return dfhl_rs_loss(self.student, labels)
+            case "plain":
+                nonrobust = None
+            case "fae":
+                nonrobust = self.method.nonrobust
+            case _:
+                assert_never(self.method.synthesis)
         student = self.student if number > self.schedule.warmup_rounds else None
-        settings, nonrobust = self.schedule.synthesis, nonrobust_of(self.method)
-        return ferd_loss(self.teacher, student, labels, nonrobust, settings, rng, self.bf16)
+        return ferd_loss(self.teacher, student, labels, nonrobust, self.schedule.synthesis, rng, self.bf16)
 
 
 class UniformNoise(ImageSource):
@@ -175,6 +184,54 @@ class ReplayedPool(ImageSource):
         """The images of that round."""
         rows = slice(number * self.batch_size, (number + 1) * self.batch_size)
         return self.pool.images[rows], self.pool.labels[rows], {}
+
+
+def build_source(
+    method: Method,
+    schedule: DistillationSettings,
+    augmentation: Augmentation,
+    shape: tuple[int, int, int],
+    device: torch.device,
+    given: tuple[Tensor, Tensor] | Path | str | None,
+    *,
+    teacher: Classifier,
+    teacher_twin: Classifier,
+    student_twin: Classifier,
+    bf16: bool,
+) -> ImageSource:
+    """The image source that a method names.
+
+    Args:
+        given: what a method that does not make its own images takes, as ``ferd.distillation.Distillation``.
+        teacher, teacher_twin: as it is, for L_bn, and with BatchNorm folded in, to label a control's images.
+
+    Raises:
+        FerdError: what is given does not fit.
+        ValueError: ``given`` is not what the method needs.
+    """
+    batch = schedule.batch_size
+    match method.images:
+        case "real-data":
+            if not isinstance(given, tuple):
+                raise ValueError("real-data is given images and labels")
+            real = Images(*given)
+            require_known(real.labels, teacher.classes)
+            return RealImages(real.images, real.labels, batch)
+        case "pool-of-ferd" | "pool-of-no-reweighting":
+            if not isinstance(given, Path | str):
+                raise ValueError(f"{method.images} is given the folder of that pool")
+            finished = Pool(Path(given), schedule.rounds * batch, shape, device, grows=False)
+            return ReplayedPool(finished, schedule.rounds, batch)
+    if given is not None:
+        raise ValueError(f"{method.images} makes its own images and is given none")
+    match method.images:
+        case "uniform-noise":
+            return UniformNoise(teacher_twin, shape, batch)
+        case "untrained-generator":
+            return UntrainedGenerator(teacher_twin, shape, schedule, device)
+        case "generator":
+            return FittedGenerator(teacher, student_twin, shape, schedule, augmentation, method, device, bf16)
+    assert_never(method.images)
 
 
 def _generator(latent_dim: int, shape: tuple[int, int, int], device: torch.device) -> Generator:

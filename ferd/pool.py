@@ -24,6 +24,9 @@ class Pool:
         shape: (channels, H, W).
         device: where samples are drawn.
         grows: False for a finished pool: it is read, and a shard that was cut off is refused.
+
+    Raises:
+        FerdError: shards are missing or cut off with others behind them, or of other images than ``shape``.
     """
 
     def __init__(
@@ -75,7 +78,7 @@ class Pool:
                 f"{self.folder}: holds {self.rounds} rounds where {rounds} were finished; delete it and the "
                 "state that was saved beside it, to begin anew"
             )
-        for number in range(rounds, self.rounds):
+        for number in reversed(range(rounds, self.rounds)):  # a kill in between leaves no gap
             self._shard(number).unlink()
         self.rounds = self.size = 0
         for number in range(rounds):
@@ -121,16 +124,17 @@ class Pool:
 
     def _open(self) -> None:
         shards = sorted(self.folder.glob("round-*.safetensors"))
+        again = f"make {self.folder} again, or get it back by `dvc checkout`"
+        if self.grows:
+            again = f"delete {self.folder} to begin anew"
         for number, shard in enumerate(shards):
+            if shard != self._shard(number):
+                raise FerdError(f"{self._shard(number)}: missing, with later shards behind it; {again}")
             try:
                 self._take(**load_file(shard))
             except SafetensorError:
                 if not self.grows:
-                    raise FerdError(
-                        f"{shard}: cut off; make {self.folder} again, or get it back by `dvc checkout`"
-                    ) from None
+                    raise FerdError(f"{shard}: cut off; {again}") from None
                 if number + 1 < len(shards):
-                    raise FerdError(
-                        f"{shard}: cut off, with later shards behind it; delete {self.folder} to begin anew"
-                    ) from None
+                    raise FerdError(f"{shard}: cut off, with later shards behind it; {again}") from None
                 shard.unlink()

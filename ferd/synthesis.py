@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ferd.augmentation import augment
 from ferd.bottleneck import nonrobust_features, robust_channels
-from ferd.config import Augmentation, Method, NonRobust, Synthesis
+from ferd.config import Augmentation, NonRobust, Synthesis
 from ferd.cuda_graphs import Recorded
 from ferd.errors import FerdError
 from ferd.losses import BatchNormStatistics, ikl, kl_from_uniform
@@ -183,11 +183,6 @@ def synthesise(
         raise FerdError("synthesis: the generator's loss is not finite; lower its learning rates or weights")
     kept = best.pop("images")
     return SynthesisResult(kept, best)
-
-
-def nonrobust_of(method: Method) -> NonRobust | None:
-    """The features of L_uni where the method's synthesis has it."""
-    return method.nonrobust if method.synthesis == "fae" else None
 
 
 def _keep_lower(best: dict[str, Tensor], current: dict[str, Tensor]) -> dict[str, Tensor]:

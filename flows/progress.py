@@ -64,7 +64,7 @@ class LiveView:
                 self._start(stage)
             elif event["event"] == "progress":
                 self._show(stage, event)
-            else:
+            elif event["event"] in ("computed", "error"):
                 self._stop(stage)
 
     def paused(self, stage: str) -> None:

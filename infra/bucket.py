@@ -2,14 +2,19 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-from ferd.errors import FerdError, Unreachable
+from ferd.errors import FerdError
+from tasks import s3
 from tasks.command import as_command
 
-SETTINGS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+SETTINGS = {
+    "AWS_ENDPOINT_URL": "endpoint_url",
+    "AWS_DEFAULT_REGION": "region_name",
+    "AWS_ACCESS_KEY_ID": "aws_access_key_id",
+    "AWS_SECRET_ACCESS_KEY": "aws_secret_access_key",
+}
 
 
 def exists(name: str, environment: Mapping[str, str]) -> bool:
@@ -18,8 +23,9 @@ def exists(name: str, environment: Mapping[str, str]) -> bool:
     Raises:
         FerdError: the endpoint is not set or refuses; ``Unreachable`` where it does not answer.
     """
-    with _s3(name, environment) as s3:
-        return name in {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
+    where = f"S3 bucket {name}"
+    with s3.faults(where):
+        return _is_there(name, _client(where, environment))
 
 
 def ensure(name: str, environment: Mapping[str, str]) -> None:
@@ -28,43 +34,23 @@ def ensure(name: str, environment: Mapping[str, str]) -> None:
     Raises:
         FerdError: as ``exists``.
     """
-    if not exists(name, environment):
-        with _s3(name, environment) as s3:
-            s3.create_bucket(Bucket=name)
+    where = f"S3 bucket {name}"
+    with s3.faults(where):
+        client = _client(where, environment)
+        if not _is_there(name, client):
+            client.create_bucket(Bucket=name)
 
 
-@contextmanager
-def _s3(name: str, environment: Mapping[str, str]) -> Iterator[Any]:
-    """A client, whose errors inside the block are this module's."""
-    import boto3
-    from botocore import exceptions as boto
-    from botocore.config import Config
-
-    missing = [setting for setting in SETTINGS if not environment.get(setting)]
-    if missing:
+def _client(where: str, environment: Mapping[str, str]) -> Any:
+    if missing := [setting for setting in SETTINGS if not environment.get(setting)]:
         raise FerdError(
-            f"S3 bucket {name}: {', '.join(missing)} not set; `. .stack/environment.sh` sets what it takes"
+            f"{where}: {', '.join(missing)} not set; `. .stack/environment.sh` sets what it takes"
         )
-    endpoint, region, key, secret = (environment[setting] for setting in SETTINGS)
-    try:
-        yield boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name=region,
-            aws_access_key_id=key,
-            aws_secret_access_key=secret,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
-        )
-    except (boto.BotoCoreError, boto.ClientError, ValueError) as error:
-        silent = isinstance(error, boto.ConnectionError | boto.HTTPClientError) or _is_busy(error)
-        said = " ".join(str(error).split())
-        raise (Unreachable if silent else FerdError)(f"S3 bucket {name}: {said}") from None
+    return s3.client(**{option: environment[setting] for setting, option in SETTINGS.items()})
 
 
-def _is_busy(error: Exception) -> bool:
-    """Whether a server answered that it cannot do it just now."""
-    answer = getattr(error, "response", {}).get("ResponseMetadata", {})
-    return int(answer.get("HTTPStatusCode", 0)) >= 500
+def _is_there(name: str, client: Any) -> bool:
+    return name in {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
 
 
 def main() -> None:

@@ -10,8 +10,10 @@ from torchvision.datasets.utils import extract_archive
 
 from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
 from ferd.errors import FerdError
-from tasks import process, storage
+from tasks import process
 from tasks.command import as_command
+from tasks.download import download
+from tasks.locks import held
 
 TINY_IMAGENET_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 TINY_IMAGENET_MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
@@ -45,7 +47,8 @@ def fetch(name: str, folder: Path) -> str:
         FerdError: it cannot be downloaded or unpacked, or what is there is not whole.
     """
     try:
-        with storage.alone(folder / f".{name}.lock"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with held(folder / f".{name}.lock"):
             return fetch_tiny_imagenet(folder) if name == "tiny-imagenet" else fetch_cifar(name, folder)
     except OSError as error:
         raise FerdError(f"{folder}: cannot be written: {error.strerror or error}") from None
@@ -57,7 +60,7 @@ def fetch_cifar(name: str, folder: Path) -> str:
     target, archive = folder / source.base_folder, folder / source.filename
     if _is_readable(name, folder):
         return f"{target} is there and whole already"
-    storage.download(source.url, archive, source.tgz_md5, "md5")
+    download(source.url, archive, source.tgz_md5, "md5")
     part = folder / f".{source.base_folder}.part"
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -86,7 +89,7 @@ def fetch_tiny_imagenet(folder: Path) -> str:
     if target.exists():
         _check_counts(folder)
         return f"{target} is there and whole already"
-    storage.download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5, "md5")
+    download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5, "md5")
     unpack(archive, target)
     _check_counts(folder)
     archive.unlink()

@@ -135,11 +135,12 @@ class Night:
         return {kind: found for kind, found in changed.items() if found}
 
     def finish(self, what: Mapping[str, Any]) -> None:
-        """There is a verdict: the next night begins anew."""
+        """There is a verdict: the next night begins anew, and removes this clone if its branch is there."""
         self._note(what, finished=True)
 
     def _note(self, what: Mapping[str, Any], *, finished: bool) -> None:
-        note = {"name": self.name, "commit": self.commit, "what": what, "finished": finished}
+        branch = git_if_there(self.home, "rev-parse", "--verify", f"refs/heads/{self.branch}")
+        note = {"commit": self.commit, "what": what, "finished": finished, "published": branch is not None}
         write_json(self.home / NIGHTS / f"{self.name}.json", note)
 
 
@@ -171,7 +172,7 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
         if (note.get("commit"), note.get("what")) == (commit, what):
             return Night(name, commit, home, goes_on=True)
     night = Night(now.astimezone(UTC).strftime(NAME), commit, home, goes_on=False)
-    _remove_all_but(broken_off)
+    _remove_all_but({*broken_off, *_unpublished()})
     _clone(night)
     return night
 
@@ -250,19 +251,38 @@ def _clone(night: Night) -> None:
 
 def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:
     """What the nights that may go on wrote of themselves, by name, the last first."""
+    return {
+        name: note for name, note in _notes().items() if not note["finished"] and now - _began(name) < LASTS
+    }
+
+
+def _unpublished() -> list[str]:
+    """Finished nights whose results are in their clone alone; says so."""
+    names = [name for name, note in _notes().items() if note["finished"] and not note["published"]]
+    for name in names:
+        folder = NIGHTS / name
+        print(f"night {name}: its results are in {folder} alone; take them, then delete it", flush=True)
+    return names
+
+
+def _notes() -> dict[str, dict[str, Any]]:
+    """What the nights whose clones are there wrote of themselves, by name, the last first."""
     found = {}
     for path in sorted(NIGHTS.glob("*.json"), reverse=True):
         try:
-            note = read_json(path, {"name": str, "finished": bool})
-            name = note["name"]
-            began = datetime.strptime(name, NAME).replace(tzinfo=UTC)
+            note = read_json(path, {"finished": bool, "published": bool})
+            _began(path.stem)
         except (FerdError, ValueError) as error:  # the second: of the name
-            reason = error if isinstance(error, FerdError) else f"{path}: name {name!r} is no night's"
+            reason = error if isinstance(error, FerdError) else f"{path}: is not named as a night"
             print(f"{reason}; that night is over", flush=True)
             continue
-        if now - began < LASTS and not note["finished"] and (NIGHTS / name).exists():
-            found[name] = note
+        if path.with_suffix("").exists():
+            found[path.stem] = note
     return found
+
+
+def _began(name: str) -> datetime:
+    return datetime.strptime(name, NAME).replace(tzinfo=UTC)
 
 
 def _remove_all_but(names: Collection[str]) -> None:

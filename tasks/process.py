@@ -33,7 +33,7 @@ from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
 from tasks.device import device_name, device_type
 from tasks.events import figures, progress_line
 from tasks.locks import held
-from tasks.stage import KEEPS_RESUME, discard
+from tasks.stage import KEEPS_RESUME, discard, lock_of
 
 RESUME = Path(".resume")
 SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
@@ -161,9 +161,9 @@ def running(task: str) -> Iterator[Progress]:
 @contextmanager
 def alone(task: str) -> Iterator[None]:
     """Wait until no other process of this folder does the same task, whose resume files they would share."""
-    locks = RESUME / "locks"
-    locks.mkdir(parents=True, exist_ok=True)
-    with held(locks / _file_name(task), waiting=f"{task}: waiting for another process that does the same"):
+    lock = lock_of(RESUME / _file_name(task))
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with held(lock, waiting=f"{task}: waiting for another process that does the same"):
         yield
 
 
@@ -245,7 +245,7 @@ def sha256(path: Path) -> str:
 
 
 def _end(progress: Progress, message: str, *, retryable: bool = False) -> None:
-    """End the process by a fault, told to who shows events and to a person."""
+    """End the process by a fault: an event on stdout, and a line on stderr."""
     progress.event("error", message=message, retryable=retryable)
     print(f"{progress.task}: {message}", file=sys.stderr)
     if not retryable:

@@ -293,7 +293,8 @@ def _log_model(client: Any, run_id: str, network: Classifier, size: int) -> None
         Schema([TensorSpec(float32, (-1, network.classes))]),
     )
     mlflow.set_tracking_uri(client.tracking_uri)
-    with mlflow.start_run(run_id=run_id):
+    ended = client.get_run(run_id).info
+    with mlflow.start_run(run_id=run_id):  # which ends it anew, now
         mlflow.pytorch.log_model(
             network.eval(),
             name="classifier",
@@ -301,6 +302,7 @@ def _log_model(client: Any, run_id: str, network: Classifier, size: int) -> None
             input_example=np.zeros((2, *shape), dtype=np.float32),
             pip_requirements=["ferd", "torch"],
         )
+    client.set_terminated(run_id, ended.status, end_time=ended.end_time)
 
 
 if __name__ == "__main__":

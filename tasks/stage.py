@@ -16,9 +16,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ferd.errors import FerdError
 from ferd.files import atomic_write
 from tasks import lineage
 from tasks.command import IN_THE_WAY, NOT_WRITABLE
+from tasks.locks import held
 
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
@@ -129,11 +131,20 @@ def run(
         _put_back(folder, stage.name, kept)
         raise
     for state in resumable:
-        discard(state)
+        with (
+            suppress(FerdError),
+            held(lock_of(state.parent), refusal="it discards them when it has finished"),
+        ):
+            discard(state)
+
+
+def lock_of(attempts: Path) -> Path:
+    """The lock of whoever computes a task, beside the folder of its attempts."""
+    return attempts.parent / "locks" / attempts.name
 
 
 def discard(folder: Path) -> None:
-    """The stage has finished: remove its resume folder, and those of its attempts with other settings."""
+    """Of a task that is finished, and whose lock is held: remove the resume folders of all attempts."""
     shutil.rmtree(folder.parent, ignore_errors=True)
 
 

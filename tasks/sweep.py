@@ -152,11 +152,7 @@ class Sweep:
         self.student = student or self._settings.students[0]
         kind = dataset(self._settings.data.dataset)
         build(self.student, classes=len(kind.class_names), channels=kind.channels, seed=0)
-        if pool := known.method(method).pool_of:
-            raise FerdError(
-                f"method {method!r} replays the pool of {pool!r}, which a sweep does not make; "
-                "sweep a method that makes its own images"
-            )
+        known.method(method)
         if not values or not seeds:
             raise FerdError("a sweep needs at least one of values and one of seeds")
         if min(seeds) < 0:
@@ -190,6 +186,11 @@ class Sweep:
     def _accepted(self, value: Value) -> Value:
         """The value as the settings' types take it: 0 as 0.0 where the key is a fraction."""
         known = params.validate(self._changed(value, self.method))
+        if pool := known.method(self.method).pool_of:
+            raise FerdError(
+                f"method {self.method!r} with {self.key}={value} replays the pool of {pool!r}, which a sweep "
+                "does not make; sweep a method that makes its own images"
+            )
         found = setting(known.benchmark(self.benchmark), known.method(self.method), self.key)
         if not isinstance(found, float | int | str):
             raise FerdError(f"{self.key}: is a whole block; sweep one of the keys in it")

@@ -139,8 +139,8 @@ def spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def of_first_student(groups: Sequence[Group], names: Sequence[str]) -> dict[str, Group]:
     """The teacher, and the methods of the first of these students that FERD has distilled; by method."""
-    distilled = {group.student for group in groups if group.method == "ferd"}
-    first = next((name for name in [*names, *distilled] if name in distilled), None)
+    distilled = {group.student for group in groups if group.student and group.method == "ferd"}
+    first = next((name for name in [*names, *sorted(distilled)] if name in distilled), None)
     return {group.method: group for group in groups if group.student in (None, first)}
 
 

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -97,6 +99,31 @@ def test_keep_rounds_forgets_the_later_ones_on_disk_too(folder, rounds):
     pool.keep_rounds(rounds)
     assert_rounds(pool, rounds)
     assert_rounds(open_pool(folder), rounds)
+
+
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_pool_with_a_gap_is_refused(folder, grows):
+    (folder / "round-0002.safetensors").unlink()
+    before = contents(folder)
+    with pytest.raises(FerdError, match=r"round-0002\.safetensors: missing, with later shards") as raised:
+        open_pool(folder, grows=grows)
+    assert str(folder) in str(raised.value) and "\n" not in str(raised.value)
+    assert contents(folder) == before
+
+
+def test_rounds_are_forgotten_from_the_last_so_that_a_kill_leaves_no_gap(folder, monkeypatch):
+    pool, unlink = open_pool(folder), Path.unlink
+
+    def killed_at_the_second(path):
+        if path.name == "round-0002.safetensors":
+            raise KeyboardInterrupt
+        unlink(path)
+
+    monkeypatch.setattr(Path, "unlink", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        pool.keep_rounds(1)
+    monkeypatch.undo()
+    assert_rounds(open_pool(folder), 2)
 
 
 def test_a_pool_with_fewer_rounds_than_were_finished_is_refused(folder):

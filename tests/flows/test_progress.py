@@ -16,6 +16,7 @@ def test_overlapping_stages_count_once(clock):
     view = progress.LiveView(total=2)
     for second, stage, event in [
         (1.0, "a", "computing"),
+        (2.0, "a", "measured"),
         (3.0, "b", "computing"),
         (5.0, "a", "computed"),
         (9.0, "b", "computed"),

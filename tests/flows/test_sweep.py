@@ -35,6 +35,7 @@ def settings_alone(tmp_path_factory):
         ("--key teacher.network --values resnet18", "data and teacher as they are"),
         ("--key nothing --values 1", "nothing: unknown key"),
         ("--key utae.gamma --values 1 --method rslad", "replays the pool of 'ferd'"),
+        ("--key images --values generator pool-of-ferd", "images=pool-of-ferd replays the pool of 'ferd'"),
         ("--key utae.gamma --values 1 --student nobody", "network 'nobody' is unknown"),
         ("--key utae.gamma --values 1 --slots 0", "slots: 0; at least one stage must compute"),
     ],

@@ -59,13 +59,14 @@ def test_a_damaged_note_is_told_and_a_new_night_begins(here, capsys):
     assert capsys.readouterr().out.startswith(".nightly/2026-11-25T020000Z.json")
 
 
-@pytest.mark.parametrize("name", ["tonight", "2026-11-25T020000", "../results"])
+@pytest.mark.parametrize("name", ["tonight", "2026-11-25T020000"])
 def test_a_note_of_no_night_is_told_and_a_new_night_begins(here, capsys, name):
-    note = {"name": name, "commit": "0", "what": WHAT, "finished": False}
-    (night.NIGHTS / "odd.json").write_text(json.dumps(note))
+    note = {"commit": "0", "what": WHAT, "finished": False, "published": False}
+    (night.NIGHTS / f"{name}.json").write_text(json.dumps(note))
+    (night.NIGHTS / name).mkdir()
     assert not night.open_night(WHAT, TWO).goes_on
-    said = f".nightly/odd.json: name {name!r} is no night's; that night is over\n"
-    assert capsys.readouterr().out == said
+    said = f".nightly/{name}.json: is not named as a night; that night is over\n"
+    assert capsys.readouterr().out.startswith(said)
 
 
 def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
@@ -91,12 +92,17 @@ def test_a_night_is_kept_whatever_hooks_the_user_has(here):
     assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
 
 
-def test_a_night_that_its_repository_does_not_take_is_kept_in_its_folder(here):
+def test_a_night_that_its_repository_does_not_take_is_kept_in_its_folder(here, capsys):
     run_in(here, "git", "branch", "nightly")
     tonight = begun()
     tonight.keep()
     with pytest.raises(FerdError, match=r"^git: .*nightly"):
         tonight.publish()
+    tonight.finish(WHAT)
+    for days in (1, 2):
+        assert not night.open_night(WHAT, TWO + timedelta(days=days)).goes_on
+        said = f"night {tonight.name}: its results are in .nightly/{tonight.name} alone; take them"
+        assert said in capsys.readouterr().out
     assert f"Night {tonight.name}" in run_in(tonight.folder, "git", "log", "-1", "--format=%s").stdout
 
 
@@ -125,17 +131,12 @@ def test_one_that_is_another_or_over_does_not_go_on(here, reason):
     assert not night.open_night(what, TWO + timedelta(minutes=1)).goes_on
 
 
-def test_the_note_of_an_earlier_version_is_read_too(here):
-    tonight = begun()
-    (night.NIGHTS / f"{tonight.name}.json").rename(night.NIGHTS / "night.json")
-    again = night.open_night(WHAT, TWO + timedelta(hours=1))
-    assert (again.name, again.goes_on) == (tonight.name, True)
-
-
 def test_a_smaller_night_meanwhile_does_not_cost_one_that_broke_off(here):
     tonight = begun()
     by_hand = night.open_night(WHAT | {"seeds": [1]}, TWO + timedelta(hours=4))
     by_hand.begin(WHAT | {"seeds": [1]}, ["sources"])
+    by_hand.keep()
+    by_hand.publish()
     by_hand.finish(WHAT | {"seeds": [1]})
     again = night.open_night(WHAT, TWO + timedelta(hours=5))
     assert (again.name, again.goes_on) == (tonight.name, True)

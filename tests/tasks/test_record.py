@@ -32,9 +32,7 @@ def folder(finished_copy, monkeypatch):
 
 def complete(folder):
     record.complete("digits", params.read())
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
-    experiment = client.get_experiment_by_name("digits")
-    runs = client.search_runs([experiment.experiment_id])
+    client, experiment, runs = runs_of(folder)
     return client, experiment, {run.data.tags["run_key"]: run for run in runs}, len(runs)
 
 
@@ -59,8 +57,16 @@ def test_parameters_are_those_that_the_student_was_made_with(folder, result, cha
     assert record.parameters(result, params.read(), Remembered())["gamma"] == before / 2
 
 
+def runs_of(folder):
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("digits")
+    return client, experiment, client.search_runs([experiment.experiment_id])
+
+
 def test_the_stages_own_runs_are_completed_not_copied(folder):
+    ended = {run.info.run_id: run.info.end_time for run in runs_of(folder)[2]}
     client, experiment, runs, number = complete(folder)
+    assert {run.info.run_id: run.info.end_time for run in runs.values()}.items() >= ended.items()
     assert number == len(runs) == 4  # and the report's
     assert [item.path for item in client.list_artifacts(runs["report"].info.run_id)] == ["index.html"]
     run = runs[FERD]

@@ -5,13 +5,14 @@ import re
 import subprocess
 import sys
 import threading
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 
 import pytest
 
 from ferd.errors import FerdError
-from tasks import dvc_pipeline, stage
+from tasks import dvc_pipeline, process, stage
+from tasks.locks import held
 from tests.conftest import copy_workspace, environment, wait_until
 
 FERD = "evaluate-digits@resnet8-w8-ferd-s0"
@@ -383,3 +384,26 @@ def test_a_failed_stage_puts_back_what_it_had_where_it_was_begun(tmp_path, monke
     assert command[-3:] == ["--quiet", "--force", "evaluate"]
     assert how["cwd"] == night
     assert how["start_new_session"]  # a second Ctrl-C would end it
+
+
+@pytest.mark.parametrize("computing", [False, True])
+def test_attempts_are_discarded_by_who_holds_the_tasks_lock(tmp_path, monkeypatch, computing):
+    """Another process may have begun the same task with other settings since DVC's has ended."""
+    attempt, lock = tmp_path / ".resume/distill-a/b", tmp_path / ".resume/locks/distill-a"
+    for folder in (attempt, lock.parent):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(
+        stage,
+        "run_module",
+        lambda _, __, on_event, *___: on_event({"event": "resumable", "folder": str(attempt)}),
+    )
+    with held(lock) if computing else nullcontext():
+        stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print)
+    assert attempt.exists() == computing
+
+
+def test_the_lock_is_that_of_the_task(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lock = stage.lock_of(process.resume_folder("distill a/b").parent)
+    with process.alone("distill a/b"), pytest.raises(FerdError, match="taken"), held(lock, refusal="taken"):
+        pass
