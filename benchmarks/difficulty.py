@@ -3,7 +3,6 @@
 ``python -m benchmarks.difficulty STUDENT``: of a checkpoint of CIFAR-10, beside the packaged teacher.
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from ferd.models.folding import Folded
 from ferd.models.generator import Generator
 from ferd.synthesis import ferd_loss, synthesise
 from tasks import params
+from tasks.command import command_line
 from tasks.device import device_with
 
 IMAGES, ATTACK_STEPS, GAMMA, SHAPE = 64, 10, 0.5, (3, 32)
@@ -32,7 +32,7 @@ THRESHOLDS = ("mean", "max")  # the second for the paper's weights alone
 
 def main() -> None:
     """Print a row a setting."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("student", type=Path)
     parser.add_argument("--steps", type=int, default=60, help="of the generator")
     args = parser.parse_args()

@@ -242,12 +242,12 @@ def _attacked_for_student(bench: Bench) -> tuple[Tensor, Tensor]:
     ours.rng.set_state(bench.rng().get_state())
     with torch.no_grad():
         logits = theirs.teacher(bench.inputs)
-    found, _ = ours._attack(bench.inputs, bench.labels, logits)
+    found, _ = ours._attack(bench.inputs, bench.labels, lambda _: logits)
     return found, theirs._attack(bench.inputs, logits.softmax(1), bench.rng())
 
 
 def _attacked_for_teacher(bench: Bench) -> tuple[Tensor, Tensor]:
-    """The same of a teacher's step."""
+    """Our adversarial images and the reference's, of a teacher's step."""
     ours, (theirs, _) = bench.training(), bench.reference_training()
     ours.rng.set_state(bench.rng().get_state())
     found = ours._attacked(bench.inputs, bench.labels)
@@ -256,7 +256,7 @@ def _attacked_for_teacher(bench: Bench) -> tuple[Tensor, Tensor]:
 
 
 def _student_updates(bench: Bench) -> tuple[Tensor, Tensor]:
-    """Of our step and of the reference's."""
+    """What our step and the reference's change of the student."""
     before = _weights(bench.network(bench.size.student).state_dict())
     ours, theirs = bench.distillation(), bench.reference_student()
     ours.rng.set_state(bench.rng().get_state())
@@ -266,7 +266,7 @@ def _student_updates(bench: Bench) -> tuple[Tensor, Tensor]:
 
 
 def _teacher_updates(bench: Bench) -> tuple[Tensor, Tensor]:
-    """The same of a teacher's step."""
+    """What our step and the reference's change of the teacher."""
     before = _weights(bench.network(bench.size.teacher).state_dict())
     ours, (theirs, step) = bench.training(), bench.reference_training()
     ours.rng.set_state(bench.rng().get_state())

@@ -3,7 +3,6 @@
 ``python -m benchmarks.growth pool`` (or ``evaluation``, ``record``).
 """
 
-import argparse
 import os
 import tempfile
 import time
@@ -21,6 +20,7 @@ from ferd.evaluation import Evaluation
 from ferd.models.registry import build
 from ferd.pool import Pool
 from tasks import tracking
+from tasks.command import command_line
 
 CPU = torch.device("cpu")
 ROUNDS, BATCH, SHAPE, SAMPLES = 220, 256, (3, 32, 32), 20
@@ -87,7 +87,7 @@ PARTS: dict[str, Callable[[], None]] = {"pool": pool, "evaluation": evaluation, 
 
 def main() -> None:
     """Measure the parts that are named, by default all."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("parts", nargs="*", help=f"{', '.join(PARTS)}; by default all")
     parts = parser.parse_args().parts or PARTS
     if unknown := [name for name in parts if name not in PARTS]:

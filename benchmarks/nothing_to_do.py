@@ -4,7 +4,6 @@ In a temporary clone of the last commit, with stand-ins for the outputs that are
 own path in it) and a ``dvc.lock`` of all stages: no result of the real one is touched.
 """
 
-import argparse
 import io
 import os
 import subprocess
@@ -21,6 +20,7 @@ from dvc.utils.serialize import dump_yaml
 from dvc.utils.serialize._yaml import _get_yaml, parse_yaml
 
 from benchmarks.measure import seconds_of
+from tasks.command import command_line
 
 LOCK = Path("dvc.lock")
 
@@ -83,7 +83,7 @@ def measure() -> None:
 
 def main() -> None:
     """Clone, and measure there."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    command_line(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(["git", "clone", "--quiet", ".", folder], check=True)
         os.chdir(folder)

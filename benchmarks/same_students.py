@@ -4,7 +4,6 @@
 folder that has the benchmark's images and teacher: a hash of each student's weights and one of its pool.
 """
 
-import argparse
 import hashlib
 import os
 import subprocess
@@ -18,6 +17,7 @@ import yaml
 from safetensors import safe_open
 
 from tasks import paths
+from tasks.command import command_line
 
 ROUNDS, STEPS = 4, 6  # of the generator and of the student, a round
 
@@ -60,7 +60,7 @@ def hashes(folder: Path, benchmark: str, student: str, method: str, seed: int) -
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, distil, print a row a (method, commit)."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     parser.add_argument("student")
     parser.add_argument("--methods", nargs="+", required=True)

@@ -4,7 +4,6 @@ Rows go to ``benchmarks/results.json``: {hardware, step, size, precision, refere
 peak_mb}; what other hardware has measured stays.
 """
 
-import argparse
 import json
 import logging
 import sys
@@ -22,6 +21,7 @@ from benchmarks.measure import in_turn
 from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS, Bench, Size
 from ferd.files import write_json
 from ferd.tf32 import tf32_convolutions
+from tasks.command import command_line
 from tasks.device import device_with
 from tasks.process import processor
 
@@ -104,7 +104,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Check, measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument(
         "steps",
         nargs="*",

@@ -125,7 +125,7 @@ class Bench:
         self.size, self.precision, self.device = size, precision, device
         self.settings = size.settings(precision)
         kind = dataset(self.settings.data.dataset)
-        self.classes, self.shape = len(kind.class_names), (kind.channels, kind.size, kind.size)
+        self.classes, self.shape = len(kind.class_names), kind.shape
         source = torch.Generator().manual_seed(SEED)
         images = to_uint8(torch.rand(size.batch, *self.shape, generator=source))
         labels = torch.randint(self.classes, (size.batch,), generator=source)

@@ -3,7 +3,6 @@
 ``python -m benchmarks.threads``: each arrangement in turn, twice over, with and without OpenMP's spinning.
 """
 
-import argparse
 import os
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from ferd.models.classifier import frozen
 from ferd.models.registry import build
+from tasks.command import command_line
 
 SECONDS = 8
 ARRANGEMENTS = ((2, 1), (1, 2), (2, 2))  # processes, threads in each
@@ -54,7 +54,7 @@ def together(processes: int, threads: int, spin: str) -> float:
 
 def main() -> None:
     """Measure all arrangements, or, given a number of threads, be one of their processes."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("threads", nargs="?", type=int, help="be one process with so many threads")
     threads = parser.parse_args().threads
     if threads:

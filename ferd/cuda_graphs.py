@@ -35,7 +35,7 @@ class Draws:
                 numbers.copy_(operation(*arguments, **options))
 
     def answering(self) -> TorchDispatchMode:
-        """For a call that must draw by the same operations as the noted one."""
+        """For a call with the draws that were noted; each returns the numbers that ``draw`` prepared."""
         waiting = iter(self._noted)
 
         def answer(operation: Callable[..., Tensor], arguments: Sequence[Any], _: dict[str, Any]) -> Tensor:
@@ -80,7 +80,7 @@ def _in_place(operation: Any) -> bool:
 
 
 class Recorded(Generic[T]):
-    """A function of tensors, which a GPU records at the third call and replays from then on.
+    """A CUDA graph of a function of tensors: recorded at the third call, replayed from then on.
 
     A replay launches all of its operations at once, where a call launches them one by one from Python. For
     that the function must do the same work each time: no branch on a tensor's value, no copy to the host.

@@ -43,6 +43,11 @@ class Dataset:
     channels: int
     size: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of an image."""
+        return self.channels, self.size, self.size
+
 
 CIFAR10_CLASSES = "airplane automobile bird cat deer dog frog horse ship truck"
 CIFAR100_CLASSES = """

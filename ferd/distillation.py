@@ -7,9 +7,10 @@ adversary and a student loss. This file holds what they share.
 import copy
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -281,30 +282,11 @@ class Distillation:
 
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """One step on Eq. 12; -> its clean and adversarial loss (2,)."""
-        loss = self.student_loss
-        on_clean = self.adversary.needs_teacher or loss.needs_teacher_on_clean
-        teacher_logits = self._targets(inputs) if on_clean else None
-        adv_inputs, points = self._attack(inputs, labels, teacher_logits)
+        teacher = cache(self._targets)  # the attack and the loss look at the same logits
+        adv_inputs, points = self._attack(inputs, labels, teacher)
         self.student.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            clean_logits = self.student(inputs) if loss.needs_student_on_clean else None
-            student_adv_logits = self.student(adv_inputs)
-        student_logits = student_adv_logits if clean_logits is None else clean_logits
-        on_adversarial = loss.needs_teacher_on_adversarial or not on_clean
-        teacher_adv_logits = self._targets(adv_inputs) if on_adversarial else None
-        targets = teacher_adv_logits if teacher_logits is None else teacher_logits
-        assert targets is not None
-        batch = Batch(
-            inputs,
-            adv_inputs,
-            labels,
-            targets,
-            student_logits.float(),
-            student_adv_logits.float(),
-            teacher_adv_logits,
-            points,
-        )
-        clean, adversarial = loss.losses(batch)
+        batch = Batch(inputs, adv_inputs, labels, teacher, self._answers, points)
+        clean, adversarial = self.student_loss.losses(batch)
         self.adversary.observe(labels, batch.student_adv_logits.detach())
         share = self.adversarial_weight
         self.optimiser.zero_grad()
@@ -318,8 +300,14 @@ class Distillation:
         logits: Tensor = self._target_teacher.network(inputs)
         return logits
 
+    def _answers(self, inputs: Tensor) -> Tensor:
+        """The student's logits (B, C)."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
+            logits: Tensor = self.student(inputs)
+        return logits.float()
+
     def _attack(
-        self, inputs: Tensor, labels: Tensor, teacher_logits: Tensor | None
+        self, inputs: Tensor, labels: Tensor, teacher: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Adversarial images of the batch, made on a twin of the network that the method attacks.
 
@@ -330,8 +318,8 @@ class Distillation:
             twin = self._attacked_student
             twin.refresh()
         targets = inputs.new_empty((0, self.teacher.classes))
-        if teacher_logits is not None:
-            targets = self.student_loss.attack_targets(teacher_logits, labels)
+        if self.adversary.needs_teacher:
+            targets = self.student_loss.attack_targets(teacher(inputs), labels)
         counted = (
             points_right(twin.network, labels) if self.student_loss.needs_points_right else nullcontext()
         )

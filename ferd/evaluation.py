@@ -26,7 +26,7 @@ CW_STEPS = 30
 
 @dataclass(frozen=True)
 class Trial:
-    """One attack in one ball, and the rows of the test images that it is given."""
+    """One attack in one ball, and the indices of the test images that it is given."""
 
     attack: Attack
     threat: ThreatModel

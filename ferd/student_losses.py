@@ -5,7 +5,9 @@ learned on the way (class priors, weights, temperatures) is part of the resumabl
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import assert_never
 
 import torch
@@ -18,22 +20,42 @@ from ferd.losses import ClassPrior, ikl, kl_divergence, soft_cross_entropy
 
 @dataclass(frozen=True)
 class Batch:
-    """Images (B, channels, H, W) in [0, 1], clean and adversarial, logits (B, C) on them, and labels (B,).
+    """Images (B, channels, H, W) in [0, 1], clean and adversarial, with labels (B,) and logits (B, C).
 
-    For a loss that needs no student on clean images ``student_logits`` are ``student_adv_logits``; for one
-    that needs no teacher on clean images ``teacher_logits`` may be ``teacher_adv_logits``; for one that needs
-    no teacher on adversarial images those are None. ``points_right`` (B,), for a loss that needs it, says how
-    many of the points x_0 ... x_{T−1} of its attack the attacked network got right.
+    Logits are computed when they are first asked for: a loss pays for those that it looks at.
+
+    Args:
+        teacher, student: images -> logits; the student's with a gradient, in training mode.
+        points_right: (B,), for a loss that needs it: how many of the points x_0 ... x_{T−1} of its attack the
+            attacked network got right.
     """
 
     inputs: Tensor
     adv_inputs: Tensor
     labels: Tensor
-    teacher_logits: Tensor
-    student_logits: Tensor
-    student_adv_logits: Tensor
-    teacher_adv_logits: Tensor | None = None
+    teacher: Callable[[Tensor], Tensor]
+    student: Callable[[Tensor], Tensor]
     points_right: Tensor | None = None
+
+    @cached_property
+    def teacher_logits(self) -> Tensor:
+        """The teacher's on clean images."""
+        return self.teacher(self.inputs)
+
+    @cached_property
+    def teacher_adv_logits(self) -> Tensor:
+        """The teacher's on adversarial images."""
+        return self.teacher(self.adv_inputs)
+
+    @cached_property
+    def student_logits(self) -> Tensor:
+        """The student's on clean images."""
+        return self.student(self.inputs)
+
+    @cached_property
+    def student_adv_logits(self) -> Tensor:
+        """The student's on adversarial images."""
+        return self.student(self.adv_inputs)
 
 
 class StudentLoss(ABC):
@@ -45,16 +67,11 @@ class StudentLoss(ABC):
     Attributes:
         recordable: False for one that branches on a tensor's value or copies it to the host.
         adversarial_weight: of the adversarial loss, where the method's source fixes it; else the schedule's.
-        needs_student_on_clean, needs_teacher_on_clean, needs_teacher_on_adversarial: which logits of a batch
-            it looks at; of the others those are not computed that nothing else needs.
         needs_points_right: whether it looks at how the attack went.
     """
 
     recordable = True
     adversarial_weight: float | None = None
-    needs_student_on_clean = True
-    needs_teacher_on_clean = True
-    needs_teacher_on_adversarial = False
     needs_points_right = False
 
     @abstractmethod
@@ -229,12 +246,8 @@ class Absld(StudentLoss):
 class HardLabel(StudentLoss):
     """DFHL-RS (Yuan et al. 2024): CE(f^S(x'), argmax f^T(x')), its only term, given as both parts."""
 
-    needs_student_on_clean = needs_teacher_on_clean = False
-    needs_teacher_on_adversarial = True
-
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Any weighting of the two equal parts is the one term."""
-        assert batch.teacher_adv_logits is not None
         loss = F.cross_entropy(batch.student_adv_logits, batch.teacher_adv_logits.argmax(1))
         return loss, loss
 

@@ -30,7 +30,7 @@ class UtaeOutcomes:
         threat: the ball, and the steps of each attack.
 
     Attributes:
-        clean: (n,) the student's predictions on the images themselves, by its weights when this was made.
+        clean: (n,) the student's predictions on the images themselves; none before the first batch.
         predicted: for each γ the class that each image ended in, so far.
         divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
     """
@@ -53,7 +53,7 @@ class UtaeOutcomes:
         self.attacked = self._twin.network
         self.data, self.gammas, self.threat = data, gammas, threat
         self.batch_size, self.seed, self.device = batch_size, seed, device
-        self.clean = torch.empty(0, dtype=torch.int64)  # what the student takes each image for, unattacked
+        self.clean = torch.empty(0, dtype=torch.int64)
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
         self.divergences = [torch.empty(0) for _ in gammas]
 

@@ -1,11 +1,10 @@
 """The whole pipeline in minutes, on images that come with scikit-learn: ``make demo``."""
 
-import argparse
-
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record
 from flows.server import own_server
+from tasks.command import command_line
 from tasks.paths import PAGE
 from tasks.table import print_table
 
@@ -22,7 +21,7 @@ def demo() -> None:
 
 def main() -> None:
     """Run the flow, then show what came of it."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    command_line(__doc__).parse_args()
     with as_command("demo"):
         create_record()
         with own_server():

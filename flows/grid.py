@@ -3,7 +3,6 @@
 python -m flows.grid --benchmark digits
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -31,6 +30,7 @@ from flows.pipeline import (
     run_stale,
 )
 from tasks import lineage, share
+from tasks.command import command_line
 from tasks.dvc_pipeline import Pipeline
 from tasks.git import head, refuse_uncommitted
 from tasks.stage import Stage, stoppable, stopped
@@ -178,7 +178,7 @@ def _answer(ask: Callable[[], T]) -> T | None:
 
 def main() -> None:
     """Parse the command line, run the flow, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--benchmark", default="digits")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")

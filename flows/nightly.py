@@ -3,7 +3,6 @@
 python -m flows.nightly
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +27,7 @@ from flows.pipeline import (
 )
 from flows.server import own_server
 from tasks import night, params, tracking
+from tasks.command import command_line
 from tasks.dvc_pipeline import Pipeline
 from tasks.mlflow_view import address, nightly_links
 from tasks.night import Night
@@ -181,7 +181,7 @@ def write_page(tonight: Night, benchmarks: Sequence[str], verdicts: Sequence[Ver
 
 def main() -> None:
     """Parse the command line and run a night."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--benchmarks", nargs="+", help="by default those of params.yaml's block nightly")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")

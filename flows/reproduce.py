@@ -3,13 +3,13 @@
 python -m flows.reproduce --benchmark digits
 """
 
-import argparse
 from collections.abc import Sequence
 
 from prefect import flow
 
 from flows.pipeline import TASK_RUNNER, as_command, bring_up_to_date, create_record, require_known
 from flows.server import own_server
+from tasks.command import command_line
 from tasks.table import print_table
 
 
@@ -35,7 +35,7 @@ def reproduce(
 
 def main() -> None:
     """Parse the command line, run the flow, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--benchmark", default="digits")
     parser.add_argument("--methods", nargs="+")
     parser.add_argument("--seeds", type=int, nargs="+")

@@ -3,7 +3,6 @@
 python -m flows.sweep --benchmark cifar10 --student resnet18 --key utae.gamma --values 0 0.3 0.5 --seeds 0 1 2
 """
 
-import argparse
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from flows.pipeline import (
 )
 from flows.progress import LiveView
 from flows.server import own_server
+from tasks.command import command_line
 from tasks.dvc_pipeline import Pipeline
 from tasks.process import SLOTS
 from tasks.results.stored_sweeps import Value
@@ -178,7 +178,7 @@ def _refuse_silent(address: str) -> None:
 
 def main() -> None:
     """Parse the command line, check it, run the flow."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--benchmark", default="digits")
     parser.add_argument("--student", help="a network; by default the benchmark's first student")
     parser.add_argument("--method", default="ferd")

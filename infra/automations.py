@@ -5,7 +5,6 @@ marked as crashed. A run marks its own end otherwise, and one that cannot would 
 and a grid would wait for it.
 """
 
-import argparse
 import os
 from datetime import timedelta
 
@@ -17,8 +16,9 @@ from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.events import ResourceSpecification
 
 from ferd.errors import FerdError
-from infra.stack import LEAST, LOGIN
-from tasks.command import as_command, without_password
+from infra.passwords import LOGIN
+from infra.settings import LEAST
+from tasks.command import as_command, command_line, without_password
 
 HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
@@ -64,7 +64,7 @@ def declare(automation: AutomationCore) -> None:
 
 def main() -> None:
     """Declare it at PREFECT_API_URL, with SILENT_RUN_SECONDS."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    command_line(__doc__).parse_args()
     with as_command("automations"):
         missing = [name for name in ("PREFECT_API_URL", SETTING) if not os.environ.get(name)]
         if missing:

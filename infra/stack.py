@@ -6,23 +6,17 @@ until they answer, and deploys ``prefect.yaml``. Ports and names: ``infra/stack.
 generated passwords: the folder ``.stack`` (or ``STACK_FOLDER``).
 """
 
-import argparse
 import http.client
 import json
 import os
-import pwd
-import re
-import secrets
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 import xmlrpc.client
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from datetime import datetime
@@ -31,28 +25,19 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dotenv import dotenv_values
 
 from ferd.errors import FerdError, Unreachable
-from ferd.files import atomic_write
-from infra import bucket, processes
-from tasks.command import as_command, without_password
+from infra import bucket, passwords, processes, settings
+from infra.passwords import LOGIN, SECRETS
+from infra.postgres import Postgres
+from infra.settings import CHANGE, PORTS
+from tasks.command import as_command, command_line, without_password
 from tasks.locks import held
 
-HERE = Path(__file__).parent
-PART = "postgresql.part-"
-CONFIGURATION = HERE / "supervisord.conf"
+CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order of their start
-PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
-DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
-NAMES = (*DATABASES, "POSTGRES_USER", "WORK_POOL")
-LEAST = {"FLOW_RUNS_AT_A_TIME": 1, "SILENT_RUN_SECONDS": 10}  # the second: Prefect looks that often
-LOGIN = "PREFECT_API_AUTH_STRING"  # what Prefect's clients send: a name, a colon and a password
-SECRETS = ("POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", LOGIN)
-CHANGE = "set it in infra/stack.env or in the environment"
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
-LONGEST_SOCKET = 95  # bytes of its name: Linux takes 107, macOS 103; supervisord adds its process's number
 
 
 class Stack:
@@ -62,8 +47,7 @@ class Stack:
     """
 
     def __init__(self) -> None:
-        listed = {key: value or "" for key, value in dotenv_values(HERE / "stack.env").items()}
-        self.settings = {key: os.environ.get(key, value) for key, value in listed.items()}
+        self.settings = settings.read()
         self.folder = Path(os.environ.get("STACK_FOLDER", ".stack")).resolve()
         self.workspace = Path(os.environ.get("FERD_WORKSPACE", ".")).resolve()
         self.environment_file = self.folder / "environment.sh"
@@ -71,57 +55,21 @@ class Stack:
     @property
     def client_environment(self) -> dict[str, str]:
         """What a shell, a worker or a stage needs to use the services; not the database's password."""
-        settings = self.settings
+        own = self.settings
         return {
-            "PREFECT_API_URL": f"http://127.0.0.1:{settings['PREFECT_PORT']}/api",
-            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{settings['MLFLOW_PORT']}",
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{settings['S3_PORT']}",
-            "AWS_DEFAULT_REGION": settings["AWS_DEFAULT_REGION"],
-            "WORK_POOL": settings["WORK_POOL"],
-            **{key: value for key, value in self.secrets().items() if key != "POSTGRES_PASSWORD"},
+            "PREFECT_API_URL": f"http://127.0.0.1:{own['PREFECT_PORT']}/api",
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{own['MLFLOW_PORT']}",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{own['S3_PORT']}",
+            "AWS_DEFAULT_REGION": own["AWS_DEFAULT_REGION"],
+            "WORK_POOL": own["WORK_POOL"],
+            **{
+                key: value for key, value in passwords.keep(self.folder).items() if key != "POSTGRES_PASSWORD"
+            },
         }
-
-    def secrets(self) -> dict[str, str]:
-        """Passwords: those of an earlier start, else the environment's, else new ones; kept for this user.
-
-        Raises:
-            FerdError: the environment has others than those kept, or those of a cluster are gone.
-        """
-        path = self.folder / "secrets.env"
-        kept = dotenv_values(path, interpolate=False) if path.exists() else {}
-        given = {key: os.environ[key] for key in SECRETS if os.environ.get(key)}
-        other = [key for key, value in given.items() if (kept.get(key) or value) != value]
-        if other:
-            raise FerdError(
-                f"{path} keeps another {' and '.join(other)} than the environment has; "
-                f"unset {' '.join(other)} in this shell"
-            )
-        if not kept.get("POSTGRES_PASSWORD") and (self.folder / "postgresql").exists():
-            raise FerdError(
-                f"{path} is without the POSTGRES_PASSWORD of {self.folder / 'postgresql'}; bring it back "
-                f"({self.folder / 'pgpass'} has it too), or move that folder away"
-            )
-        values = {key: kept.get(key) or given.get(key) or _made_up(key) for key in SECRETS}
-        if not re.fullmatch(r"[^\s:\\]+", values["POSTGRES_PASSWORD"]):
-            raise FerdError(
-                "POSTGRES_PASSWORD: no space, : or \\ in it, since asyncpg cannot read them; set another"
-            )
-        if not re.fullmatch(r"[^\s:%\"\\]+:[^\s%\"\\]+", values[LOGIN]):
-            raise FerdError(
-                f'{LOGIN}: not NAME:PASSWORD without space, %, " and \\, which supervisord cannot hand on; '
-                "set another"
-            )
-        if values != kept:
-            _write_private(path, "".join(f"{key}={_quoted(value)}\n" for key, value in values.items()))
-            taken = [key for key in given if not kept.get(key)]
-            if taken:
-                print(f"{path}: keeps the environment's {' and '.join(taken)}")
-        return values
 
     def keep_secrets(self) -> None:
         """Make the passwords where they are not there, for Docker."""
         with self._locked():
-            self.secrets()
             self._keep_environment()
 
     def up(self) -> None:
@@ -131,15 +79,15 @@ class Stack:
             FerdError: a setting cannot be, or something that runs is in the way: nothing has changed; or
                 a service does not start.
         """
-        self._check_settings()
+        settings.check(self.settings, self.folder)
         with self._locked():
             self._up()
 
     def _up(self) -> None:
         self._refuse_what_runs()
-        self.secrets()
-        postgres = Postgres(self)
-        postgres.initialise()
+        secrets = passwords.keep(self.folder)
+        postgres = Postgres(self.folder, self.settings)
+        postgres.initialise(secrets["POSTGRES_PASSWORD"])
         self._keep_environment()
         self._start_supervisor(postgres)
         self._start("postgresql", "s3")
@@ -198,46 +146,7 @@ class Stack:
         text = "".join(
             f"export {key}={shlex.quote(value)}\n" for key, value in self.client_environment.items()
         )
-        _write_private(self.environment_file, text)
-
-    def _check_settings(self) -> None:
-        if len(os.fsencode(self.folder / "supervisor.sock")) > LONGEST_SOCKET:
-            raise FerdError(f"{self.folder}: too long for a socket in it; set STACK_FOLDER to a shorter one")
-        if set(str(self.folder)) & set('%"\\\n'):  # supervisord.conf cannot hold them
-            raise FerdError(f"{self.folder}: no % \" \\ or line end in a stack's folder; set STACK_FOLDER")
-        for name in PORTS:
-            value = self.settings[name]
-            if not (value.isascii() and value.isdecimal() and 0 < int(value) < 65536):
-                raise FerdError(f"{name}={value} is no port (1 to 65535); {CHANGE}")
-        for name in NAMES:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", self.settings[name]):
-                raise FerdError(f"{name}={self.settings[name]}: letters, digits, _ and - alone; {CHANGE}")
-        for name, least in LEAST.items():
-            value = self.settings[name]
-            if not (value.isascii() and value.isdecimal() and int(value) >= least):
-                raise FerdError(f"{name}={value} is no whole number of {least} or more; {CHANGE}")
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", self.settings["S3_BUCKET"]):
-            raise FerdError(
-                f"S3_BUCKET={self.settings['S3_BUCKET']}: 3 to 63 small letters, digits, . and -; {CHANGE}"
-            )
-        for names in (PORTS, DATABASES):
-            values = [self.settings[name] for name in names]
-            if same := [name for name in names if values.count(self.settings[name]) > 1]:
-                raise FerdError(f"{' and '.join(same)} are both {self.settings[same[0]]}; {CHANGE}")
-
-        self._check_schedule()
-
-    def _check_schedule(self) -> None:
-        from prefect.client.schemas.schedules import CronSchedule
-
-        cron, timezone = self.settings["NIGHTLY_CRON"], self.settings["NIGHTLY_TIMEZONE"]
-        try:
-            CronSchedule(cron=cron, timezone=timezone)
-        except ValueError:
-            raise FerdError(
-                f"NIGHTLY_CRON={cron} with NIGHTLY_TIMEZONE={timezone} is no schedule such as 0 2 * * * with "
-                f"UTC; {CHANGE}"
-            ) from None
+        passwords.write_private(self.environment_file, text)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -311,7 +220,7 @@ class Stack:
         """How to find out, by program, whether it answers."""
         services = self.client_environment
         return {
-            "postgresql": Postgres(self).answers,
+            "postgresql": Postgres(self.folder, self.settings).answers,
             "s3": self._s3_answers,
             "mlflow": partial(_answers, f"{services['MLFLOW_TRACKING_URI']}/health"),
             "prefect": partial(_answers, f"{services['PREFECT_API_URL']}/ready"),
@@ -379,13 +288,13 @@ class Stack:
             FerdError: a port cannot be, or the server does not answer, wants another password or does not
                 take them.
         """
-        self._check_settings()
+        settings.check(self.settings, self.folder)
         other = os.environ.get("PREFECT_API_URL")
         server = other or f"http://127.0.0.1:{self.settings['PREFECT_PORT']}/api"
         named = f"Prefect's server at {without_password(server)}"
         if not _answers(f"{server}/ready"):
             raise FerdError(f"{named} does not answer; make up, or set PREFECT_API_URL")
-        login = os.environ.get(LOGIN, "") if other else self.secrets()[LOGIN]
+        login = os.environ.get(LOGIN, "") if other else passwords.keep(self.folder)[LOGIN]
         if not _answers(f"{server}/version", login):
             raise FerdError(f"{named} asks for another {LOGIN} than this shell has; set that server's")
         self._deploy({"PREFECT_API_URL": server, LOGIN: login})
@@ -418,7 +327,7 @@ class Stack:
             program = supervisor.getProcessInfo("worker") if supervisor else {}
         services = self.client_environment
         pool = f"{services['PREFECT_API_URL']}/work_pools/{self.settings['WORK_POOL']}"
-        headers = {"Content-Type": "application/json", **authorization(services[LOGIN])}
+        headers = {"Content-Type": "application/json", **passwords.authorization(services[LOGIN])}
         request = urllib.request.Request(f"{pool}/workers/filter", data=b"{}", headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=5) as answer:
@@ -448,162 +357,6 @@ def control(folder: Path) -> Iterator[Any | None]:
             yield proxy.supervisor
 
 
-class Postgres:
-    """A PostgreSQL cluster below the stack's folder, run by a user who is not root."""
-
-    def __init__(self, stack: Stack) -> None:
-        self._stack = stack
-        self.data = stack.folder / "postgresql"
-        self.binaries = postgres_binaries(self.data)
-        self.os_user = _unprivileged_user()
-
-    def initialise(self) -> None:
-        """Create the cluster, and the file by which MLflow and Prefect log in, where they are not there."""
-        settings, password = self._stack.settings, self._stack.secrets()["POSTGRES_PASSWORD"]
-        login = f"127.0.0.1:{settings['POSTGRES_PORT']}:*:{settings['POSTGRES_USER']}:{password}\n"
-        _write_private(self._stack.folder / "pgpass", login)
-        for leftover in self.data.parent.glob(f"{PART}*"):  # of a start that was killed
-            shutil.rmtree(leftover, ignore_errors=True)
-        if (self.data / "PG_VERSION").exists():
-            return
-        with tempfile.TemporaryDirectory(prefix=PART, dir=self.data.parent) as part:
-            self._create(Path(part), password)
-
-    def _create(self, part: Path, password: str) -> None:
-        """Make the cluster in a folder beside it, so that a whole one or none is there."""
-        account = pwd.getpwnam(self.os_user)
-        other: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-        password_file, cluster = part / "password", part / "cluster"
-        password_file.write_text(password)
-        for path in (part, password_file):
-            os.chown(path, account.pw_uid, account.pw_gid)
-        user = self._stack.settings["POSTGRES_USER"]
-        done = subprocess.run(
-            [
-                *(self.binaries / "initdb", "--pgdata", cluster, "--username", user),
-                *("--auth", "scram-sha-256", "--encoding", "UTF8", "--pwfile", password_file),
-            ],
-            cwd="/",
-            capture_output=True,
-            text=True,
-            check=False,
-            **(other if os.geteuid() == 0 else {}),
-        )
-        if done.returncode:
-            said = " ".join(done.stderr.split())
-            raise FerdError(
-                f"{self.data}: the user {self.os_user} can make no PostgreSQL cluster there: {said}; "
-                "set STACK_FOLDER to a folder that this user can reach"
-            )
-        try:
-            cluster.rename(self.data)
-        except OSError as error:
-            raise FerdError(
-                f"{self.data}: {error.strerror}, and no PostgreSQL cluster; move it away"
-            ) from None
-
-    def answers(self) -> bool:
-        """Whether one can log in.
-
-        Raises:
-            FerdError: the cluster has another password.
-        """
-        import psycopg2
-
-        try:
-            self._connect().close()
-        except psycopg2.OperationalError as error:
-            if "authentication failed" in str(error):
-                raise FerdError(
-                    f"{self._stack.folder / 'secrets.env'}: not the POSTGRES_PASSWORD that {self.data} was "
-                    "made with; put that one back"
-                ) from None
-            return False
-        return True
-
-    def create_databases(self) -> None:
-        """MLflow's and Prefect's, where they are not there."""
-        from psycopg2 import sql
-
-        with closing(self._connect()) as connection:
-            connection.autocommit = True
-            cursor = connection.cursor()
-            for name in (self._stack.settings[key] for key in DATABASES):
-                cursor.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,))
-                if cursor.fetchone() is None:
-                    cursor.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-
-    def _connect(self) -> Any:
-        import psycopg2
-
-        return psycopg2.connect(
-            host="127.0.0.1",
-            port=self._stack.settings["POSTGRES_PORT"],
-            user=self._stack.settings["POSTGRES_USER"],
-            dbname="postgres",
-            passfile=str(self._stack.folder / "pgpass"),
-            connect_timeout=5,
-        )
-
-
-def postgres_binaries(cluster: Path) -> Path:
-    """Where ``postgres`` is: on PATH, or in Debian's place for it; of the version that made ``cluster``.
-
-    Raises:
-        FerdError: there is none, or none of that version.
-    """
-    found = shutil.which("postgres")
-    places = [Path(found).parent] if found else []
-    places += sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True
-    )
-    installed = [place for place in places if (place / "initdb").exists()]
-    if not installed:
-        raise FerdError(
-            "PostgreSQL's server is not installed; `apt-get install postgresql` or `brew install postgresql`"
-        )
-    version = cluster / "PG_VERSION"
-    if not version.exists():
-        return installed[0]
-    made_by = version.read_text().strip()
-    for place in installed:
-        if _major(place) == made_by:
-            return place
-    raise FerdError(
-        f"{cluster}: of PostgreSQL {made_by}, and installed is {', '.join(map(_major, installed))}; "
-        f"`apt-get install postgresql-{made_by}`, or pg_upgrade it"
-    )
-
-
-def _major(binaries: Path) -> str:
-    """``16`` of ``postgres (PostgreSQL) 16.4``."""
-    said = subprocess.run([binaries / "postgres", "--version"], capture_output=True, text=True, check=True)
-    return said.stdout.split()[2].partition(".")[0]
-
-
-def _unprivileged_user() -> str:
-    """This user, or, since PostgreSQL refuses root, the first of ``postgres`` and ``nobody`` that exists."""
-    if os.geteuid() != 0:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    known = {entry.pw_name for entry in pwd.getpwall()}
-    return next(name for name in ("postgres", "nobody") if name in known)
-
-
-def _write_private(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as part:
-        part.touch(mode=0o600)
-        part.write_text(text)
-
-
-def _quoted(value: str) -> str:
-    """As a value of an .env file, to be read back as it is."""
-    if value.isalnum():
-        return value
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"
-
-
 def _still(left: Mapping[str, list[psutil.Process]]) -> str:
     """What outlived supervisord, and what to do."""
     return f"still running: {processes.describe(left)}; `make down` ends them"
@@ -615,18 +368,9 @@ def _refuse_taken(name: str, port: int) -> None:
             raise FerdError(f"port {port} is taken: {name}; {CHANGE}")
 
 
-def _made_up(key: str) -> str:
-    return f"{'ferd:' if key == LOGIN else ''}{secrets.token_hex(16)}"
-
-
-def authorization(login: str) -> dict[str, str]:
-    """The header by which Prefect's server takes ``NAME:PASSWORD``; none for an empty one."""
-    return {"Authorization": f"Basic {b64encode(login.encode()).decode()}"} if login else {}
-
-
 def _answers(url: str, login: str = "") -> bool:
     try:
-        request = urllib.request.Request(url, headers=authorization(login))
+        request = urllib.request.Request(url, headers=passwords.authorization(login))
         with urllib.request.urlopen(request, timeout=5) as answer:
             return bool(answer.status == 200)
     except OSError:
@@ -648,7 +392,7 @@ def _wait_until(
 
 def main() -> None:
     """Parse the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("command", choices=["up", "down", "status", "deploy", "secrets"])
     command = parser.parse_args().command
     with as_command("stack"):

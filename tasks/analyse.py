@@ -1,6 +1,5 @@
 """Stage ``analyse``: a checkpoint -> its weak classes under targeted attack, UTAE outcomes, image quality."""
 
-import argparse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ferd.adaptive_adversary import AdaptiveAdversary, weakest
-from ferd.checkpoint import load_classifier, load_state, read_facts, save_state
+from ferd.checkpoint import load_state, save_state
 from ferd.config import Benchmark
 from ferd.datasets import Images, dataset, first_per_class, load_images
 from ferd.errors import FerdError
@@ -19,7 +18,7 @@ from ferd.image_quality import Embedding, InceptionEmbedding, TeacherEmbedding, 
 from ferd.models.classifier import Classifier
 from ferd.pool import Pool
 from ferd.utae_outcomes import UtaeOutcomes
-from tasks import params, paths, process, tracking
+from tasks import checkpoints, params, paths, process
 from tasks.device import device_with
 from tasks.storage import fetch_weights
 
@@ -28,29 +27,20 @@ SEED = 0  # of the attacks; the student's own seed is part of its name
 
 def main() -> None:
     """``python -m tasks.analyse checkpoints/<benchmark>/....safetensors``."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    checkpoint = parser.parse_args().checkpoint
-    name = str(checkpoint).removeprefix("checkpoints/").removesuffix(".safetensors")
-    with process.running(f"analyse {name}") as progress:
-        analyse_checkpoint(params.benchmark_of(checkpoint), checkpoint, progress)
+    checkpoints.look_at("analyse", __doc__, analyse_checkpoint)
 
 
 def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progress) -> None:
     """Analyse a student, or a teacher by the adaptive adversary alone; goes on where it was interrupted."""
     settings = params.read().benchmark(benchmark)
     refuse_missing(benchmark, checkpoint)
-    run_key, facts = paths.run_key(checkpoint), read_facts(checkpoint, "settings")
     analysis = Analysis(benchmark, checkpoint, settings, progress)
-    run = tracking.find_run(benchmark, run_key, facts["settings"])
-    figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
-    write_outputs(benchmark, checkpoint, settings, figures)
-    cost = paths.cost_of(paths.result_of(checkpoint), "analyse")
-    process.write_cost(cost, progress, analysis.device)
-    if run is None:
-        run = tracking.start_run(benchmark, run_key, facts["settings"], progress.task, {})
-    run.log(metrics_of(figures))
-    run.finish()
+    with checkpoints.recorded(benchmark, checkpoint, progress.task) as metrics:
+        figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
+        write_outputs(benchmark, checkpoint, settings, figures)
+        cost = paths.cost_of(paths.result_of(checkpoint), "analyse")
+        process.write_cost(cost, progress, analysis.device)
+        metrics |= metrics_of(figures)
 
 
 class Resumable(Protocol):
@@ -123,10 +113,7 @@ class Analysis:
 
     def load(self, checkpoint: Path) -> Classifier:
         """A network of this benchmark."""
-        kind = dataset(self.settings.data.dataset)
-        return load_classifier(
-            checkpoint, benchmark=self.benchmark, classes=len(kind.class_names), channels=kind.channels
-        )
+        return checkpoints.load(self.benchmark, self.settings, checkpoint)
 
     def _begin(self, total: int) -> None:
         self._total = total
@@ -184,8 +171,7 @@ class Analysis:
 
     def _pool_images(self) -> Images:
         """The last images that the student was trained on, with the labels asked for."""
-        kind, folder = dataset(self.settings.data.dataset), self.checkpoint.with_suffix(".pool")
-        shape = (kind.channels, kind.size, kind.size)
+        shape, folder = dataset(self.settings.data.dataset).shape, self.checkpoint.with_suffix(".pool")
         pool = Pool(folder, pool_size(folder), shape, torch.device("cpu"), grows=False)
         last = self.settings.analysis.pool_images
         return Images(pool.images[-last:], pool.labels[-last:])
@@ -270,16 +256,10 @@ def validation_images(benchmark: str) -> Images:
 
 def write_outputs(benchmark: str, checkpoint: Path, settings: Benchmark, figures: dict[str, Any]) -> None:
     """The analysis as JSON."""
-    student, method, seed = paths.identity(checkpoint)
     write_json(
         paths.result_of(checkpoint).with_suffix(".analysis.json"),
         {
-            "schema": paths.ANALYSIS_SCHEMA,
-            "benchmark": benchmark,
-            "student": student,
-            "method": method,
-            "seed": seed,
-            "network": read_facts(checkpoint)["network"],
+            **checkpoints.heading(paths.ANALYSIS_SCHEMA, benchmark, checkpoint),
             "threat_model": settings.threat_model.model_dump(),
             **figures,
         },

@@ -1,12 +1,11 @@
 """Analyses as tables: the adaptive adversary, where UTAEs end up, how good the synthetic images are."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ferd.datasets import dataset
 from tasks import params
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.paths import CHECKPOINTS
 from tasks.results import stored_analyses
 from tasks.results.text_table import Table
@@ -171,7 +170,7 @@ def _fraction(value: float | None) -> str:
 
 def main() -> None:
     """``python -m tasks.analysis_table BENCHMARK``: the tables in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     benchmark = parser.parse_args().benchmark
     with as_command("analysis table"):

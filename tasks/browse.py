@@ -1,6 +1,5 @@
 """Browse the record: ``python -m tasks.browse`` completes it, starts MLflow and opens the γ comparison."""
 
-import argparse
 import os
 import signal
 import socket
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from ferd.errors import FerdError
 from tasks import params, record, tracking
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.mlflow_view import HOST, PORT, address
 
 LOG = Path("logs/mlflow.log")
@@ -24,7 +23,7 @@ START_SECONDS = 120
 
 def main() -> None:
     """Open the server of ``MLFLOW_TRACKING_URI``, or serve the local store until a signal ends it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--port", type=int, default=PORT)
     port = parser.parse_args().port
     store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)

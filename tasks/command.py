@@ -1,5 +1,6 @@
 """What every command of a person shares: a fault, or Ctrl-C, ends it with one line."""
 
+import argparse
 import atexit
 import errno
 import gc
@@ -19,6 +20,11 @@ IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 # A process that ends would otherwise search all that torch and MLflow made for garbage: a second or more.
 atexit.register(gc.freeze)
+
+
+def command_line(doc: str | None) -> argparse.ArgumentParser:
+    """For a command; the first line of ``doc``, its module's docstring, says what it does."""
+    return argparse.ArgumentParser(description=doc.splitlines()[0] if doc else None)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Stage ``data``: a benchmark's images -> ``data/<benchmark>/<split>.safetensors``."""
 
-import argparse
 import os
 from pathlib import Path
 
@@ -8,11 +7,12 @@ from ferd.config import Data
 from ferd.dataset_readers import load_splits
 from ferd.datasets import save_images
 from tasks import params, paths, process
+from tasks.command import command_line
 
 
 def main() -> None:
     """``python -m tasks.data BENCHMARK``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     args = parser.parse_args()
     with process.running(f"data {args.benchmark}") as progress:

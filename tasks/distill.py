@@ -13,23 +13,26 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ferd.checkpoint import load_classifier, load_state, save_classifier, save_state
-from ferd.config import Method, fingerprint
+from ferd.checkpoint import load_state, save_classifier, save_state
+from ferd.config import Benchmark, Method, fingerprint
 from ferd.datasets import dataset, load_images
 from ferd.distillation import Distillation, RoundRecord
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json_lines
+from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.pool import Pool
-from tasks import params, paths, process, tracking
+from tasks import checkpoints, params, paths, process, tracking
+from tasks.command import command_line
 from tasks.device import device_with
 
 GRID_COLUMNS = 12
+Given = tuple[Tensor, Tensor] | Path | None  # real images and labels, or a finished pool
 
 
 def main() -> None:
     """``python -m tasks.distill BENCHMARK STUDENT METHOD SEED``, the seed written ``s0``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     for name in ("benchmark", "student", "method"):
         parser.add_argument(name)
     parser.add_argument("seed", type=seed)
@@ -54,57 +57,25 @@ def distil_student(
     everything = params.read()
     settings, method = everything.benchmark(benchmark), everything.method(method_name)
     device = device_with(settings.distillation.threads)
-    kind = dataset(settings.data.dataset)
-    teacher_path = paths.teacher(benchmark)
-    teacher = load_classifier(
-        teacher_path, benchmark=benchmark, classes=len(kind.class_names), channels=kind.channels
-    )
-    student = build(student_name, classes=teacher.classes, channels=teacher.channels, seed=seed)
-    what = [
-        settings.distillation,
-        settings.augmentation,
-        settings.threat_model,
-        method,
-        student_name,
-        seed,
-        device.type,
-    ]
+    teacher = checkpoints.load(benchmark, settings, paths.teacher(benchmark))
     given = given_images(benchmark, student_name, method, seed)
-    if isinstance(given, Path):
-        what.append([process.sha256(shard) for shard in sorted(given.iterdir())])
-    settings_hash = fingerprint(*what, process.sha256(teacher_path))
+    settings_hash = hash_of_settings(benchmark, settings, student_name, method, seed, device, given)
     real = process.sha256(paths.images(benchmark, "train")) if isinstance(given, tuple) else None
     resume = progress.resume_folder(settings_hash, real)
     state = load_state(resume / "state.pt")
     if not state and (resume / "pool").exists():
         shutil.rmtree(resume / "pool")  # of a run that ended in its first round
-    distillation = Distillation(
-        teacher,
-        student,
-        (kind.channels, kind.size, kind.size),
-        settings.distillation,
-        settings.augmentation,
-        method,
-        settings.threat_model,
-        seed,
-        resume / "pool",
-        device,
-        given,
-    )
+    distillation = begin(settings, teacher, student_name, method, seed, resume / "pool", device, given)
     records: list[dict[str, Any]] = []
     if state:
         distillation.load_state_dict(state["distillation"])
         records = json.loads(state["records"])
     checkpoint = paths.student(benchmark, student_name, method_name, seed)
+    parameters = tracking.student_parameters(
+        student_name, method_name, seed, method, settings.distillation, settings.threat_model
+    )
     run = tracking.resume_or_start(
-        resume,
-        benchmark,
-        paths.run_key(checkpoint),
-        settings_hash,
-        progress.task,
-        tracking.student_parameters(
-            student_name, method_name, seed, method, settings.distillation, settings.threat_model
-        ),
+        resume, benchmark, paths.run_key(checkpoint), settings_hash, progress.task, parameters
     )
     progress.start(distillation.round)
     for record in distillation.rounds():
@@ -123,9 +94,9 @@ def distil_student(
         )
     save_classifier(
         checkpoint,
-        student,
+        distillation.student,
         student_name,
-        size=kind.size,
+        size=distillation.shape[1],
         benchmark=benchmark,
         run_key=paths.run_key(checkpoint),
         settings=settings_hash,
@@ -133,10 +104,60 @@ def distil_student(
     )
     result = paths.result_of(checkpoint)
     write_image_grid(result.with_suffix(".images.png"), distillation.pool, teacher.classes)
-    process.move_folder(resume / "pool", paths.pool(benchmark, student_name, method_name, seed))
+    process.move_folder(resume / "pool", checkpoint.with_suffix(".pool"))
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
     process.write_cost(paths.cost_of(result, "distill"), progress, device)
     run.finish()
+
+
+def begin(
+    benchmark: Benchmark,
+    teacher: Classifier,
+    student_name: str,
+    method: Method,
+    seed: int,
+    pool_folder: Path,
+    device: torch.device,
+    given: Given,
+) -> Distillation:
+    """A benchmark's loop for a student of that seed, before its first round."""
+    return Distillation(
+        teacher,
+        build(student_name, classes=teacher.classes, channels=teacher.channels, seed=seed),
+        dataset(benchmark.data.dataset).shape,
+        benchmark.distillation,
+        benchmark.augmentation,
+        method,
+        benchmark.threat_model,
+        seed,
+        pool_folder,
+        device,
+        given,
+    )
+
+
+def hash_of_settings(
+    name: str,
+    benchmark: Benchmark,
+    student_name: str,
+    method: Method,
+    seed: int,
+    device: torch.device,
+    given: Given,
+) -> str:
+    """What a student depends on, but for real images: settings, teacher, a pool that is replayed."""
+    pool = [process.sha256(shard) for shard in sorted(given.iterdir())] if isinstance(given, Path) else None
+    return fingerprint(
+        benchmark.distillation,
+        benchmark.augmentation,
+        benchmark.threat_model,
+        method,
+        student_name,
+        seed,
+        device.type,
+        *([pool] if pool else []),
+        process.sha256(paths.teacher(name)),
+    )
 
 
 def write_image_grid(path: Path, pool: Pool, classes: int) -> None:
@@ -162,9 +183,7 @@ def metrics_of(record: RoundRecord) -> dict[str, float]:
     return metrics | {f"student/{key}": value for key, value in record.student.items()}
 
 
-def given_images(
-    benchmark: str, student: str, method: Method, seed: int
-) -> tuple[Tensor, Tensor] | Path | None:
+def given_images(benchmark: str, student: str, method: Method, seed: int) -> Given:
     """What a method that does not make its own images is given: real ones, or a finished pool.
 
     Raises:

@@ -1,6 +1,5 @@
 """Download an image set into ``FERD_DATA``; the stages themselves never download."""
 
-import argparse
 import os
 import shutil
 import zipfile
@@ -11,7 +10,7 @@ from torchvision.datasets.utils import extract_archive
 from ferd.dataset_readers import TINY_IMAGENET_FOLDER, cifar_source, read
 from ferd.errors import FerdError
 from tasks import process
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.download import download
 from tasks.locks import held
 
@@ -22,7 +21,7 @@ TINY_IMAGENET_TRAIN, TINY_IMAGENET_TEST = 100_000, 10_000
 
 def main() -> None:
     """``python -m tasks.fetch cifar10|cifar100|tiny-imagenet``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("set", choices=["cifar10", "cifar100", "tiny-imagenet"])
     name = parser.parse_args().set
     with as_command(f"fetch {name}"):

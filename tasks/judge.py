@@ -1,14 +1,13 @@
 """Stage ``judge``: a classifier that has no part in a distillation, to judge the images that come of it."""
 
-import argparse
-
 from tasks import params, process
+from tasks.command import command_line
 from tasks.teacher import Role, acquire
 
 
 def main() -> None:
     """``python -m tasks.judge BENCHMARK``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     args = parser.parse_args()
     with process.running(f"judge {args.benchmark}") as progress:

@@ -32,6 +32,7 @@ PLUMBING = frozenset(
         REGISTRY,  # names of networks; literal parameter counts are tested
         "tasks/__init__.py",
         "tasks/bare_code.py",
+        "tasks/command.py",
         "tasks/download.py",
         "tasks/lineage.py",
         "tasks/params.py",

@@ -4,7 +4,6 @@ FLOPs are counted on the real networks (``ferd.cost``), hours follow from a shor
 machine's device, and what earlier stages really took is set against what is predicted for them.
 """
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.device import device_name, device_type
 from tasks.dvc_pipeline import Pipeline
 from tasks.process import processor
@@ -92,7 +91,7 @@ class Costs:
         self.name, self.settings, self.device = name, settings, device
         self.benchmark: Benchmark = settings.benchmark(name)
         self.data: Dataset = dataset(self.benchmark.data.dataset)
-        self.shape = (self.data.channels, self.data.size, self.data.size)
+        self.shape = self.data.shape
 
     def work(self, job: Job) -> cost.Work:
         """FLOPs of a job."""
@@ -277,7 +276,7 @@ def _spent(job: Job, device: torch.device) -> float | None:
 
 def main() -> None:
     """Parse the command line, ask DVC, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
     args = parser.parse_args()
     with as_command("plan"):

@@ -4,10 +4,10 @@ Run by ``tasks.sweep``, which gives the point its settings (``FERD_PARAMS``) and
 (``FERD_OUTPUTS``). What an earlier attempt has finished is not done again.
 """
 
-import argparse
 import os
 
 from tasks import paths, process
+from tasks.command import command_line
 from tasks.distill import distil_student
 from tasks.evaluate import evaluate_checkpoint
 
@@ -16,7 +16,7 @@ GIVEN = ("FERD_PARAMS", "FERD_OUTPUTS", "FERD_SWEEP_ID")
 
 def main() -> None:
     """``python -m tasks.point BENCHMARK STUDENT METHOD SEED``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     for name in ("benchmark", "student", "method"):
         parser.add_argument(name)
     parser.add_argument("seed", type=int)

@@ -6,7 +6,6 @@ images and its dataset, and the final student as a model. It may be repeated: a 
 result.
 """
 
-import argparse
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +22,7 @@ from ferd.errors import FerdError
 from ferd.files import check_fields, read_json_lines
 from ferd.models.classifier import Classifier
 from tasks import params, paths, process, tracking
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.distill import metrics_of
 from tasks.mlflow_view import ABLATION, GAMMA, save_gamma_view
 from tasks.params import Params
@@ -54,7 +53,7 @@ prints the link to their charts.
 
 def main() -> None:
     """Complete what the record lacks of every benchmark that has results."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("benchmarks", nargs="*", help="by default all of params.yaml")
     args = parser.parse_args()
     with as_command("record"):

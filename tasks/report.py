@@ -1,6 +1,5 @@
 """Stage ``report``: all results at hand -> one self-contained page, a summary, DVC's metrics and plots."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, write_json
 from tasks import page, params, process
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.figures.style import CONFIG
 from tasks.params import Params
 from tasks.paths import PAGE, RESULTS
@@ -26,7 +25,7 @@ TEMPLATE = Path(__file__).with_name("report.html.j2")
 
 def main() -> None:
     """``python -m tasks.report``: the page; with ``--figure``: one of its figures as a picture."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("--figure", metavar="BENCHMARK/FIGURE", help="write this figure alone")
     parser.add_argument("--to", type=Path, metavar="FILE", help="where to: a name in .png or .pdf")
     args = parser.parse_args()

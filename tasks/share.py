@@ -4,7 +4,6 @@ Another machine takes it by ``dvc repro --pull STAGE``, without this one's lock 
 --run-cache`` does not do: DVC keeps no run cache of a stage whose results are in Git, not in its cache.)
 """
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 from ferd.errors import FerdError, Unreachable
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.dvc_pipeline import plain_errors, when_free
 
 Entry = tuple[str, str]  # of DVC's run cache: the hash of what a stage was run with, and with what it gave
@@ -129,7 +128,7 @@ def _save_run_cache(repo: Any, names: Sequence[str]) -> list[Entry]:
 
 def main() -> None:
     """Push, and say how much."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("stages", nargs="+", metavar="STAGE")
     stages = parser.parse_args().stages
     with as_command("share"):

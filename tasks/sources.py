@@ -1,6 +1,5 @@
 """Stage ``sources``: the code behind each result, listed -> ``sources/``; see ``tasks.lineage``."""
 
-import argparse
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import yaml
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
+from tasks.command import command_line
 from tasks.lineage import STAGE, lists
 from tasks.process import running
 
 
 def main() -> None:
     """``python -m tasks.sources``."""
-    argparse.ArgumentParser(description=__doc__).parse_args()
+    command_line(__doc__).parse_args()
     with running(STAGE) as progress:
         progress.event("computing")  # without a place to compute in: other stages wait for these files
         made = lists()

@@ -1,6 +1,5 @@
 """Results as one table on the terminal."""
 
-import argparse
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from ferd import validity
 from tasks import params
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.results import text_table
 from tasks.results.stored import Group, load, spread, students
 from tasks.results.tidy import PLACES
@@ -162,7 +161,7 @@ def warnings(groups: Sequence[Group]) -> list[str]:
 
 def main() -> None:
     """``python -m tasks.table BENCHMARK``: the table in Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     benchmark = parser.parse_args().benchmark
     with as_command("table"):

@@ -1,6 +1,5 @@
 """Stage ``teacher``: a benchmark's robust teacher, trained, fine-tuned or given, and measured."""
 
-import argparse
 import json
 import logging
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.randomness import stream_seed
 from tasks import params, paths, process, tracking
+from tasks.command import command_line
 from tasks.device import device_with
 from tasks.storage import fetch_weights
 
@@ -47,7 +47,7 @@ class Role:
 
 def main() -> None:
     """``python -m tasks.teacher BENCHMARK``."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = command_line(__doc__)
     parser.add_argument("benchmark")
     args = parser.parse_args()
     with process.running(f"teacher {args.benchmark}") as progress:

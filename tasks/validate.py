@@ -23,16 +23,14 @@ from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_classifier
 from ferd.config import Benchmark
 from ferd.datasets import dataset, load_images
-from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier
-from ferd.models.registry import build
 from ferd.randomness import stream_seed
 from tasks import paths
-from tasks.command import as_command
+from tasks.command import as_command, command_line
 from tasks.device import device_with
-from tasks.distill import given_images
+from tasks.distill import begin, given_images
 from tasks.params import PARAMS, Params, put, read_content, validate
 from tasks.teacher import initial_network
 
@@ -42,7 +40,7 @@ UNUSED = (".data.", ".evaluation.attacks.", ".evaluation.other_balls.")  # image
 
 def main() -> None:
     """Parse the command line, run, print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--benchmark", required=True)
     parser.add_argument("--method", help="without it, the teacher is trained and judged")
     parser.add_argument("--seeds", type=typed_seed, nargs="+", default=[0])
@@ -110,32 +108,21 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
 def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """Distil a student and judge it on the validation images."""
     benchmark, method = params.benchmark(args.benchmark), params.method(args.method)
-    kind = dataset(benchmark.data.dataset)
+    kind, student_name = dataset(benchmark.data.dataset), benchmark.students[0]
     device = device_with(benchmark.distillation.threads)
     teacher = load_classifier(
         args.teacher or paths.teacher(args.benchmark),
         classes=len(kind.class_names),
         channels=kind.channels,
     )
-    student = build(benchmark.students[0], classes=teacher.classes, channels=teacher.channels, seed=seed)
+    given = given_images(args.benchmark, student_name, method, seed)
     with tempfile.TemporaryDirectory() as folder:
-        distillation = Distillation(
-            teacher,
-            student,
-            (kind.channels, kind.size, kind.size),
-            benchmark.distillation,
-            benchmark.augmentation,
-            method,
-            benchmark.threat_model,
-            seed,
-            Path(folder) / "pool",
-            device,
-            given_images(args.benchmark, benchmark.students[0], method, seed),
-        )
+        pool = Path(folder) / "pool"
+        distillation = begin(benchmark, teacher, student_name, method, seed, pool, device, given)
         records = list(distillation.rounds())
     last = records[-1]
     return {
-        **judge(student, args.benchmark, benchmark, device),
+        **judge(distillation.student, args.benchmark, benchmark, device),
         "agreement": sum(record.agreement for record in records) / len(records),
         "generator": last.generator,
         "student": last.student,

@@ -135,14 +135,11 @@ def test_the_loop_shows_the_adversary_what_became_of_its_images(make_run):
     assert not torch.equal(run.state_dict()["adversary"]["outcomes"], before)
 
 
-# In two classes the logits (log 3, 0) are the probabilities (3/4, 1/4).
-
-
 def test_what_a_loaded_state_becomes_leaves_the_state_alone(threat):
     """Two runs may go on from one state in memory."""
     labels, logits = torch.tensor([0, 1]), torch.tensor([[2.0, 0.0, 1.0], [0.0, 2.0, 1.0]])
     images = torch.zeros(2, 1, 8, 8)
-    batch = Batch(images, images, labels, logits, logits, logits.flip(1))
+    batch = Batch(images, images, labels, lambda _: logits, lambda _: logits.flip(1))
     for piece, use in (
         (Ikl(3, CPU), lambda piece: piece.losses(batch)),
         (AdaptiveUtaeAdversary(0.5, threat, 3, CPU), lambda piece: piece.observe(labels, logits.flip(1))),

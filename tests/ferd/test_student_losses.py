@@ -14,11 +14,15 @@ FROM_THREE_TO_ONE = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)  # KL((3/4, 1/4)
 FROM_EVEN = 0.5 * math.log(2 / 3) + 0.5 * math.log(2)  # KL((1/2, 1/2) ‖ (3/4, 1/4))
 
 
-def batch_of(labels, *logits):
-    """Of black images, at which these losses do not look."""
+def batch_of(labels, teacher, student, student_adv, teacher_adv=None):
+    """Of images that say which logits belong to them."""
     labels = torch.tensor(labels)
-    black = torch.zeros(len(labels), 1, 8, 8)
-    return Batch(black, black, labels, *logits)
+    clean, attacked = torch.zeros(len(labels), 1, 8, 8), torch.ones(len(labels), 1, 8, 8)
+
+    def either(of_clean, of_attacked):
+        return lambda images: of_attacked if images is attacked else of_clean
+
+    return Batch(clean, attacked, labels, either(teacher, teacher_adv), either(student, student_adv))
 
 
 def batch(labels=(0, 1), classes=3):

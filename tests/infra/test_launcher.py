@@ -7,20 +7,19 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import psutil
 import pytest
 
 from ferd.errors import FerdError, Unreachable
-from infra import bucket, processes, stack
+from infra import bucket, processes, settings, stack
 from tests.conftest import ROOT, environment, free_port
 
 
 def launch(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the launcher, or another module, with free ports."""
     own = {key: value for key, value in environment().items() if not key.startswith("AWS_")}
-    ports = {name: str(free_port()) for name in stack.PORTS}
+    ports = {name: str(free_port()) for name in settings.PORTS}
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -120,73 +119,6 @@ def test_an_s3_that_does_not_answer_may_answer_later():
 
 
 @pytest.fixture
-def postgres(tmp_path, monkeypatch):
-    """The cluster of a new folder, and no real ``initdb``."""
-    for name in stack.SECRETS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    monkeypatch.setattr(stack, "postgres_binaries", lambda _: Path("/usr/bin"))
-    return stack.Postgres(stack.Stack())
-
-
-def test_a_cluster_is_opened_by_the_version_that_made_it(tmp_path, monkeypatch):
-    """Scripts that only say a version stand for two installed ones: 17 on PATH, 16 in Debian's place."""
-    places = {}
-    for major in ("16", "17"):
-        places[major] = tmp_path / major / "bin"
-        places[major].mkdir(parents=True)
-        for name in ("postgres", "initdb"):
-            (places[major] / name).write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {major}.4 (Debian)'\n")
-            (places[major] / name).chmod(0o755)
-    cluster = tmp_path / "cluster"
-    monkeypatch.setattr(stack.Path, "glob", lambda self, _: iter([places["16"]]))
-    monkeypatch.setattr(stack.shutil, "which", lambda _: str(places["17"] / "postgres"))
-    assert stack.postgres_binaries(cluster) == places["17"]
-    cluster.mkdir()
-    (cluster / "PG_VERSION").write_text("16\n")
-    assert stack.postgres_binaries(cluster) == places["16"]
-    (cluster / "PG_VERSION").write_text("15\n")
-    with pytest.raises(FerdError, match=r"of PostgreSQL 15, and installed is 17, 16; `apt-get"):
-        stack.postgres_binaries(cluster)
-
-
-def initdb(command: list, **_: object) -> subprocess.CompletedProcess:
-    """Make a cluster's first file."""
-    cluster = Path(command[command.index("--pgdata") + 1])
-    cluster.mkdir(exist_ok=True)
-    (cluster / "PG_VERSION").touch()
-    return subprocess.CompletedProcess(command, 0)
-
-
-def test_a_cluster_is_there_whole_or_not_at_all(postgres, monkeypatch):
-    def killed(command: list, **_: object) -> None:
-        initdb(command)
-        raise SystemExit
-
-    monkeypatch.setattr(stack.subprocess, "run", killed)
-    with pytest.raises(SystemExit):
-        postgres.initialise()
-    assert not postgres.data.exists()
-
-    leftover = postgres.data.with_name("postgresql.part-killed") / "cluster"
-    leftover.mkdir(parents=True)
-    monkeypatch.setattr(stack.subprocess, "run", initdb)
-    postgres.initialise()
-    assert (postgres.data / "PG_VERSION").exists()
-    assert list(postgres.data.parent.glob("postgresql.part-*")) == []
-
-
-def test_what_is_no_cluster_is_not_replaced(postgres, monkeypatch):
-    postgres._stack.secrets()
-    postgres.data.mkdir()
-    (postgres.data / "mine").touch()
-    monkeypatch.setattr(stack.subprocess, "run", initdb)
-    with pytest.raises(FerdError, match="move it away"):
-        postgres.initialise()
-    assert [path.name for path in postgres.data.iterdir()] == ["mine"]
-
-
-@pytest.fixture
 def left_behind(tmp_path):
     """A worker that ignores TERM, without supervisord; and a shell of someone who uses the same folder."""
     shell = os.environ | {"STACK_FOLDER": str(tmp_path)}
@@ -206,7 +138,7 @@ def test_what_outlived_supervisord_is_named_and_ended(left_behind, tmp_path, mon
     worker, shell = left_behind
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    for name in stack.PORTS:
+    for name in settings.PORTS:
         monkeypatch.setenv(name, str(free_port()))
     assert not stack.Stack().status()
     assert f"worker ({worker.pid}" in capsys.readouterr().out

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import stat
 import subprocess
 import sys
 from configparser import RawConfigParser
@@ -13,7 +12,7 @@ import yaml
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
-from infra import stack
+from infra import passwords, stack
 from tests.conftest import ROOT, environment, free_port
 
 INFRA = ROOT / "infra"
@@ -23,13 +22,13 @@ LISTED = dotenv_values(INFRA / "stack.env")
 def test_compose_knows_only_the_listed_settings():
     text = re.sub(r"#.*", "", (INFRA / "compose.yaml").read_text())
     names = {name.partition(":")[0] for name in re.findall(r"\$\{([^}]+)\}", text)}
-    assert names - set(LISTED) - set(stack.SECRETS) == {"FERD_DATA", "FERD_USER"}
+    assert names - set(LISTED) - set(passwords.SECRETS) == {"FERD_DATA", "FERD_USER"}
 
 
 def test_supervisord_knows_only_the_listed_settings_and_what_follows_from_them():
     names = set(re.findall(r"%\(ENV_(\w+)\)s", (INFRA / "supervisord.conf").read_text()))
     derived = {"STACK_FOLDER", "FERD_WORKSPACE", "POSTGRES_BINARIES", "POSTGRES_OS_USER", "S3_COMMAND"}
-    assert names - set(LISTED) == derived | {stack.LOGIN}
+    assert names - set(LISTED) == derived | {passwords.LOGIN}
 
 
 def test_nothing_is_published_off_the_loopback():
@@ -50,79 +49,6 @@ def test_the_file_for_gpus_adds_to_a_service_that_is_there():
 
 def test_the_list_has_no_passwords():
     assert not [name for name in LISTED if re.search("PASSWORD|SECRET|KEY|TOKEN", name)]
-
-
-def test_passwords_are_made_once_and_are_for_one_user(tmp_path, monkeypatch):
-    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    for name in stack.SECRETS:
-        monkeypatch.delenv(name, raising=False)
-    first = stack.Stack().secrets()
-    assert stack.Stack().secrets() == first
-    assert len(set(first.values())) == len(stack.SECRETS) == 4
-    assert stat.S_IMODE((tmp_path / "secrets.env").stat().st_mode) == 0o600
-
-
-@pytest.fixture
-def own_folder(tmp_path, monkeypatch):
-    """A stack's folder, and none of its passwords in the environment."""
-    for name in stack.SECRETS:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    return tmp_path
-
-
-def test_the_environments_passwords_are_kept_at_the_first_start_and_said(own_folder, monkeypatch, capsys):
-    given = {"POSTGRES_PASSWORD": "it's#${HOME}", "AWS_SECRET_ACCESS_KEY": "a b'\\"}
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    first = stack.Stack().secrets()
-    assert first.items() >= given.items()
-    said = capsys.readouterr().out
-    assert said == f"{own_folder}/secrets.env: keeps the environment's {' and '.join(given)}\n"
-    assert stack.Stack().secrets() == first
-    for name in given:
-        monkeypatch.delenv(name)
-    assert stack.Stack().secrets() == first
-
-
-@pytest.mark.parametrize("name", stack.SECRETS)
-def test_another_password_than_the_one_kept_is_refused(own_folder, monkeypatch, name):
-    stack.Stack().secrets()
-    kept = (own_folder / "secrets.env").read_bytes()
-    monkeypatch.setenv(name, "another")
-    with pytest.raises(FerdError, match=f"unset {name}"):
-        stack.Stack().secrets()
-    assert (own_folder / "secrets.env").read_bytes() == kept
-
-
-def test_no_new_password_is_made_for_a_cluster_that_has_one(own_folder):
-    (own_folder / "postgresql").mkdir()
-    with pytest.raises(FerdError, match="without the POSTGRES_PASSWORD"):
-        stack.Stack().secrets()
-    assert not (own_folder / "secrets.env").exists()
-
-
-@pytest.mark.parametrize("password", ["a:b", "a\\b", "a b"])
-def test_a_password_that_asyncpg_cannot_read_is_refused(own_folder, monkeypatch, password):
-    monkeypatch.setenv("POSTGRES_PASSWORD", password)
-    with pytest.raises(FerdError, match="POSTGRES_PASSWORD"):
-        stack.Stack().secrets()
-    assert not (own_folder / "secrets.env").exists()
-
-
-@pytest.mark.parametrize("login", ["nobody", ":pass", "a:", "a:b c", "a:100%", 'a:"b"', "a:b\\"])
-def test_a_login_that_prefects_server_would_not_get_is_refused(own_folder, monkeypatch, login):
-    monkeypatch.setenv(stack.LOGIN, login)
-    with pytest.raises(FerdError, match=f"{stack.LOGIN}: not NAME:PASSWORD"):
-        stack.Stack().secrets()
-    assert not (own_folder / "secrets.env").exists()
-
-
-def test_a_login_is_sent_as_http_asks_for_it():
-    """The example of RFC 7617."""
-    header = {"Authorization": "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ=="}
-    assert stack.authorization("Aladdin:open sesame") == header
-    assert stack.authorization("") == {}
 
 
 def test_supervisords_commands_hold_a_folder_with_a_space(monkeypatch):
@@ -218,10 +144,10 @@ def test_a_server_that_does_not_answer_is_named_and_no_password_is_made(tmp_path
 
 def test_dockers_passwords_come_with_what_a_shell_sources(tmp_path, monkeypatch):
     monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    for name in stack.SECRETS:
+    for name in passwords.SECRETS:
         monkeypatch.delenv(name, raising=False)
     stack.Stack().keep_secrets()
-    key = stack.Stack().secrets()["AWS_SECRET_ACCESS_KEY"]
+    key = passwords.keep(stack.Stack().folder)["AWS_SECRET_ACCESS_KEY"]
     assert f"export AWS_SECRET_ACCESS_KEY={key}\n" in (tmp_path / "environment.sh").read_text()
 
 

@@ -19,7 +19,7 @@ import pytest
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
-from infra import stack
+from infra import passwords, postgres, stack
 from tests.conftest import (
     ROOT,
     environment,
@@ -57,7 +57,7 @@ class Services:
             data=data,
             headers={
                 "Content-Type": "application/json",
-                **stack.authorization(self.environment[stack.LOGIN]),
+                **passwords.authorization(self.environment[passwords.LOGIN]),
             },
             method=method,
         )
@@ -181,7 +181,7 @@ def processes_below(folder: Path) -> list[psutil.Process]:
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     """PostgreSQL, an S3 endpoint, MLflow, Prefect and a worker; ports and folders of their own."""
     try:
-        stack.postgres_binaries(tmp_path_factory.mktemp("no-cluster"))
+        postgres.postgres_binaries(tmp_path_factory.mktemp("no-cluster"))
     except FerdError as error:
         pytest.skip(str(error))
     workspace = make_clone(tmp_path_factory.mktemp("services") / "workspace")

@@ -15,8 +15,9 @@ import pytest
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
-from infra import stack
-from infra.stack import PROGRAMS, Postgres, Stack
+from infra import passwords
+from infra.postgres import Postgres
+from infra.stack import PROGRAMS, Stack
 from tests.conftest import free_port, run_in
 from tests.services.conftest import PLANTED
 
@@ -122,25 +123,25 @@ def test_another_password_than_the_cluster_has_is_said_in_one_line(services, tmp
     login = (services.folder / "pgpass").read_text()
     (tmp_path / "pgpass").write_text(login)
     (tmp_path / "pgpass").chmod(0o600)
-    assert Postgres(Stack()).answers()
+    assert Postgres(Stack().folder, Stack().settings).answers()
     (tmp_path / "pgpass").write_text(login.replace(login.split(":")[-1], "another\n"))
     with pytest.raises(
         FerdError, match=r"secrets\.env: not the POSTGRES_PASSWORD that .*postgresql was made with"
     ):
-        Postgres(Stack()).answers()
+        Postgres(Stack().folder, Stack().settings).answers()
 
 
 def test_prefects_server_does_nothing_for_who_has_not_its_password(services):
     assert services.api("/version")
     for login in ("ferd:another", ""):
-        stranger = replace(services, environment=services.environment | {stack.LOGIN: login})
+        stranger = replace(services, environment=services.environment | {passwords.LOGIN: login})
         with pytest.raises(HTTPError, match="401"):
             stranger.api("/deployments/filter", {})
 
 
 def test_a_flow_without_prefects_password_is_refused_in_one_line(services):
     flow = (sys.executable, "-m", "flows.reproduce", "--benchmark", "digits")
-    done = run_in(services.workspace, *flow, **services.environment | {stack.LOGIN: "ferd:another"})
+    done = run_in(services.workspace, *flow, **services.environment | {passwords.LOGIN: "ferd:another"})
     assert (done.returncode, done.stderr.splitlines()[-1:]) == (
         2,
         [
@@ -154,7 +155,7 @@ def test_a_flow_without_prefects_password_is_refused_in_one_line(services):
 def test_deployments_are_made_known_with_the_password_alone(services):
     own = services.environment | {"STACK_FOLDER": str(services.folder / "none")}
     assert not services.run(*STACK, "deploy", **own)
-    done = run_in(services.workspace, *STACK, "deploy", **own | {stack.LOGIN: ""})
+    done = run_in(services.workspace, *STACK, "deploy", **own | {passwords.LOGIN: ""})
     assert (done.returncode, done.stderr) == (
         2,
         f"stack: Prefect's server at {own['PREFECT_API_URL']} asks for another PREFECT_API_AUTH_STRING than "
@@ -165,7 +166,7 @@ def test_deployments_are_made_known_with_the_password_alone(services):
 def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):
     secrets = dotenv_values(reproduced.folder / "secrets.env")
     assert secrets["AWS_SECRET_ACCESS_KEY"] == PLANTED
-    planted = [PLANTED, secrets["POSTGRES_PASSWORD"], secrets[stack.LOGIN].partition(":")[2]]
+    planted = [PLANTED, secrets["POSTGRES_PASSWORD"], secrets[passwords.LOGIN].partition(":")[2]]
     private = [reproduced.folder / name for name in ("secrets.env", "environment.sh", "pgpass")]
     for path in private:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
