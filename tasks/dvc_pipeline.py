@@ -32,6 +32,9 @@ class Pipeline:
     def __init__(self) -> None:
         from dvc.repo import Repo
 
+        from tasks import dvc_params
+
+        dvc_params.read_once()
         # Of a stage that was stopped it would say, each time, that its lock is removed.
         logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
         with plain_errors():

@@ -2,7 +2,8 @@
 
 DVC itself opens ``dvc.lock`` and fills it, seconds long: a stop, or a full disk, in that time leaves a part,
 which it may later take for the whole, and every stage that is missing is computed again. It also reads the
-file so as to keep comments, of which a lock has none; without, that takes a sixth of the time.
+file so as to keep comments, of which a lock has none; without, that takes a sixth of the time. And it parses
+``params.yaml`` anew for every stage (``tasks.dvc_params``).
 """
 
 import sys
@@ -17,6 +18,7 @@ from dvc.fs import LocalFileSystem
 from dvc.utils.serialize import _yaml
 
 from ferd.files import atomic_write
+from tasks import dvc_params
 
 Dumper = Callable[..., Any]
 LOCK = ".lock"
@@ -54,4 +56,5 @@ def replace_functions() -> None:
 
 if __name__ == "__main__":
     replace_functions()
+    dvc_params.read_once()
     sys.exit(main(sys.argv[1:]))
