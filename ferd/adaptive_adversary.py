@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ferd.attacks import pgd, random_start, toward
 from ferd.config import ThreatModel
-from ferd.datasets import Images, require_every_class
+from ferd.datasets import Images, require_batches, require_every_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
-from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.classifier import Classifier, fast_layout, require_classifier
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream
@@ -37,6 +37,9 @@ class AdaptiveAdversary:
         clean: (n,) the network's predictions on the images attacked so far.
         targets: (n, T) their targets, most likely first.
         outcomes: (n, T) the class that each attack ended in.
+
+    Raises:
+        FerdError: the network is no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class AdaptiveAdversary:
         device: torch.device | str,
     ) -> None:
         device = torch.device(device)
+        require_classifier(network, "network")
+        require_batches(data, batch_size)
         self.network = fast_layout(network, device).eval()
         self._twin = Folded(self.network)
         self.attacked = self._twin.network

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from ferd.attacks import entropy, gaussian_start, pgd, utae
 from ferd.augmentation import augment_strongly
 from ferd.config import Method, ThreatModel
-from ferd.errors import FerdError
+from ferd.errors import FerdError, no_such
 from ferd.models.classifier import Classifier
 
 HIGH_ENTROPY_STEP = 0.03
@@ -159,4 +158,4 @@ def build_adversary(method: Method, threat: ThreatModel, classes: int, device: t
             return AdaptiveUtaeAdversary(method.utae.gamma, threat, classes, device)
         case "high-entropy":
             return HighEntropyAdversary(threat.steps)
-    assert_never(method.adversary)
+    return no_such("adversary", method.adversary)

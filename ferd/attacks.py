@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ferd.config import ThreatModel
+from ferd.errors import FerdError
 from ferd.losses import kl_divergence, kl_from_uniform
 from ferd.models.classifier import frozen
 
@@ -134,7 +135,12 @@ def utae(
 
     Returns:
         x', shaped as x: from x + 0.001·N(0, 1), within ε of x and in [0, 1].
+
+    Raises:
+        FerdError: γ, where it is a number, is below 0.
     """
+    if not isinstance(gamma, Tensor) and gamma < 0:
+        raise FerdError(f"gamma {gamma}: must be 0 or more")
     start = gaussian_start(inputs, threat.epsilon, rng)
     return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
-from ferd.models.classifier import Classifier
+from ferd.models.classifier import Classifier, shapes
 from ferd.models.registry import build
 
 FORMAT = "ferd-checkpoint/1"
@@ -24,7 +24,14 @@ def save_classifier(path: Path | str, network: Classifier, name: str, **about: A
     Args:
         name: the network's name in the registry.
         about: further facts, as JSON values; equal facts and weights give equal bytes.
+
+    Raises:
+        FerdError: no network has that name, or it has other weights; or the file cannot be written.
     """
+    with torch.device("meta"):
+        named = build(name, classes=network.classes, channels=network.channels)
+    if not shapes(named.state_dict()).items() <= shapes(network.state_dict()).items():
+        raise FerdError(f"{path}: the network is no {name!r}, whose weights have other names or shapes")
     facts = {
         "format": FORMAT,
         "network": name,

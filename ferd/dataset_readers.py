@@ -238,10 +238,13 @@ def load_splits(settings: Data, root: Path | None) -> dict[str, Images]:
         FerdError: the dataset is missing or damaged, or has too few images.
     """
     train, test = read(settings.dataset, root)
-    own = first_per_class(train.labels, 0, settings.train_per_class)
-    held_out = first_per_class(train.labels, settings.train_per_class, settings.validation_per_class)
+    trained_on, names = settings.train_per_class, dataset(settings.dataset).class_names
+    both = "data.train_per_class or validation_per_class, which share the training images"
+    first_per_class(train.labels, 0, trained_on + settings.validation_per_class, both, names)
+    own = first_per_class(train.labels, 0, trained_on)
+    held_out = first_per_class(train.labels, trained_on, settings.validation_per_class)
     if settings.test_per_class:
-        tested = first_per_class(test.labels, 0, settings.test_per_class)
+        tested = first_per_class(test.labels, 0, settings.test_per_class, "data.test_per_class", names)
     else:
         tested = torch.arange(len(test.labels))
     return {"train": train.take(own), "validation": train.take(held_out), "test": test.take(tested)}

@@ -1,5 +1,6 @@
 """What is known of each dataset, and a benchmark's images as uint8 tensors on disk."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,6 +94,18 @@ DATASETS = {
 }
 
 
+def require_batches(data: Images, batch_size: int) -> None:
+    """Refuse what cannot be gone through batch by batch.
+
+    Raises:
+        FerdError: ``data`` is no ``Images``, or a batch is empty.
+    """
+    if not isinstance(data, Images):
+        raise FerdError(f"a {type(data).__name__} is no ferd.datasets.Images; take rows of it: take(rows)")
+    if batch_size < 1:
+        raise FerdError(f"batch_size {batch_size}: must be 1 or more")
+
+
 def dataset(which: str | ImageFolder) -> Dataset:
     """The dataset of that name, or what is known of a folder of one's own.
 
@@ -108,12 +121,16 @@ def dataset(which: str | ImageFolder) -> Dataset:
 
 
 def first_per_class(
-    labels: Tensor, skip: int, count: int, setting: str = "the benchmark's data.*_per_class"
+    labels: Tensor,
+    skip: int,
+    count: int,
+    setting: str = "the benchmark's data.*_per_class",
+    class_names: Sequence[str] = (),
 ) -> Tensor:
     """Indices, in order, of ``count`` examples of each class after its first ``skip``.
 
     Args:
-        setting: what asks for so many, for the message.
+        setting: what asks for so many, for the message; ``class_names``, too, where there are any.
 
     Raises:
         FerdError: a class has fewer than ``skip + count``.
@@ -122,9 +139,9 @@ def first_per_class(
     for label in labels.unique():
         members = (labels == label).nonzero().squeeze(1)
         if len(members) < skip + count:
+            name = class_names[label] if class_names else f"class {int(label)}"
             raise FerdError(
-                f"class {int(label)} has {len(members)} images where {skip + count} are asked for; "
-                f"lower {setting}"
+                f"{name} has {len(members)} images where {skip + count} are asked for; lower {setting}"
             )
         chosen.append(members[skip : skip + count])
     return torch.cat(chosen).sort().values

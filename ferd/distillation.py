@@ -17,25 +17,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferd.adversaries import build_adversary
+from ferd.adversaries import Adversary, build_adversary
 from ferd.attacks import points_right
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel, fingerprint
 from ferd.cuda_graphs import Recorded
 from ferd.errors import FerdError
-from ferd.image_sources import build_source
-from ferd.models.classifier import Classifier, diverged, fast_layout, require_sound, shapes
+from ferd.image_sources import ImageSource, build_source
+from ferd.models.classifier import (
+    Classifier,
+    diverged,
+    fast_layout,
+    require_classifier,
+    require_sound,
+    shapes,
+)
 from ferd.models.folding import Folded, attack_dtype, settled
 from ferd.models.generator import SIZE_MULTIPLE
 from ferd.pixels import to_float
 from ferd.pool import Pool
 from ferd.randomness import stream
-from ferd.samplers import build_sampler
+from ferd.samplers import Sampler, build_sampler
 from ferd.schedule import set_cosine_rate
-from ferd.student_losses import Batch, build_student_loss
+from ferd.student_losses import Batch, StudentLoss, build_student_loss
 from ferd.tf32 import tf32_convolutions
 
-PIECES = ("source", "sampler", "adversary", "student_loss")  # with a state of their own
+PIECES: dict[str, type] = {  # with a state of their own
+    "source": ImageSource,
+    "sampler": Sampler,
+    "adversary": Adversary,
+    "student_loss": StudentLoss,
+}
+ABOUT_ONE = 1e-4  # how far from 1 float32 proportions may add up
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,20 @@ class Distillation:
         )
         self.round = 0
         self._at_round_end = True
+        self._teacher_hash = _hash(*self.teacher.state_dict().values())
+        self._complete = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a piece under another name, of another kind, or in the middle of a run."""
+        if "_complete" in self.__dict__ and not hasattr(self, name):
+            raise FerdError(f"{name}: a Distillation has none; its pieces are {', '.join(PIECES)}")
+        if name in PIECES and not isinstance(value, PIECES[name]):
+            given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
+            kind = f"{PIECES[name].__module__}.{PIECES[name].__name__}"
+            raise FerdError(f"{name}: is {given}, no object of a class derived from {kind}")
+        if name in PIECES and self.__dict__.get("round"):
+            raise FerdError(f"{name}: round {self.round} is over; put pieces in place before the first")
+        super().__setattr__(name, value)
 
     @property
     def adversarial_weight(self) -> float:
@@ -184,8 +211,10 @@ class Distillation:
         Raises:
             FerdError: the state is of other pieces, settings, networks or images; nothing of it was taken.
         """
+        if missing := {"round", "student", "optimiser", "rng", "origin", *PIECES} - state.keys():
+            raise FerdError(f"no state of a distillation: it lacks {', '.join(sorted(missing))}")
         for name in PIECES:
-            if state[name].keys() != getattr(self, name).state_dict().keys():
+            if state["origin"][name] != _kind(getattr(self, name)):
                 raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
         if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
@@ -208,7 +237,8 @@ class Distillation:
         pool = self.pool.labels[: rounds * self.schedule.batch_size]
         origin = {
             "settings": fingerprint(self.schedule, self.augmentation, self.method, self.threat),
-            "teacher weights": _hash(self.teacher.linear.weight.detach()),
+            "teacher weights": self._teacher_hash,
+            **{name: _kind(getattr(self, name)) for name in PIECES},
         }
         return origin | ({"pool images": _hash(pool)} if self.pool.rounds >= rounds else {})
 
@@ -236,7 +266,7 @@ class Distillation:
     @tf32_convolutions(False)
     def _run_round(self) -> RoundRecord:
         self._student_twin.refresh()
-        shares = self.sampler.proportions()
+        shares = self._shares()
         images, labels, figures = self.source.draw(shares, self.round, self.rng)
         self.pool.append(images, labels)
         inputs = to_float(images)
@@ -262,6 +292,15 @@ class Distillation:
             student=losses,
         )
 
+    def _shares(self) -> Tensor:
+        """The sampler's proportions p (C,)."""
+        shares, classes = self.sampler.proportions(), self.teacher.classes
+        if not isinstance(shares, Tensor) or shares.shape != (classes,):
+            raise FerdError(f"sampler: proportions must be a tensor ({classes},), not {shares}")
+        if not (shares.isfinite().all() and shares.min() >= 0 and abs(shares.sum() - 1) < ABOUT_ONE):
+            raise FerdError(f"sampler: proportions must be 0 or more and add up to 1, not {shares.tolist()}")
+        return shares
+
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
         recordable = self.adversary.recordable and self.student_loss.recordable
@@ -286,7 +325,10 @@ class Distillation:
         adv_inputs, points = self._attack(inputs, labels, teacher)
         self.student.train()
         batch = Batch(inputs, adv_inputs, labels, teacher, self._answers, points)
-        clean, adversarial = self.student_loss.losses(batch)
+        losses = self.student_loss.losses(batch)
+        if not isinstance(losses, tuple) or [loss.ndim for loss in losses] != [0, 0]:
+            raise FerdError("student_loss: losses() must give two means over the batch, (clean, adversarial)")
+        clean, adversarial = losses
         self.adversary.observe(labels, batch.student_adv_logits.detach())
         share = self.adversarial_weight
         self.optimiser.zero_grad()
@@ -328,18 +370,22 @@ class Distillation:
         return adv_inputs, points
 
 
-def _hash(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.cpu().numpy().tobytes()).hexdigest()
+def _hash(*tensors: Tensor) -> str:
+    """Of their numbers, in whatever order they lie in memory."""
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def _kind(piece: object) -> str:
+    return f"{type(piece).__module__}.{type(piece).__qualname__}"
 
 
 def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:
     """Refuse what would fail in a later round, or in the middle of one."""
-    for role, network in (("teacher", teacher), ("student", student)):
-        if not isinstance(network, Classifier):
-            raise FerdError(
-                f"{role}: a {type(network).__name__} is no ferd.models.classifier.Classifier; derive it from "
-                "that: stem, blocks and linear are what it needs"
-            )
+    require_classifier(teacher, "teacher")
+    require_classifier(student, "student")
     if student is teacher:
         raise FerdError("the teacher is to be the student, too; give a network of its own to train")
     for role, network in (("teacher", teacher), ("student", student)):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
 from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel
-from ferd.datasets import Images, first_per_class, require_every_class, require_known
+from ferd.datasets import Images, first_per_class, require_batches, require_every_class, require_known
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
-from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.classifier import Classifier, fast_layout, require_classifier
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
@@ -46,7 +46,7 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: there are no images, or some of a class that the network lacks; a
+        FerdError: the network is no ``Classifier``, there are no images, or some of a class that it lacks; a
             trial's number of images cannot be split over the classes, two balls have one name, there are
             too few classes for AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
@@ -61,6 +61,8 @@ class Evaluation:
         device: torch.device | str,
     ) -> None:
         device = torch.device(device)
+        require_classifier(network, "network")
+        require_batches(data, settings.batch_size)
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         require_known(data.labels, network.classes)

@@ -34,10 +34,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise FerdError(
-            f"{path}: cannot be written: {reason}; free space or correct the permissions of "
-            f"{path.parent}, then run again"
-        ) from None
+        mend = f"free space or correct the permissions of {path.parent}"
+        if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+            mend = "move away what is in its place"
+        raise FerdError(f"{path}: cannot be written: {reason}; {mend}, then run again") from None
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)

@@ -4,14 +4,13 @@ import logging
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from ferd.config import Augmentation, DistillationSettings, Method
 from ferd.datasets import Images, require_known
-from ferd.errors import FerdError
+from ferd.errors import FerdError, no_such
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
 from ferd.pixels import to_float, to_uint8
@@ -107,7 +106,7 @@ class FittedGenerator(ImageSource):
             case "fae":
                 nonrobust = self.method.nonrobust
             case _:
-                assert_never(self.method.synthesis)
+                no_such("synthesis", self.method.synthesis)
         student = self.student if number > self.schedule.warmup_rounds else None
         return ferd_loss(self.teacher, student, labels, nonrobust, self.schedule.synthesis, rng, self.bf16)
 
@@ -231,7 +230,7 @@ def build_source(
             return UntrainedGenerator(teacher_twin, shape, schedule, device)
         case "generator":
             return FittedGenerator(teacher, student_twin, shape, schedule, augmentation, method, device, bf16)
-    assert_never(method.images)
+    return no_such("images", method.images)
 
 
 def _generator(latent_dim: int, shape: tuple[int, int, int], device: torch.device) -> Generator:

@@ -2,13 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import assert_never
 
 import torch
 from torch import Tensor
 
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel
+from ferd.errors import no_such
 from ferd.models.classifier import Classifier
 from ferd.reweighting import adversarial_margins, proportions, released_proportions, update_difficulty
 
@@ -129,4 +129,4 @@ def build_sampler(
             return MarginSampler(classes, device, threat, floor, MIXED_UNIFORM_SHARE)
         case "released":
             return ReleasedSampler(classes, device, threat, augmentation)
-    assert_never(method.sampler)
+    return no_such("sampler", method.sampler)

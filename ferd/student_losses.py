@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ferd.config import Method
+from ferd.errors import no_such
 from ferd.losses import ClassPrior, ikl, kl_divergence, soft_cross_entropy
 
 
@@ -267,4 +267,4 @@ def build_student_loss(method: Method, classes: int, device: torch.device) -> St
             return Absld(classes, device)
         case "hard-label":
             return HardLabel()
-    assert_never(method.student_loss)
+    return no_such("student_loss", method.student_loss)

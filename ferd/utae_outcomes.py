@@ -8,11 +8,11 @@ from torch import Tensor
 
 from ferd.attacks import utae
 from ferd.config import ThreatModel
-from ferd.datasets import Images
+from ferd.datasets import Images, require_batches
 from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
-from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.classifier import Classifier, fast_layout, require_classifier
 from ferd.models.folding import Folded
 from ferd.pixels import to_float
 from ferd.randomness import stream
@@ -33,6 +33,9 @@ class UtaeOutcomes:
         clean: (n,) the student's predictions on the images themselves; none before the first batch.
         predicted: for each γ the class that each image ended in, so far.
         divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
+
+    Raises:
+        FerdError: a network is no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -47,6 +50,9 @@ class UtaeOutcomes:
         device: torch.device | str,
     ) -> None:
         device = torch.device(device)
+        require_classifier(student, "student")
+        require_classifier(teacher, "teacher")
+        require_batches(data, batch_size)
         self.student = fast_layout(student, device).eval()
         self.teacher = fast_layout(teacher, device).eval()
         self._twin = Folded(self.student)

@@ -188,10 +188,13 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=2, help="points that compute at a time on this machine")
     parser.add_argument("--ray", metavar="ADDRESS", help="a Ray cluster to compute on, HOST:6379")
     parser.add_argument(
-        "--gpus", type=float, default=1.0, help="with --ray: GPUs of a point, where there are"
+        "--gpus", type=float, help="with --ray: GPUs of a point, where there are any; 1 by default"
     )
     args = vars(parser.parse_args())
     with as_command("sweep"):
+        if args["gpus"] is not None and not args["ray"]:
+            raise FerdError("--gpus is of points on a Ray cluster; give --ray, or take it away")
+        args["gpus"] = 1.0 if args["gpus"] is None else args["gpus"]
         check_slots(args["slots"])
         Sweep(*(args[name] for name in ("benchmark", "student", "method", "key", "values", "seeds")))
         create_record()

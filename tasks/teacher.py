@@ -205,9 +205,9 @@ def _refuse_what_is_not_robust(measured: dict[str, Any], role: Role, classes: in
         f"{_percent(asked)} is {'asked for' if asked == measure.least_robust else 'what guessing gives'}"
     )
     if not measure.accept_not_robust:
+        better = "train it longer or on more images" if role.settings.training else "give another one"
         raise FerdError(
-            f"{fault}; give another one, or set {role.key}.measure.accept_not_robust: true "
-            "to use it all the same"
+            f"{fault}; {better}, or set {role.key}.measure.accept_not_robust: true to use it all the same"
         )
     LOGGER.warning("%s; it is used all the same", fault)
 

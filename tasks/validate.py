@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ from tasks.params import PARAMS, Params, put, read_content, validate
 from tasks.teacher import initial_network
 
 ATTACKS = {"clean": "all", "pgd20": "all"}
-UNUSED = (".data.", ".evaluation.attacks.", ".evaluation.other_balls.")  # images and attacks are as they are
+OF_BOTH = ("augmentation", "threat_model", "evaluation.batch_size", "evaluation.threads")
+OF_STUDENTS = (*OF_BOTH, "distillation", "students")  # blocks of a benchmark that a trial looks at
+OF_TEACHERS = (*OF_BOTH, "teacher")
 
 
 def main() -> None:
@@ -52,7 +55,7 @@ def main() -> None:
     with as_command("validate"):
         if args.teacher and not args.method:
             raise FerdError("--teacher is who a student is distilled from; give a --method, too")
-        params = override(PARAMS, args.overrides)
+        params = override(PARAMS, args.overrides, looked_at(args.benchmark, args.method))
         for seed in args.seeds:
             started = time.monotonic()
             figures = try_method(params, args, seed) if args.method else try_teacher(params, args, seed)
@@ -69,13 +72,23 @@ def typed_seed(text: str) -> int:
     return int(text)
 
 
-def override(path: Path, overrides: list[str]) -> Params:
-    """``params.yaml`` with some values replaced by ``a.b.c=value``, validated."""
+def looked_at(benchmark: str, method: str | None) -> list[str]:
+    """The blocks of ``params.yaml`` that a trial depends on: images and attacks are as they are."""
+    blocks = [f"benchmarks.{benchmark}.{block}" for block in (OF_STUDENTS if method else OF_TEACHERS)]
+    return [*blocks, f"methods.{method}"] if method else blocks
+
+
+def override(path: Path, overrides: list[str], blocks: Sequence[str]) -> Params:
+    """``params.yaml`` with some values replaced by ``a.b.c=value``, validated; all are in one of ``blocks``.
+
+    Raises:
+        FerdError: one is in none of them, or cannot be.
+    """
     content = read_content(path)
     for item in overrides:
         key, _, text = item.partition("=")
-        if unused := next((part for part in UNUSED if part in f"{key}."), None):
-            raise FerdError(f"--set {item}: {unused[1:-1]} is not looked at here; take that one away")
+        if not any(f"{key}.".startswith(f"{block}.") for block in blocks):
+            raise FerdError(f"--set {item}: not looked at here; these are: {', '.join(blocks)}")
         try:
             put(content, key, yaml.safe_load(text))
         except (yaml.YAMLError, ValueError, RecursionError):  # the second: a date that there is not
@@ -119,7 +132,10 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         pool = Path(folder) / "pool"
         distillation = begin(benchmark, teacher, student_name, method, seed, pool, device, given)
-        records = list(distillation.rounds())
+        records = []
+        for record in distillation.rounds():
+            print(f"round {record.round}: {record.agreement:.2f} agree, {record.student}", file=sys.stderr)
+            records.append(record)
     last = records[-1]
     return {
         **judge(distillation.student, args.benchmark, benchmark, device),

@@ -113,6 +113,19 @@ def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in weights.items()}
 
 
+def require_classifier(network: nn.Module, role: str) -> None:
+    """Refuse another kind of network.
+
+    Raises:
+        FerdError: it is no ``Classifier``.
+    """
+    if not isinstance(network, Classifier):
+        raise FerdError(
+            f"{role}: a {type(network).__name__} is no ferd.models.classifier.Classifier; derive it from "
+            "that: stem, blocks and linear are what it needs"
+        )
+
+
 def require_sound(network: Classifier, role: str, shape: tuple[int, int, int]) -> None:
     """Refuse a network that would be attacked or distilled wrongly; images are (channels, H, W).
 

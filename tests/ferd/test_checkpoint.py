@@ -114,14 +114,26 @@ def test_a_fact_that_was_never_saved_is_refused(path):
 @pytest.mark.parametrize("claimed", ["resnet8-w16", "resnet18"])
 def test_weights_of_another_shape_are_refused(tmp_path, network, claimed):
     path = tmp_path / "other.safetensors"
-    save_classifier(path, network, claimed)
+    with pytest.raises(FerdError, match=f"^{path}: the network is no '{claimed}'"):
+        save_classifier(path, network, claimed)
+    assert not path.exists()
+    claim(path, network, claimed)
     assert claimed in refusal(path)
 
 
 def test_a_network_that_is_unknown_here_is_refused_by_path(tmp_path, network):
     path = tmp_path / "unknown.safetensors"
-    save_classifier(path, network, "resnet9")
+    with pytest.raises(FerdError, match="'resnet9' is unknown"):
+        save_classifier(path, network, "resnet9")
+    assert not path.exists()
+    claim(path, network, "resnet9")
     assert "resnet9" in refusal(path)
+
+
+def claim(path, network, name):
+    """A checkpoint of another program, or an earlier version, that says what is not so."""
+    facts = {"format": FORMAT, "network": name, "classes": 10, "channels": 1}
+    save_file(network.state_dict(), path, metadata={"ferd": json.dumps(facts)})
 
 
 def test_a_state_comes_back_as_it_was(tmp_path):

@@ -1,5 +1,6 @@
 import copy
 import logging
+import math
 
 import pytest
 import torch
@@ -13,8 +14,8 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.paper import FERD
 from ferd.pixels import to_float
-from ferd.samplers import Sampler
-from ferd.student_losses import StudentLoss
+from ferd.samplers import Sampler, UniformSampler
+from ferd.student_losses import Rslad, StudentLoss
 from ferd.synthesis import SynthesisResult
 
 CPU = torch.device("cpu")
@@ -64,7 +65,7 @@ def make_run(make_network, threat, tmp_path):
         student = changes.pop("student", {})
         settings = SCHEDULE.student.model_copy(update=student)
         return Distillation(
-            make_network(channels),
+            changes.pop("teacher", None) or make_network(channels),
             make_network(channels, seed=1),
             (channels, 8, 8),
             SCHEDULE.model_copy(update={**changes, "student": settings}),
@@ -486,11 +487,11 @@ class Recording(Sampler):
     """A library user's piece: even shares; keeps the students that it is shown."""
 
     def __init__(self):
-        super().__init__(3, CPU)
+        super().__init__(10, CPU)
         self.weights = []
 
     def proportions(self):
-        return torch.full((3,), 1 / 3)
+        return torch.full((10,), 1 / 10)
 
     def observe(self, teacher, student, images, labels, rng):
         assert not teacher.training and not student.training
@@ -507,6 +508,70 @@ def test_a_sampler_sees_the_student_as_the_round_before_left_it(make_run):
     for seen, expected in zip(run.sampler.weights, left[:-1], strict=True):
         torch.testing.assert_close(seen, expected)
     assert not torch.equal(left[2], left[3])
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ([0.1] * 10, r"must be a tensor \(10,\), not \[0.1"),
+        (torch.full((12,), 1 / 12), r"must be a tensor \(10,\)"),
+        (torch.full((10,), 0.2), "add up to 1"),
+        (torch.tensor([1.5, -0.5] + [0.0] * 8), "0 or more"),
+        (torch.full((10,), math.nan), "0 or more"),
+    ],
+)
+def test_a_sampler_whose_proportions_are_none_is_named(make_run, monkeypatch, shares, said):
+    run = make_run()
+    monkeypatch.setattr(run.sampler, "proportions", lambda: shares)
+    with pytest.raises(FerdError, match=f"^sampler: proportions .*{said}"):
+        next(run.rounds())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("studentloss", Rslad(), "studentloss: a Distillation has none; its pieces are source, sampler"),
+        ("student_loss", Rslad, "student_loss: is the class Rslad, no object of a class derived from ferd"),
+        ("student_loss", print, "student_loss: is a builtin_function_or_method, no object"),
+        ("sampler", Rslad(), "sampler: is a Rslad, no object of a class derived from ferd.samplers.Sampler"),
+    ],
+)
+def test_what_is_no_piece_is_refused_when_it_is_put_in(make_run, name, value, said):
+    with pytest.raises(FerdError, match=f"^{said}"):
+        setattr(make_run(), name, value)
+
+
+def test_a_piece_is_put_in_before_the_first_round_alone(make_run):
+    run = make_run()
+    next(run.rounds())
+    with pytest.raises(FerdError, match=r"^student_loss: round 1 is over"):
+        run.student_loss = Rslad()
+
+
+@pytest.mark.parametrize("losses", [torch.zeros(()), (torch.zeros(16), torch.zeros(16)), (torch.zeros(()),)])
+def test_a_loss_that_gives_no_two_means_is_named(make_run, monkeypatch, losses):
+    run = make_run()
+    monkeypatch.setattr(run.student_loss, "losses", lambda batch: losses)
+    with pytest.raises(FerdError, match=r"^student_loss: losses\(\) must give two means"):
+        list(run.rounds())
+
+
+def test_a_state_of_another_piece_or_teacher_or_of_nothing_is_refused(make_run, make_network):
+    """Pieces whose states have the same names, and one number of the teacher."""
+    saved = make_run("one")
+    next(saved.rounds())
+    state = saved.state_dict()
+    other = make_run("two")
+    other.sampler = UniformSampler(10, CPU)
+    with pytest.raises(FerdError, match=r"^the state is of another sampler; put in the one"):
+        other.load_state_dict(state)
+    teacher = make_network()
+    with torch.no_grad():
+        teacher.conv1.weight[0, 0, 0, 0] += 0.01
+    with pytest.raises(FerdError, match=r"^the state is of teacher weights other than here"):
+        make_run("one", teacher=teacher).load_state_dict(state)
+    with pytest.raises(FerdError, match=r"^no state of a distillation: it lacks adversary, optimiser"):
+        other.load_state_dict({})
 
 
 def test_the_student_can_be_used_between_rounds(make_run):

@@ -5,30 +5,41 @@ import sys
 import pytest
 
 from ferd.errors import FerdError
-from tasks.validate import override
+from tasks.validate import looked_at, override
 from tests.conftest import ROOT, run_in
 
 PARAMS = ROOT / "params.yaml"
 SCHEDULE = "benchmarks.digits.distillation"
+METHOD = ("--method", "ferd")
 
 
 def test_every_override_counts_also_of_options_that_are_repeated(workspace):
     wrong = ("--set", f"{SCHEDULE}.rounds=none", "--set", f"{SCHEDULE}.batch_size=32")
-    done = run_in(workspace, sys.executable, "-m", "tasks.validate", "--benchmark", "digits", *wrong)
+    done = run_in(workspace, sys.executable, "-m", "tasks.validate", "--benchmark", "digits", *wrong, *METHOD)
     assert done.returncode == 2
     assert done.stderr.startswith(f"validate: {SCHEDULE}.rounds")
-    settings = override(PARAMS, [f"{SCHEDULE}.rounds=3", f"{SCHEDULE}.batch_size=32"])
+    given = [f"{SCHEDULE}.rounds=3", f"{SCHEDULE}.batch_size=32"]
+    settings = override(PARAMS, given, looked_at("digits", "ferd"))
     schedule = settings.benchmark("digits").distillation
     assert (schedule.rounds, schedule.batch_size) == (3, 32)
 
 
 @pytest.mark.parametrize(
-    "key",
-    ["benchmarks.digits.data.dataset", "benchmarks.digits.data", "benchmarks.digits.evaluation.attacks"],
+    ("key", "method"),
+    [
+        ("benchmarks.digits.data.dataset", "ferd"),
+        ("benchmarks.digits.data", "ferd"),
+        ("benchmarks.digits.evaluation.attacks", "ferd"),
+        ("benchmarks.digits.teacher.training.epochs", "ferd"),
+        ("benchmarks.cifar10.distillation.rounds", "ferd"),
+        ("methods.no-fae.utae.gamma", "ferd"),
+        ("benchmarks.digits.distillation.rounds", None),
+        ("methods.ferd.utae.gamma", None),
+    ],
 )
-def test_an_override_of_what_nothing_looks_at_is_refused(key):
-    with pytest.raises(FerdError, match=rf"^--set {key}=1: \S+ is not looked at here; take that one away$"):
-        override(PARAMS, [f"{key}=1"])
+def test_an_override_of_what_nothing_looks_at_is_refused(key, method):
+    with pytest.raises(FerdError, match=rf"^--set {key}=1: not looked at here; these are: benchmarks.digits"):
+        override(PARAMS, [f"{key}=1"], looked_at("digits", method))
 
 
 def test_a_teacher_without_a_method_is_refused(workspace):
