@@ -43,6 +43,7 @@ WORK = {  # of stages that compute, as ``paths.cost_of`` names it
 MADE = ("teacher", "judge")  # by one stage for all students
 TEST_IMAGES = {"digits": 500}
 USUAL_TEST_IMAGES = 10_000
+UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
     everything = jobs(stages)
     table = Table(title=f"out of date, and what it costs on {device_name(device)}")
     table.add_column("stage", no_wrap=True)
-    for heading in ("stages", "PFLOP each", "hours each", "hours", "memory GB", "disk MB each"):
+    for heading in ("stages", "PFLOP each", "time each", "time", "memory GB", "disk MB each"):
         table.add_column(heading, justify="right")
     ratios_of: dict[str, list[float]] = {}
     total = 0.0
@@ -223,14 +224,14 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
         costs = Costs(benchmark, settings, device)
         own = [job for job in everything if job.benchmark == benchmark]
         for job, count in _stale_groups(own):
-            hours = costs.seconds(job) / 3600
-            total += count * hours
+            seconds = costs.seconds(job)
+            total += count * seconds
             table.add_row(
                 " ".join(part for part in job.name if part),
                 str(count),
-                f"{costs.work(job).total / 1e15:,.3f}",
-                f"{hours:,.2f}",
-                f"{count * hours:,.1f}",
+                f"{costs.work(job).total / 1e15:,.3g}",
+                duration(seconds),
+                duration(count * seconds),
                 f"{costs.memory(job) / 1e9:.2f}",
                 f"{costs.disk(job) / 1e6:,.0f}",
             )
@@ -239,7 +240,7 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
     if table.row_count:
         console.print(table)
     print(
-        f"{table.row_count} kinds of stages are out of date: {total:,.1f} hours of one device in all "
+        f"{table.row_count} kinds of stages are out of date: {duration(total)} of one device in all "
         "(not counted: data and report)"
     )
     for benchmark, ratios in ratios_of.items():
@@ -248,6 +249,13 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
                 f"{benchmark}: {len(ratios)} stages that ran before took {median(ratios):.2f} times what is "
                 f"predicted on this device (median; {min(ratios):.2f} to {max(ratios):.2f})"
             )
+
+
+def duration(seconds: float) -> str:
+    """Such as ``0.3 s``, ``12 min`` or ``1,234 h``: two digits, or all before the point."""
+    unit, length = next((pair for pair in UNITS if seconds >= pair[1]), UNITS[-1])
+    value = seconds / length
+    return f"{value:,.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
 
 
 def compared(own: Sequence[Job], costs: Costs, device: torch.device) -> list[float]:

@@ -31,6 +31,14 @@ def test_seconds_are_the_work_at_the_measured_rate(costs):
     assert costs.seconds(job("distill")) == pytest.approx(costs.work(job("distill")).total / 1e6)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0.0 s"), (0.34, "0.3 s"), (59.4, "59 s"), (60, "1.0 min"), (754, "13 min"), (4_442_400, "1,234 h")],
+)
+def test_a_time_is_told_in_the_unit_that_it_has(seconds, said):
+    assert plan.duration(seconds) == said
+
+
 def test_each_kind_of_stage_is_timed_at_its_own_precision(costs, monkeypatch):
     rates = {"float32": 1e6, "bf16": 2e6}
     monkeypatch.setattr(plan.cost, "attack_rate", lambda *given: rates[given[3]])
