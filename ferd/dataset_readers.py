@@ -240,9 +240,8 @@ def load_splits(settings: Data, root: Path | None) -> dict[str, Images]:
     train, test = read(settings.dataset, root)
     trained_on, names = settings.train_per_class, dataset(settings.dataset).class_names
     both = "data.train_per_class or validation_per_class, which share the training images"
-    first_per_class(train.labels, 0, trained_on + settings.validation_per_class, both, names)
+    held_out = first_per_class(train.labels, trained_on, settings.validation_per_class, both, names)
     own = first_per_class(train.labels, 0, trained_on)
-    held_out = first_per_class(train.labels, trained_on, settings.validation_per_class)
     if settings.test_per_class:
         tested = first_per_class(test.labels, 0, settings.test_per_class, "data.test_per_class", names)
     else:

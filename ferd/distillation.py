@@ -214,12 +214,12 @@ class Distillation:
         if missing := {"round", "student", "optimiser", "rng", "origin", *PIECES} - state.keys():
             raise FerdError(f"no state of a distillation: it lacks {', '.join(sorted(missing))}")
         for name in PIECES:
-            if state["origin"][name] != _kind(getattr(self, name)):
+            if state["origin"].get(name) != _kind(getattr(self, name)):
                 raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
         if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
         for what, value in self._origin(state["round"]).items():
-            if state["origin"][what] != value:
+            if state["origin"].get(what) != value:
                 raise FerdError(f"the state is of {what} other than here; give what it was saved with")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])

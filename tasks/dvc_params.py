@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dvc.dependency import param
+from dvc.fs import LocalFileSystem
 from dvc.utils.serialize import load_path
 
 _by_dvc = param.read_param_file
@@ -37,8 +38,6 @@ def read(
 @lru_cache(maxsize=8)
 def _content(path: str, *_as_it_was: int) -> Any:
     """The file, by its time of change, size and inode."""
-    from dvc.fs import LocalFileSystem
-
     return load_path(path, LocalFileSystem())
 
 

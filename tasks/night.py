@@ -167,12 +167,13 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
     commit = git_if_there(home, "rev-parse", "--verify", "HEAD")
     if commit is None:
         raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
-    broken_off = _broken_off(now)
+    notes = _notes()
+    broken_off = _broken_off(notes, now)
     for name, note in broken_off.items():
         if (note.get("commit"), note.get("what")) == (commit, what):
             return Night(name, commit, home, goes_on=True)
     night = Night(now.astimezone(UTC).strftime(NAME), commit, home, goes_on=False)
-    _remove_all_but({*broken_off, *_unpublished()})
+    _remove_all_but({*broken_off, *_unpublished(notes)})
     _clone(night)
     return night
 
@@ -249,16 +250,14 @@ def _clone(night: Night) -> None:
             local["remote"] = {remote: dict(here.config["remote"][remote])}
 
 
-def _broken_off(now: datetime) -> dict[str, dict[str, Any]]:
-    """What the nights that may go on wrote of themselves, by name, the last first."""
-    return {
-        name: note for name, note in _notes().items() if not note["finished"] and now - _began(name) < LASTS
-    }
+def _broken_off(notes: Mapping[str, dict[str, Any]], now: datetime) -> dict[str, dict[str, Any]]:
+    """Of the nights that may go on."""
+    return {name: note for name, note in notes.items() if not note["finished"] and now - _began(name) < LASTS}
 
 
-def _unpublished() -> list[str]:
+def _unpublished(notes: Mapping[str, dict[str, Any]]) -> list[str]:
     """Finished nights whose results are in their clone alone; says so."""
-    names = [name for name, note in _notes().items() if note["finished"] and not note["published"]]
+    names = [name for name, note in notes.items() if note["finished"] and not note["published"]]
     for name in names:
         folder = NIGHTS / name
         print(f"night {name}: its results are in {folder} alone; take them, then delete it", flush=True)

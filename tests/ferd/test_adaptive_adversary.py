@@ -9,6 +9,7 @@ from ferd.adaptive_adversary import AdaptiveAdversary, weakest, worst_pairs
 from ferd.attacks import toward
 from ferd.checkpoint import load_state, save_state
 from ferd.config import ThreatModel
+from ferd.dataset_readers import read
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
@@ -225,3 +226,18 @@ def test_each_attack_starts_at_random_in_the_ball(adversary, monkeypatch, threat
     assert len(starts) == 9
     assert all(0.8 * threat.epsilon < start.abs().max() <= threat.epsilon + 1e-6 for start in starts)
     assert not torch.equal(starts[0], starts[1])
+
+
+@pytest.mark.parametrize("batch_size", [0, -5])
+def test_a_batch_of_nothing_is_refused(make_network, threat, batch_size):
+    data = Images(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
+    with pytest.raises(FerdError, match=f"^batch_size {batch_size}: must be 1 or more"):
+        AdaptiveAdversary(make_network(), data, threat, batch_size, 0, "cpu")
+
+
+def test_other_images_and_networks_are_refused_by_their_kind(make_network, threat):
+    part, _ = read("digits", None)
+    with pytest.raises(FerdError, match=r"^a Part is no ferd.datasets.Images; take rows of it"):
+        AdaptiveAdversary(make_network(), part, threat, 5, 0, "cpu")
+    with pytest.raises(FerdError, match=r"^network: a Linear is no ferd.models.classifier.Classifier"):
+        AdaptiveAdversary(torch.nn.Linear(2, 2), part, threat, 5, 0, "cpu")

@@ -8,7 +8,7 @@ import torch
 
 from ferd.adversaries import AdaptiveUtaeAdversary, Adversary
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, DistillationSettings
+from ferd.config import Augmentation, DistillationSettings, Method
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.image_sources import ReplayedPool
@@ -211,3 +211,12 @@ def test_targets_are_in_bfloat16_only_where_training_is(make_run, images, precis
 def test_classes_are_reweighted_by_the_threat_models_steps_and_students_attacked_by_the_schedules(make_run):
     run = make_run("ferd", "pool")
     assert (run.sampler.threat.steps, run.adversary.threat.steps) == (5, 2)
+
+
+@pytest.mark.parametrize("piece", ["images", "sampler", "synthesis", "adversary", "student_loss"])
+def test_a_name_for_which_nothing_is_built_is_refused(make_network, threat, tmp_path, piece):
+    """As of one that was put into ``ferd.config`` alone."""
+    method = Method.model_construct(**dict(METHODS["ferd"]) | {piece: "mine"})
+    networks, crops = (make_network(), make_network(seed=1)), Augmentation(padding=1, flip=False)
+    with pytest.raises(FerdError, match=rf"^{piece} 'mine': is in ferd.config.Method, and nothing builds it"):
+        list(Distillation(*networks, (1, 8, 8), SCHEDULE, crops, method, threat, 0, tmp_path, CPU).rounds())

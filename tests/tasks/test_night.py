@@ -66,7 +66,7 @@ def test_a_note_of_no_night_is_told_and_a_new_night_begins(here, capsys, name):
     (night.NIGHTS / name).mkdir()
     assert not night.open_night(WHAT, TWO).goes_on
     said = f".nightly/{name}.json: is not named as a night; that night is over\n"
-    assert capsys.readouterr().out.startswith(said)
+    assert capsys.readouterr().out == said
 
 
 def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
