@@ -27,11 +27,6 @@ def part(target) -> Path:
     return target.with_name("net.pt.part")
 
 
-def visible(folder: Path) -> list[Path]:
-    """What is there besides locks."""
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
-
-
 def put(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
@@ -47,7 +42,7 @@ def refused(action: Callable[..., object], *args: object) -> str:
 def test_a_file_is_fetched_whole_into_a_new_folder(server, url, target):
     download(url, target, SHA256)
     assert target.read_bytes() == CONTENT and server.asked == [None]
-    assert visible(target.parent) == [target]
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_the_hash_may_be_an_md5(url, target):
@@ -119,7 +114,7 @@ def test_pauses_double_and_end(server, url, target, monkeypatch):
 def test_a_refusal_is_not_tried_again(server, url, target, status):
     server.faults = [status]
     assert f"{url}: the server answers {status}" in refused(download, url, target, SHA256)
-    assert len(server.asked) == 1 and visible(target.parent) == []
+    assert len(server.asked) == 1 and list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("kept", [CONTENT, CONTENT + b"more"])
@@ -157,7 +152,7 @@ def test_two_calls_at_a_time_fetch_once(server, url, target):
     for call in calls:
         call.join(10)
     assert server.asked == [None]
-    assert target.read_bytes() == CONTENT and visible(target.parent) == [target]
+    assert target.read_bytes() == CONTENT and list(target.parent.iterdir()) == [target]
 
 
 def test_a_long_download_says_how_far_it_is(url, target, monkeypatch, capsys):
@@ -168,7 +163,7 @@ def test_a_long_download_says_how_far_it_is(url, target, monkeypatch, capsys):
 
 def test_nobody_at_the_address_is_said_so(target):
     assert "no connection: " in refused(download, "http://127.0.0.1:9/net.pt", target, SHA256)
-    assert visible(target.parent) == []
+    assert list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("address", ["ftp://host/net.pt", "net.pt", "", "https://host/a net.pt", "https://"])
@@ -196,7 +191,7 @@ def test_a_folder_in_the_place_of_the_file_is_named(url, target):
 
 def test_an_object_is_fetched_whole(s3, target):
     download(s3, target, SHA256)
-    assert target.read_bytes() == CONTENT and visible(target.parent) == [target]
+    assert target.read_bytes() == CONTENT and list(target.parent.iterdir()) == [target]
 
 
 def test_an_object_is_continued_from_its_part(s3, target, part):
@@ -219,7 +214,7 @@ def test_an_object_of_which_nothing_is_left_to_fetch_begins_anew(s3, target, par
 def test_a_missing_object_or_bucket_is_said_so(s3, target, address, missing):
     line = refused(download, address, target, SHA256)
     assert f"{address}: " in line and missing in line
-    assert visible(target.parent) == []
+    assert list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("address", ["s3://", "s3://models", "s3://Not A Bucket/key"])

@@ -94,9 +94,7 @@ def run_main(monkeypatch, capsys, name: str) -> tuple[int, str, str]:
 
 
 def files_below(folder: Path) -> list[str]:
-    """But for locks."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
-    return sorted(str(path.relative_to(folder)) for path in files)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def test_tiny_imagenet_is_downloaded_unpacked_and_then_there(site, home, tmp_path, monkeypatch, capsys):

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -59,4 +61,21 @@ def test_a_free_lock_is_held_without_a_word(tmp_path, capfd):
     for _ in range(2):
         with held(tmp_path / "lock", waiting="never said", refusal="never said"):
             pass
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "" and list(tmp_path.iterdir()) == []
+
+
+def test_who_waited_for_a_file_that_is_deleted_does_not_have_the_next_ones_lock(tmp_path):
+    inside, together = [], []
+
+    def enter_often():
+        for number in range(200):
+            with held(tmp_path / "lock"):
+                inside.append(number)
+                time.sleep(0)  # to the others
+                together.append(len(inside))
+                inside.pop()
+
+    with ThreadPoolExecutor(8) as threads:
+        for entered in [threads.submit(enter_often) for _ in range(8)]:
+            entered.result()
+    assert together == [1] * 1600
