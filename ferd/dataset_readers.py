@@ -145,6 +145,7 @@ def _tiny_val(folder: Path, classes: Sequence[str]) -> Labelled:
 def _read_folder(own: ImageFolder, root: Path) -> tuple[Part, Part]:
     """Images of one's own, a folder a class, each in the order of their files' names."""
     train, test = (_of_classes(root / own.folder / part, own.classes) for part in ("train", "test"))
+    _refuse_twice(train, test)
     facts = dataset(own)
     return _pictures(train, own.classes, facts, MEND), _pictures(test, own.classes, facts, MEND)
 
@@ -163,6 +164,30 @@ def _of_classes(folder: Path, classes: Sequence[str]) -> Labelled:
             raise FerdError(f"{folder / name}: missing, or without a file in {', '.join(FORMATS)}")
         labelled += [(file, name) for file in files]
     return labelled
+
+
+def _refuse_twice(train: Labelled, test: Labelled) -> None:
+    """A file that is in ``train`` and ``test``, or in two classes: what is measured on it says nothing."""
+    first: dict[bytes, tuple[Path, str, str]] = {}
+    twice: list[tuple[Path, Path]] = []
+    for part, labelled in (("train", train), ("test", test)):
+        for file, name in labelled:
+            earlier, *where = first.setdefault(_hash(file), (file, part, name))
+            if where != [part, name]:
+                twice.append((file, earlier))
+    if twice:
+        more = f" (there are {len(twice)} such files)" if twice[1:] else ""
+        raise FerdError(
+            f"{twice[0][0]}: is the same file as {twice[0][1]}{more}; keep an image in one class, "
+            "in train/ or in test/"
+        )
+
+
+def _hash(file: Path) -> bytes:
+    try:
+        return hashlib.sha256(file.read_bytes()).digest()
+    except OSError as error:
+        raise FerdError(f"{file}: cannot be read: {error.strerror}; {MEND}") from None
 
 
 def _pictures(labelled: Labelled, classes: Sequence[str], facts: Dataset, hint: str = UNPACK_AGAIN) -> Part:

@@ -13,7 +13,7 @@ from ferd.errors import FerdError
 
 @contextmanager
 def held(path: Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
-    """Hold a lock's file, whose folder is there; it is gone afterwards. Where another has it, wait, or refuse.
+    """Hold a lock's file, which is gone afterwards. Who finds it taken waits, or is refused.
 
     Args:
         waiting: said on stderr by who has to wait.

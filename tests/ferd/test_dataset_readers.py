@@ -1,4 +1,5 @@
 import os
+import shutil
 import struct
 import tracemalloc
 import zlib
@@ -411,6 +412,17 @@ def test_grey_and_colour_become_what_is_asked_for(tmp_path):
     assert torch.equal(images[:, 0], images[:, 2])
 
 
+def copy_all(source: Path, target: Path) -> None:
+    for file in source.iterdir():
+        shutil.copy(file, target / f"9-{file.name}")
+
+
+def test_an_image_twice_in_one_class_counts_twice(tmp_path):
+    folder = write_own(tmp_path)
+    copy_all(folder / "train/b", folder / "train/b")
+    assert read(OWN, tmp_path)[0].labels.tolist() == [0] * 6 + [1] * 3
+
+
 def sixteen_bits(path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path, format="png")
 
@@ -446,6 +458,18 @@ def sixteen_bits(path: Path) -> None:
         (
             lambda folder: sixteen_bits(folder / "train/b/0.png"),
             r"train/b/0\.png: has more than 8 bits a channel",
+        ),
+        (
+            lambda folder: shutil.copy(folder / "train/b/0.png", folder / "test/b/9.png"),
+            r"test/b/9\.png: is the same file as .*train/b/0\.png; keep an image in one class, in train/ or",
+        ),
+        (
+            lambda folder: copy_all(folder / "train/b", folder / "train/a"),
+            r"train/a/9-0\.png: is the same file as .*train/b/0\.png \(there are 3 such files\)",
+        ),
+        (
+            lambda folder: (folder / "test/a/9.png").mkdir(),
+            r"test/a/9\.png: cannot be read: Is a dir.*; mend",
         ),
     ],
 )
