@@ -1,18 +1,20 @@
 """An adversary that picks the class an image is turned into, and so finds the weak classes."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ferd.attacks import pgd, random_start, toward
-from ferd.config import ThreatModel
-from ferd.datasets import Images, require_batches, require_every_class
+from ferd.config import ThreatModel, fingerprint
+from ferd.datasets import Images, require_batches, require_every_class, shape_of
 from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
-from ferd.models.classifier import Classifier, fast_layout, require_classifier
-from ferd.models.folding import Folded
+from ferd.models.classifier import Classifier
+from ferd.models.folding import attackable
+from ferd.origin import hash_of_images, hash_of_weights, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
@@ -39,7 +41,8 @@ class AdaptiveAdversary:
         outcomes: (n, T) the class that each attack ended in.
 
     Raises:
-        FerdError: the network is no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
+        FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), ``data`` no
+            ``Images``, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -51,14 +54,11 @@ class AdaptiveAdversary:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        device = torch.device(device)
-        require_classifier(network, "network")
         require_batches(data, batch_size)
-        self.network = fast_layout(network, device).eval()
-        self._twin = Folded(self.network)
-        self.attacked = self._twin.network
+        self._twin = attackable(network, "network", shape_of(data), device)
+        self.network, self.attacked = network, self._twin.network
         self.data, self.threat, self.batch_size = data, threat, batch_size
-        self.seed, self.device = seed, device
+        self.seed, self.device = seed, torch.device(device)
         self.targets_per_image = min(network.classes - 1, MOST_TARGETS)
         self.clean = torch.empty(0, dtype=torch.int64)
         self.targets = torch.empty((0, self.targets_per_image), dtype=torch.int64)
@@ -67,6 +67,7 @@ class AdaptiveAdversary:
     def batches(self) -> Iterator[tuple[int, int]]:
         """Attack what is left, by the present weights; after each batch (images attacked, images in all)."""
         self._twin.refresh()
+        self.__dict__.pop("_origin", None)  # the weights may be others than before
         total = len(self.data.labels)
         while (done := len(self.outcomes)) < total:
             rows = slice(done, done + self.batch_size)
@@ -136,13 +137,30 @@ class AdaptiveAdversary:
             "union": _over_classes([source["union_accuracy"] for source in sources]),
         }
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The outcomes so far."""
-        return {"clean": self.clean, "targets": self.targets, "outcomes": self.outcomes}
+    def state_dict(self) -> dict[str, Any]:
+        """The outcomes so far, and what they are of."""
+        outcomes = {"clean": self.clean, "targets": self.targets, "outcomes": self.outcomes}
+        return {"origin": self._origin, **outcomes}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Go on where ``state_dict`` was taken."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Raises:
+            FerdError: the state is of another network, other images, steps or random numbers; nothing of it
+                was taken.
+        """
+        require_same(state.get("origin"), self._origin)
         self.clean, self.targets, self.outcomes = state["clean"], state["targets"], state["outcomes"]
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return {
+            "weights": hash_of_weights(self.network),
+            "images": hash_of_images(self.data),
+            "threat model": fingerprint(self.threat),
+            "seed": str(self.seed),
+            "batch_size": str(self.batch_size),
+        }
 
     def _likeliest_others(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)

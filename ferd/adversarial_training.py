@@ -12,12 +12,13 @@ from torch import Tensor
 
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
-from ferd.config import Augmentation, ThreatModel, Training
+from ferd.config import Augmentation, ThreatModel, Training, fingerprint
 from ferd.cuda_graphs import Recorded
-from ferd.datasets import Images, require_known
+from ferd.datasets import Images, require_known, shape_of
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout, shapes
-from ferd.models.folding import Folded, attack_dtype, settled
+from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
+from ferd.origin import hash_of_images, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.schedule import set_cosine_rate
@@ -85,7 +86,8 @@ class AdversarialTraining:
         warm_up: the learning rate rises over the first 5 % of the steps: for given weights.
 
     Raises:
-        FerdError: there are fewer than two images, or they have labels or channels that the network lacks.
+        FerdError: there are fewer than two images, they have labels or channels that the network lacks, or
+            its twin is another function (``ferd.models.folding.require_foldable``).
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class AdversarialTraining:
             )
         device = torch.device(device)
         self._trained = fast_layout(network, device).eval().requires_grad_(True)
+        require_foldable(network, "network", shape_of(data))
         self._twin = Folded(self._trained, attack_dtype(settings.precision, device))
         self._average = (
             WeightAverage(self._trained, settings.weight_average) if settings.weight_average else None
@@ -130,6 +133,11 @@ class AdversarialTraining:
         )
         self._bf16 = settled(settings.precision, device) == "bf16"
         self._attack = Recorded(self._attacked, device)
+        self._origin = {
+            "images": hash_of_images(data),
+            "settings": fingerprint(settings, threat, augmentation, self.warm_up),
+            "seed": str(seed),
+        }
         self.epoch = 0
         self._at_epoch_end = True
 
@@ -170,6 +178,7 @@ class AdversarialTraining:
             "network": self._trained.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "rng": self.rng.get_state(),
+            "origin": self._origin,
         }
         if self._average:
             state |= {"average": self._average.network.state_dict(), "averaged_steps": self._average.steps}
@@ -179,13 +188,12 @@ class AdversarialTraining:
         """Go on where ``state_dict`` was taken, with the same network and settings.
 
         Raises:
-            FerdError: the state is of another network, or of settings with another average; nothing of it
-                was taken.
+            FerdError: the state is of another network, other images, settings or random numbers; nothing of
+                it was taken.
         """
         if shapes(state["network"]) != shapes(self._trained.state_dict()):
             raise FerdError("the state is of another network; give the one that it was saved with")
-        if ("average" in state) != bool(self._average):
-            raise FerdError("the state is of another weight_average; give the settings it was saved with")
+        require_same(state.get("origin"), self._origin)
         self._trained.load_state_dict(state["network"])
         if self._average:
             self._average.network.load_state_dict(state["average"])

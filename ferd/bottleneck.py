@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ferd.config import Bottleneck, NonRobust
 from ferd.models.classifier import LAST_BLOCK, Classifier
@@ -48,8 +48,8 @@ def pooled_noise_gradient(network: Classifier, features: Tensor, labels: Tensor)
 
 def pools_and_is_linear(network: Classifier) -> bool:
     """Whether the head is the one that ``Classifier`` has: of another, there is no closed form."""
-    kind = type(network)
-    return kind.head is Classifier.head and kind.classify is Classifier.classify
+    kind, linear = type(network), type(network.linear) is nn.Linear  # no kind of it, such as a cosine's
+    return linear and kind.head is Classifier.head and kind.classify is Classifier.classify
 
 
 def spatial_noise_gradient(

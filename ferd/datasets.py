@@ -94,6 +94,12 @@ DATASETS = {
 }
 
 
+def shape_of(data: Images) -> tuple[int, int, int]:
+    """(channels, H, W) of an image."""
+    channels, height, width = data.images.shape[1:]
+    return channels, height, width
+
+
 def require_batches(data: Images, batch_size: int) -> None:
     """Refuse what cannot be gone through batch by batch.
 

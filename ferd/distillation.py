@@ -5,7 +5,6 @@ adversary and a student loss. This file holds what they share.
 """
 
 import copy
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from ferd.adversaries import Adversary, build_adversary
@@ -32,8 +32,9 @@ from ferd.models.classifier import (
     require_sound,
     shapes,
 )
-from ferd.models.folding import Folded, attack_dtype, settled
+from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
 from ferd.models.generator import SIZE_MULTIPLE
+from ferd.origin import hash_of, hash_of_weights, require_same
 from ferd.pixels import to_float
 from ferd.pool import Pool
 from ferd.randomness import stream
@@ -48,6 +49,7 @@ PIECES: dict[str, type] = {  # with a state of their own
     "adversary": Adversary,
     "student_loss": StudentLoss,
 }
+SETTLED = {"teacher", "student", "shape", "schedule", "augmentation", "method", "threat", "device"}
 ABOUT_ONE = 1e-4  # how far from 1 float32 proportions may add up
 
 
@@ -90,9 +92,9 @@ class Distillation:
             with labels (N,), or the folder of the pool that is replayed.
 
     Raises:
-        FerdError: a network is no ``Classifier``, the two are one, or differ in classes or channels, the
-            generator makes no images of that shape, the floor of the proportions is not below an equal share,
-            or ``given`` has labels that the networks lack.
+        FerdError: a network is no ``Classifier`` or its twin another function, the two are one, or
+            differ in classes or channels, the generator makes no images of that shape, the floor of the
+            proportions is not below an equal share, or ``given`` has labels that the networks lack.
         ValueError: ``given`` is not what the method needs.
     """
 
@@ -147,13 +149,20 @@ class Distillation:
         )
         self.round = 0
         self._at_round_end = True
-        self._teacher_hash = _hash(*self.teacher.state_dict().values())
+        self._origin = {
+            "seed": str(seed),
+            "settings": fingerprint(schedule, augmentation, method, threat),
+            "teacher weights": hash_of_weights(self.teacher),
+            "given images": hash_of(*given) if isinstance(given, tuple) else "",
+        }
         self._complete = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a piece under another name, of another kind, or in the middle of a run."""
         if "_complete" in self.__dict__ and not hasattr(self, name):
             raise FerdError(f"{name}: a Distillation has none; its pieces are {', '.join(PIECES)}")
+        if "_complete" in self.__dict__ and name in SETTLED:
+            raise FerdError(f"{name}: is settled when a Distillation is built; build another with it")
         if name in PIECES and not isinstance(value, PIECES[name]):
             given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             kind = f"{PIECES[name].__module__}.{PIECES[name].__name__}"
@@ -200,7 +209,7 @@ class Distillation:
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "rng": self.rng.get_state(),
-            "origin": self._origin(self.round),
+            "origin": self._origin | self._own_origin(self.round),
             **{name: getattr(self, name).state_dict() for name in PIECES},
         }
         return copy.deepcopy(state)
@@ -213,14 +222,9 @@ class Distillation:
         """
         if missing := {"round", "student", "optimiser", "rng", "origin", *PIECES} - state.keys():
             raise FerdError(f"no state of a distillation: it lacks {', '.join(sorted(missing))}")
-        for name in PIECES:
-            if state["origin"].get(name) != _kind(getattr(self, name)):
-                raise FerdError(f"the state is of another {name}; put in the one that it was saved with")
         if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
-        for what, value in self._origin(state["round"]).items():
-            if state["origin"].get(what) != value:
-                raise FerdError(f"the state is of {what} other than here; give what it was saved with")
+        require_same(state["origin"], self._origin | self._own_origin(state["round"]))
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -229,18 +233,13 @@ class Distillation:
         self.rng.set_state(state["rng"])
         self._at_round_end = True
 
-    def _origin(self, rounds: int) -> dict[str, str]:
-        """What a state of so many rounds belongs to, by hashes: of the pool, its labels.
+    def _own_origin(self, rounds: int) -> dict[str, str]:
+        """What a state of so many rounds belongs to beside what was given: pieces, and the pool.
 
         A pool that lacks some of these rounds is refused elsewhere (``Pool.keep_rounds``).
         """
-        pool = self.pool.labels[: rounds * self.schedule.batch_size]
-        origin = {
-            "settings": fingerprint(self.schedule, self.augmentation, self.method, self.threat),
-            "teacher weights": self._teacher_hash,
-            **{name: _kind(getattr(self, name)) for name in PIECES},
-        }
-        return origin | ({"pool images": _hash(pool)} if self.pool.rounds >= rounds else {})
+        pieces = {name: _described(getattr(self, name)) for name in PIECES}
+        return pieces | ({"pool images": self.pool.hash(rounds)} if self.pool.rounds >= rounds else {})
 
     def _require_round_end(self) -> None:
         if not self._at_round_end:
@@ -305,12 +304,17 @@ class Distillation:
         steps = self.schedule.student.steps
         recordable = self.adversary.recordable and self.student_loss.recordable
         train_batch = Recorded(self._train_batch, self.device) if recordable else self._train_batch
-        sums = torch.zeros(2, device=self.device)
+        sums = torch.zeros(3, device=self.device)
         for _ in range(steps):
             images, labels = self.pool.sample(self.schedule.batch_size, self.rng)
             inputs = augment(images, self.augmentation, self.rng)
             sums += train_batch(inputs, labels) / steps
-        clean, adversarial = sums.tolist()
+        clean, adversarial, unfit = sums.tolist()
+        if unfit:
+            raise FerdError(
+                f"adversary: some of its images in round {self.round + 1} have pixels outside [0, 1], or "
+                "that are no number; clamp them"
+            )
         if not math.isfinite(clean + adversarial) or diverged(self.student, inputs):
             raise FerdError(
                 f"student: the loss is not finite in round {self.round + 1} (clean {clean}, "
@@ -320,7 +324,7 @@ class Distillation:
         return {"clean_loss": clean, "adversarial_loss": adversarial}
 
     def _train_batch(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """One step on Eq. 12; -> its clean and adversarial loss (2,)."""
+        """One step on Eq. 12; -> its clean and adversarial loss, 1 where an attacked image is unfit (3,)."""
         teacher = cache(self._targets)  # the attack and the loss look at the same logits
         adv_inputs, points = self._attack(inputs, labels, teacher)
         self.student.train()
@@ -334,7 +338,8 @@ class Distillation:
         self.optimiser.zero_grad()
         ((1 - share) * clean + share * adversarial).backward()
         self.optimiser.step()
-        return torch.stack([clean, adversarial]).detach()
+        unfit = ~((adv_inputs >= 0) & (adv_inputs <= 1)).all()
+        return torch.stack([clean, adversarial, unfit.to(clean)]).detach()
 
     @torch.no_grad()
     def _targets(self, inputs: Tensor) -> Tensor:
@@ -366,20 +371,29 @@ class Distillation:
             points_right(twin.network, labels) if self.student_loss.needs_points_right else nullcontext()
         )
         with counted as points:
-            adv_inputs = self.adversary.attack(twin.network, inputs, labels, targets, self.rng)
-        return adv_inputs, points
+            adv_inputs = self.adversary.attack(twin.network, inputs.clone(), labels, targets, self.rng)
+        if not isinstance(adv_inputs, Tensor) or (adv_inputs.shape, adv_inputs.dtype) != (
+            inputs.shape,
+            inputs.dtype,
+        ):
+            raise FerdError(
+                f"adversary: attack() must give {tuple(inputs.shape)} {inputs.dtype}, like its inputs, not "
+                f"{_kind(adv_inputs)}"
+            )
+        return adv_inputs.detach(), points
 
 
-def _hash(*tensors: Tensor) -> str:
-    """Of their numbers, in whatever order they lie in memory."""
-    found = hashlib.sha256()
-    for tensor in tensors:
-        found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+def _kind(found: object) -> str:
+    if isinstance(found, Tensor):
+        return f"{tuple(found.shape)} {found.dtype}"
+    return f"a {type(found).__name__}"
 
 
-def _kind(piece: object) -> str:
-    return f"{type(piece).__module__}.{type(piece).__qualname__}"
+def _described(piece: object) -> str:
+    """Its class, and the settings that it holds as such (pydantic models)."""
+    settings = {key: value for key, value in vars(piece).items() if isinstance(value, BaseModel)}
+    named = fingerprint(sorted(settings), *(settings[key] for key in sorted(settings)))
+    return f"{type(piece).__module__}.{type(piece).__qualname__} {named}"
 
 
 def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int, int, int]) -> None:
@@ -400,5 +414,6 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
             f"images of {shape[1]}×{shape[2]}: the generator makes square ones of a multiple of "
             f"{SIZE_MULTIPLE}; crop or pad them"
         )
-    require_sound(teacher, "teacher", shape)
-    require_sound(student, "student", shape)
+    for network, role in ((teacher, "teacher"), (student, "student")):
+        require_sound(network, role, shape)
+        require_foldable(network, role, shape)

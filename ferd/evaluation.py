@@ -2,18 +2,27 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor
 
 from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
-from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel
-from ferd.datasets import Images, first_per_class, require_batches, require_every_class, require_known
+from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel, fingerprint
+from ferd.datasets import (
+    Images,
+    first_per_class,
+    require_batches,
+    require_every_class,
+    require_known,
+    shape_of,
+)
 from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
-from ferd.models.classifier import Classifier, fast_layout, require_classifier
-from ferd.models.folding import Folded
+from ferd.models.classifier import Classifier
+from ferd.models.folding import attackable
+from ferd.origin import hash_of_images, hash_of_weights, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
@@ -46,9 +55,10 @@ class Evaluation:
             far; the images are the first of every class, in order.
 
     Raises:
-        FerdError: the network is no ``Classifier``, there are no images, or some of a class that it lacks; a
-            trial's number of images cannot be split over the classes, two balls have one name, there are
-            too few classes for AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
+        FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), there are no
+            images, or some of a class that it lacks; a trial's number of images cannot be split over the
+            classes, two balls have one name, there are too few classes for AutoAttack, or the network's
+            outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -60,18 +70,15 @@ class Evaluation:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        device = torch.device(device)
-        require_classifier(network, "network")
         require_batches(data, settings.batch_size)
         if not len(data.labels):
             raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
+        self._twin = attackable(network, "network", shape_of(data), device)
+        self.network, self.attacked = network, self._twin.network
         require_known(data.labels, network.classes)
         settings.require_fitting(network.classes)
-        self.network = fast_layout(network, device).eval()
-        self._twin = Folded(self.network)
-        self.attacked = self._twin.network
         self.data, self.settings, self.threat = data, settings, threat
-        self.seed, self.device = seed, device
+        self.seed, self.device = seed, torch.device(device)
         self.trials = self._trials()
         self.verdicts: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in self.trials}
         self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
@@ -79,6 +86,7 @@ class Evaluation:
     def batches(self) -> Iterator[tuple[str, int, int]]:
         """Judge what is left, by the network's present weights; after each batch (trial, judged, in all)."""
         self._twin.refresh()
+        self.__dict__.pop("_origin", None)  # the weights may be others than before
         for name, trial in self.trials.items():
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
@@ -135,22 +143,29 @@ class Evaluation:
         rows = self._common_rows(*names)
         return {name: self._finished(name)[torch.isin(self.trials[name].rows, rows)] for name in names}
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The verdicts so far."""
-        return dict(self.verdicts)
+    def state_dict(self) -> dict[str, Any]:
+        """The verdicts so far, and what they are of."""
+        return {"origin": self._origin, "verdicts": dict(self.verdicts)}
 
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
 
         Raises:
-            FerdError: the state is of other attacks; nothing of it was taken.
+            FerdError: the state is of another network, other images, attacks or random numbers; nothing of it
+                was taken.
         """
-        if state.keys() != self.trials.keys():
-            raise FerdError(
-                f"the state is of the attacks {', '.join(state)}, not of {', '.join(self.trials)}; "
-                "evaluate anew"
-            )
-        self.verdicts = dict(state)
+        require_same(state.get("origin"), self._origin)
+        self.verdicts = dict(state["verdicts"])
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return {
+            "weights": hash_of_weights(self.network),
+            "images": hash_of_images(self.data),
+            "attacks": fingerprint(self.settings.attacks, [*self.trials], self.threat),
+            "seed": str(self.seed),
+            "batch_size": str(self.settings.batch_size),
+        }
 
     def _trials(self) -> dict[str, Trial]:
         labels, classes = self.data.labels, self.network.classes

@@ -7,8 +7,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ferd.config import fingerprint
 from ferd.errors import FerdError
 from ferd.files import atomic_write
+from ferd.origin import hash_of
 from ferd.pixels import to_float
 
 
@@ -41,6 +43,7 @@ class Pool:
         self.folder, self.grows = folder, grows
         self.rounds = 0
         self.size = 0
+        self._hashes: list[str] = []  # a round's each
         self._images = torch.empty((capacity, *shape), dtype=torch.uint8, device=device)
         self._labels = torch.empty(capacity, dtype=torch.int64, device=device)
         self._open()
@@ -81,8 +84,13 @@ class Pool:
         for number in reversed(range(rounds, self.rounds)):  # a kill in between leaves no gap
             self._shard(number).unlink()
         self.rounds = self.size = 0
+        self._hashes.clear()
         for number in range(rounds):
             self._take(**load_file(self._shard(number)))
+
+    def hash(self, rounds: int) -> str:
+        """Of the images and labels of the first so many rounds."""
+        return fingerprint(self._hashes[:rounds])
 
     def sample(self, batch_size: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """A batch drawn with replacement: float images in [0, 1] and labels."""
@@ -121,6 +129,7 @@ class Pool:
         self._labels[self.size : end] = labels
         self.size = end
         self.rounds += 1
+        self._hashes.append(hash_of(images, labels))
 
     def _open(self) -> None:
         shards = sorted(self.folder.glob("round-*.safetensors"))

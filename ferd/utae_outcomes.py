@@ -1,19 +1,21 @@
 """Where uniform-target adversarial examples end up: what Eq. 10 claims, looked at on real images."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ferd.attacks import utae
-from ferd.config import ThreatModel
-from ferd.datasets import Images, require_batches
+from ferd.config import ThreatModel, fingerprint
+from ferd.datasets import Images, require_batches, shape_of
 from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout, require_classifier
-from ferd.models.folding import Folded
+from ferd.models.folding import attackable
+from ferd.origin import hash_of_images, hash_of_weights, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
@@ -35,7 +37,8 @@ class UtaeOutcomes:
         divergences: for each γ KL(U ‖ f^S(x')) of each image, so far.
 
     Raises:
-        FerdError: a network is no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
+        FerdError: the student is none that can be attacked (``ferd.models.folding.attackable``), the teacher
+            no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -49,16 +52,14 @@ class UtaeOutcomes:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        device = torch.device(device)
-        require_classifier(student, "student")
-        require_classifier(teacher, "teacher")
         require_batches(data, batch_size)
-        self.student = fast_layout(student, device).eval()
-        self.teacher = fast_layout(teacher, device).eval()
-        self._twin = Folded(self.student)
-        self.attacked = self._twin.network
+        self._twin = attackable(student, "student", shape_of(data), device)
+        self.student, self.attacked = student, self._twin.network
+        require_classifier(teacher, "teacher")
+        self.device = torch.device(device)
+        self.teacher = fast_layout(teacher, self.device).eval()
         self.data, self.gammas, self.threat = data, gammas, threat
-        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.batch_size, self.seed = batch_size, seed
         self.clean = torch.empty(0, dtype=torch.int64)
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
         self.divergences = [torch.empty(0) for _ in gammas]
@@ -66,6 +67,7 @@ class UtaeOutcomes:
     def batches(self) -> Iterator[tuple[int, int]]:
         """Attack what is left, by the present weights; after each batch (attacked, in all), over all γ."""
         self._twin.refresh()
+        self.__dict__.pop("_origin", None)  # the weights may be others than before
         total = len(self.data.labels)
         if len(self.clean) < total:
             self.clean = self._predict_clean()
@@ -101,24 +103,37 @@ class UtaeOutcomes:
             )
         ]
 
-    def state_dict(self) -> dict[str, list[Tensor]]:
-        """The outcomes so far."""
+    def state_dict(self) -> dict[str, Any]:
+        """The outcomes so far, and what they are of."""
         return {
+            "origin": self._origin,
             "clean": [self.clean],
             "predicted": list(self.predicted),
             "divergences": list(self.divergences),
         }
 
-    def load_state_dict(self, state: dict[str, list[Tensor]]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where ``state_dict`` was taken.
 
         Raises:
-            FerdError: the state is of another number of γ.
+            FerdError: the state is of other networks, images, γ, steps or random numbers; nothing of it was
+                taken.
         """
-        if len(state["predicted"]) != len(self.gammas):
-            raise FerdError("the state is of other γ; give those it was saved with")
+        require_same(state.get("origin"), self._origin)
         [self.clean] = state["clean"]
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
+
+    @cached_property
+    def _origin(self) -> dict[str, str]:
+        return {
+            "student weights": hash_of_weights(self.student),
+            "teacher weights": hash_of_weights(self.teacher),
+            "images": hash_of_images(self.data),
+            "γ": fingerprint(list(self.gammas)),
+            "threat model": fingerprint(self.threat),
+            "seed": str(self.seed),
+            "batch_size": str(self.batch_size),
+        }
 
     @torch.no_grad()
     @tf32_convolutions(False)

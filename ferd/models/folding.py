@@ -2,7 +2,8 @@
 
 In eval mode BatchNorm is an affine map: y = (x − μ)·s + b with s = w/√(v + ϵ). Behind a convolution
 it is the same function to scale the convolution's weights, and a bias of its own, by s and to add b − μ·s.
-Which pairs stand so is said by each block's ``folds``. Reported verdicts are never taken from a twin.
+Which pairs stand so is said by each block's ``folds``, of which plain layers are folded, and ``attackable``
+looks whether the twin is the same function. Reported verdicts are never taken from a twin.
 """
 
 import copy
@@ -10,33 +11,30 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from ferd.config import Precision
 from ferd.errors import FerdError
-from ferd.models.classifier import Classifier, fast_layout
+from ferd.models.classifier import SAME, Classifier, fast_layout, require_classifier
+from ferd.tf32 import tf32_convolutions
 
 
 class Folded:
     """A frozen, folded copy of a network, which follows its weights when told to.
 
     Args:
-        network: stays as it is.
+        source: stays as it is.
         dtype: of the twin's weights and features; its logits are float32 always.
 
     Attributes:
         network: the twin, a classifier with the same seam.
     """
 
-    def __init__(self, network: Classifier, dtype: torch.dtype = torch.float32) -> None:
-        self._source = network
-        device = next(network.parameters()).device
-        twin = copy.deepcopy(network).eval().requires_grad_(False)
-        self._pairs = [
-            (f"{prefix}{conv}", f"{prefix}{norm}")
-            for name, module in network.named_modules()
-            for conv, norm in getattr(module, "folds", ())
-            for prefix in [f"{name}." if name else ""]
-        ]
+    def __init__(self, source: Classifier, dtype: torch.dtype = torch.float32) -> None:
+        self.source = source
+        device = next(source.parameters()).device
+        twin = copy.deepcopy(source).eval().requires_grad_(False)
+        self._pairs = _pairs(source)
         for conv, norm in self._pairs:
             layer = cast(nn.Conv2d, twin.get_submodule(conv))
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels, device=device), requires_grad=False)
@@ -53,9 +51,9 @@ class Folded:
     def refresh(self) -> None:
         """Take over the source's present weights and running statistics."""
         for conv, norm in self._pairs:
-            source = cast(nn.Conv2d, self._source.get_submodule(conv))
+            source = cast(nn.Conv2d, self.source.get_submodule(conv))
             layer = cast(nn.Conv2d, self.network.get_submodule(conv))
-            scale, shift = _affine(cast(nn.BatchNorm2d, self._source.get_submodule(norm)))
+            scale, shift = _affine(cast(nn.BatchNorm2d, self.source.get_submodule(norm)))
             layer.weight.copy_(source.weight * scale[:, None, None, None])
             assert layer.bias is not None
             layer.bias.copy_(shift if source.bias is None else shift + source.bias * scale)
@@ -65,12 +63,68 @@ class Folded:
     def _values_to_copy(self) -> list[tuple[Tensor, Tensor]]:
         """What is the same in both: all weights and buffers of layers that were not folded."""
         folded = {name for pair in self._pairs for name in pair}
-        source = self._source.state_dict(keep_vars=True)
+        source = self.source.state_dict(keep_vars=True)
         return [
             (source[key], value)
             for key, value in self.network.state_dict(keep_vars=True).items()
             if key.rpartition(".")[0] not in folded
         ]
+
+
+def attackable(
+    network: Classifier, role: str, shape: tuple[int, int, int], device: torch.device | str
+) -> Folded:
+    """A network to be attacked, moved to the device, laid out for speed and in eval mode, with its twin.
+
+    Args:
+        role: what it is called in messages.
+        shape: (channels, H, W) of the images.
+
+    Raises:
+        FerdError: it is no ``Classifier``, takes other images, or its twin is another function.
+    """
+    require_classifier(network, role)
+    if network.channels != shape[0]:
+        raise FerdError(f"the {role} takes {network.channels} channels, not the {shape[0]} of the images")
+    fast_layout(network, torch.device(device)).eval()
+    require_foldable(network, role, shape)
+    return Folded(network)
+
+
+@torch.no_grad()
+@tf32_convolutions(False)
+def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]) -> None:
+    """Refuse a network whose twin gives other logits: attacks would be blind to it.
+
+    Its BatchNorms are moved for that, since to leave out a fresh one makes no difference.
+
+    Raises:
+        FerdError: ``folds`` names layers that do not follow each other.
+    """
+    moved = copy.deepcopy(network).eval()
+    rng = torch.Generator().manual_seed(0)
+
+    def between(low: float, high: float, like: Tensor) -> Tensor:
+        return torch.empty(like.shape).uniform_(low, high, generator=rng).to(like)
+
+    for norm in moved.modules():
+        if isinstance(norm, nn.BatchNorm2d) and norm.affine and norm.running_mean is not None:
+            assert norm.running_var is not None
+            norm.running_mean.add_(between(-1, 1, norm.running_mean) * norm.running_var.sqrt())
+            norm.running_var.mul_(between(0.5, 2, norm.running_var))
+            norm.weight.mul_(between(0.5, 1.5, norm.weight))
+            norm.bias.add_(between(-1, 1, norm.bias))
+    inputs = between(0, 1, torch.empty(2, *shape, device=next(network.parameters()).device))
+    logits, again, folded = moved(inputs), moved(inputs), Folded(moved).network(inputs)
+    largest = float(logits.abs().max())
+    told = logits.isfinite().all() and torch.allclose(again, logits)  # others are refused elsewhere
+    if told and not torch.allclose(folded, logits, rtol=SAME, atol=SAME * largest):
+        off = float((folded - logits).abs().max())
+        raise FerdError(
+            f"{role}: its twin for attacks, with BatchNorm folded into convolutions, gives other logits (off "
+            f"by {off:.2g}, the largest is {largest:.2g}); take out of `folds` what is not a convolution and "
+            "the BatchNorm that its output goes to"
+        )
 
 
 def settled(precision: Precision, device: torch.device) -> Precision:
@@ -85,6 +139,23 @@ def settled(precision: Precision, device: torch.device) -> Precision:
 def attack_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     """The type that attacks run in."""
     return torch.float32 if settled(precision, device) == "float32" else torch.bfloat16
+
+
+def _pairs(network: nn.Module) -> list[tuple[str, str]]:
+    """Names of the convolutions and BatchNorms that are folded: those of ``folds`` that are plain layers."""
+    named = [
+        (f"{prefix}{conv}", f"{prefix}{norm}")
+        for name, module in network.named_modules()
+        for conv, norm in getattr(module, "folds", ())
+        for prefix in [f"{name}." if name else ""]
+    ]
+    return [pair for pair in named if _is_plain(*(network.get_submodule(name) for name in pair))]
+
+
+def _is_plain(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether their weights are numbers, not computed from others such as by ``weight_norm``."""
+    kinds = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.affine
+    return kinds and not is_parametrized(conv) and not is_parametrized(norm)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

@@ -128,7 +128,8 @@ def test_an_image_that_leaves_its_class_for_a_third_one_is_not_correct(ball):
     data = Images(bright([[200, 190, 40]]), torch.tensor([0]))
     adversary = AdaptiveAdversary(Blocks(3), data, ball, 4, 0, CPU)
     state = {"clean": [0], "targets": [[2, 1]], "outcomes": [[1, 0]]}
-    adversary.load_state_dict({key: torch.tensor(value) for key, value in state.items()})
+    found = {key: torch.tensor(value) for key, value in state.items()}
+    adversary.load_state_dict(adversary.state_dict() | found)
     source = adversary.source(0)
     assert source["success"] == [None, 0.0, 0.0]
     assert source["union_accuracy"] == 0.0
@@ -171,7 +172,9 @@ def test_a_resumed_adversary_finds_the_same(adversary, tmp_path, stop):
 def test_a_batch_finds_the_same_whatever_ran_before_it(adversary):
     whole, last = adversary(), adversary()
     list(whole.batches())
-    last.load_state_dict({key: value[:16] for key, value in whole.state_dict().items()})
+    state = whole.state_dict()
+    first = {key: state[key][:16] for key in ("clean", "targets", "outcomes")}
+    last.load_state_dict(state | first)
     list(last.batches())
     assert torch.equal(last.outcomes, whole.outcomes)
 
@@ -240,4 +243,21 @@ def test_other_images_and_networks_are_refused_by_their_kind(make_network, threa
     with pytest.raises(FerdError, match=r"^a Part is no ferd.datasets.Images; take rows of it"):
         AdaptiveAdversary(make_network(), part, threat, 5, 0, "cpu")
     with pytest.raises(FerdError, match=r"^network: a Linear is no ferd.models.classifier.Classifier"):
-        AdaptiveAdversary(torch.nn.Linear(2, 2), part, threat, 5, 0, "cpu")
+        AdaptiveAdversary(torch.nn.Linear(2, 2), part.take(torch.arange(5)), threat, 5, 0, "cpu")
+
+
+@pytest.mark.parametrize("what", ["weights", "images", "seed", "threat model"])
+def test_a_state_of_another_network_or_other_images_is_refused(teacher, make_network, digits, threat, what):
+    data = digits["test"]
+    given = {"network": teacher, "data": data, "threat": threat, "batch_size": 8, "seed": 0, "device": CPU}
+    other = {
+        "weights": {"network": make_network(seed=5)},
+        "images": {"data": Images(255 - data.images, data.labels)},
+        "seed": {"seed": 1},
+        "threat model": {"threat": threat.with_steps(3)},
+    }
+    state = AdaptiveAdversary(**given).state_dict()
+    with pytest.raises(FerdError, match=f"^{what}: not what the state was saved with; give that, or begin"):
+        AdaptiveAdversary(**given | other[what]).load_state_dict(state)
+    with pytest.raises(FerdError, match=r"^the state is of another version; begin anew$"):
+        AdaptiveAdversary(**given).load_state_dict({key: state[key] for key in ("clean", "targets")})

@@ -279,12 +279,16 @@ def test_images_that_the_network_cannot_be_trained_on_are_refused(digits, threat
 def test_a_state_that_does_not_fit_is_refused_and_nothing_is_taken(training):
     state = training().state_dict() | {"epoch": 2}
     other = training(weight_average=0.9)
-    with pytest.raises(FerdError, match=r"^the state is of another weight_average"):
+    with pytest.raises(FerdError, match=r"^settings: not what the state was saved with"):
         other.load_state_dict(state)
     narrow = {name: weight[:1] for name, weight in state["network"].items() if weight.dim()}
     with pytest.raises(FerdError, match=r"^the state is of another network"):
         training().load_state_dict(state | {"network": narrow})
     assert other.epoch == 0
+    other = training()
+    other._origin["images"] = "another"
+    with pytest.raises(FerdError, match=r"^images: not what the state was saved with"):
+        other.load_state_dict(state)
 
 
 def test_trades_attacks_up_the_divergence_alone(training, monkeypatch):

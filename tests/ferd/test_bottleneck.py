@@ -12,6 +12,7 @@ from ferd.bottleneck import (
     noise_scales,
     nonrobust_features,
     pooled_noise_gradient,
+    pools_and_is_linear,
     robust_channels,
     softplus_and_slope,
     spatial_noise_gradient,
@@ -216,3 +217,19 @@ def test_the_mask_is_a_constant_and_its_loop_leaves_no_gradient(teacher, images,
     assert all(weight.grad is None for weight in teacher.parameters())
     other = robust_channels(teacher, features.detach(), labels, LAST, SETTINGS, rng.manual_seed(0))
     assert torch.equal(mask, other)
+
+
+class Cosine(torch.nn.Linear):
+    """Looks like a linear layer, and is none."""
+
+    def forward(self, inputs):
+        return torch.nn.functional.linear(inputs, torch.nn.functional.normalize(self.weight))
+
+
+def test_a_head_of_another_kind_of_layer_has_no_closed_form(make_network):
+    network = make_network().eval()
+    assert pools_and_is_linear(network)
+    network.linear = Cosine(network.linear.in_features, 10)
+    assert not pools_and_is_linear(network)
+    network.linear = torch.nn.Sequential(network.linear, torch.nn.ReLU())
+    assert not pools_and_is_linear(network)

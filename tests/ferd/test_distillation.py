@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from ferd.adversaries import UtaeAdversary
 from ferd.checkpoint import load_state, save_state
 from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
 from ferd.distillation import Distillation
@@ -369,7 +370,7 @@ def test_a_state_is_a_copy_and_goes_back_into_the_pieces_it_is_of(make_run):
             torch.testing.assert_close(state[name][key], value, rtol=0, atol=0, equal_nan=True)
     other = make_run(method=method(student_loss="rslad"))
     before = {key: value.clone() for key, value in other.student.state_dict().items()}
-    with pytest.raises(FerdError, match=r"^the state is of another student_loss; put in the one"):
+    with pytest.raises(FerdError, match=r"^settings: not what the state was saved with"):
         other.load_state_dict(state)
     assert other.round == 0
     assert all(torch.equal(value, before[key]) for key, value in other.student.state_dict().items())
@@ -563,12 +564,12 @@ def test_a_state_of_another_piece_or_teacher_or_of_nothing_is_refused(make_run, 
     state = saved.state_dict()
     other = make_run("two")
     other.sampler = UniformSampler(10, CPU)
-    with pytest.raises(FerdError, match=r"^the state is of another sampler; put in the one"):
+    with pytest.raises(FerdError, match=r"^sampler: not what the state was saved with"):
         other.load_state_dict(state)
     teacher = make_network()
     with torch.no_grad():
         teacher.conv1.weight[0, 0, 0, 0] += 0.01
-    with pytest.raises(FerdError, match=r"^the state is of teacher weights other than here"):
+    with pytest.raises(FerdError, match=r"^teacher weights: not what the state was saved with"):
         make_run("one", teacher=teacher).load_state_dict(state)
     with pytest.raises(FerdError, match=r"^no state of a distillation: it lacks adversary, optimiser"):
         other.load_state_dict({})
@@ -711,7 +712,7 @@ def test_a_teacher_whose_batchnorms_keep_no_statistics_is_refused(make_network, 
     [
         ("settings", {"method": method(utae=Utae(gamma=0.1, model="student"))}),
         ("settings", {"utae_steps": 3}),
-        ("pool images", {"folder": "another", "seed": 5}),
+        ("seed", {"seed": 5}),
     ],
 )
 def test_a_state_does_not_go_on_with_what_is_of_another_run(make_run, what, change):
@@ -719,17 +720,87 @@ def test_a_state_does_not_go_on_with_what_is_of_another_run(make_run, what, chan
     next(run.rounds())
     state = run.state_dict()
     other = make_run(**change)
-    if what == "pool images":
-        next(other.rounds())
     before = weights(other.student)
-    with pytest.raises(FerdError, match=rf"^the state is of {what} other than here; give what it was saved"):
+    with pytest.raises(FerdError, match=rf"^{what}: not what the state was saved with"):
         other.load_state_dict(state)
     assert equal(weights(other.student), before)
+
+
+def test_a_state_does_not_go_on_with_a_pool_of_other_images(make_run):
+    """As many, of the same labels."""
+    run = make_run("one")
+    next(run.rounds())
+    state = run.state_dict()
+    other = make_run("two")
+    other.pool.append(255 - run.pool.images, run.pool.labels)
+    with pytest.raises(FerdError, match=r"^pool images: not what the state was saved with"):
+        other.load_state_dict(state)
+    same = make_run("three")
+    same.pool.append(run.pool.images, run.pool.labels)
+    same.load_state_dict(state)
+    assert same.round == 1
+
+
+def test_a_state_does_not_go_on_with_a_piece_of_other_settings(make_run, threat):
+    run, other = make_run("one"), make_run("two")
+    other.adversary.threat = threat.model_copy(update={"epsilon": 0.2})
+    with pytest.raises(FerdError, match=r"^adversary: not what the state was saved with"):
+        other.load_state_dict(run.state_dict())
+
+
+def test_a_state_does_not_go_on_with_other_real_images(make_run, digits):
+    data = digits["train"]
+    real = method(images="real-data")
+    state = make_run("one", method=real, given=(data.images, data.labels)).state_dict()
+    with pytest.raises(FerdError, match=r"^given images: not what the state was saved with"):
+        make_run("two", method=real, given=(255 - data.images, data.labels)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["threat", "student", "schedule", "device"])
+def test_what_is_settled_cannot_be_changed_afterwards(make_run, name):
+    run = make_run()
+    with pytest.raises(FerdError, match=rf"^{name}: is settled when a Distillation is built; build another"):
+        setattr(run, name, getattr(run, name))
+
+
+class Unfit(UtaeAdversary):
+    def __init__(self, spoil):
+        self.spoil = spoil
+
+    def attack(self, attacked, inputs, labels, teacher_probs, rng):
+        return self.spoil(inputs)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda inputs: 255 * inputs, r"some of its images in round 2 have pixels outside \[0, 1\], or that"),
+        (lambda inputs: inputs / 0, r"some of its images in round 2 have pixels outside"),
+        (lambda inputs: inputs[:, :, ::2, ::2], r"attack\(\) must give \(16, 1, 8, 8\) torch.float32, like"),
+        (lambda inputs: inputs.double(), r"attack\(\) must give .* not \(16, 1, 8, 8\) torch.float64$"),
+        (lambda inputs: None, r"attack\(\) must give .* not a NoneType$"),
+    ],
+)
+def test_adversarial_images_that_are_none_are_refused(make_run, spoil, said):
+    run = make_run()
+    run.adversary = Unfit(spoil)
+    with pytest.raises(FerdError, match=f"^adversary: {said}"):
+        list(run.rounds())
+
+
+def test_an_adversary_that_changes_its_inputs_changes_no_clean_image(make_run, monkeypatch):
+    run = make_run()
+    run.adversary = Unfit(lambda inputs: inputs.fill_(0.5))
+    seen = []
+    monkeypatch.setattr(run.student_loss, "losses", lambda batch: seen.append(batch) or (torch.zeros(()),))
+    with pytest.raises(FerdError, match="two means"):
+        list(run.rounds())
+    assert (seen[0].adv_inputs == 0.5).all() and not (seen[0].inputs == 0.5).all()
 
 
 def test_a_state_does_not_go_on_with_another_teacher(make_run, make_network, threat, tmp_path):
     run = run_of(make_network(), make_network(seed=1), tmp_path, threat)
     next(run.rounds())
     other = run_of(make_network(seed=7), make_network(seed=1), tmp_path, threat)
-    with pytest.raises(FerdError, match=r"^the state is of teacher weights other than here"):
+    with pytest.raises(FerdError, match=r"^teacher weights: not what the state was saved with"):
         other.load_state_dict(run.state_dict())

@@ -11,6 +11,7 @@ from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier
+from ferd.models.registry import build
 
 CPU = torch.device("cpu")
 WHITE_BOX = {"clean": "all", "fgsm": "all", "pgd20": "all", "cw30": "all"}
@@ -109,10 +110,14 @@ def test_every_attack_gives_a_verdict_on_each_of_its_images(evaluation):
     }
 
 
+def put_in(run, verdicts):
+    run.load_state_dict(run.state_dict() | {"verdicts": verdicts})
+
+
 def test_figures_derive_from_the_verdicts(evaluation):
     data = Images(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     run = evaluation({"clean": "all"}, network=Linear(2), data=data)
-    run.load_state_dict({"clean": torch.tensor([True, True, False, True])})
+    put_in(run, {"clean": torch.tensor([True, True, False, True])})
     figures = run.figures()["clean"]
     assert figures.pop("nsd") == pytest.approx(1 / 3)
     assert figures == {"n": 4, "average": 0.75, "worst": 0.5, "per_class": [0.5, 1.0]}
@@ -289,13 +294,14 @@ def test_all_counts_what_every_attack_left_on_the_images_that_all_were_given(eva
         data,
         other_balls=[ball(0.05, {"pgd20": 2})],  # another adversary: it takes no part
     )
-    run.load_state_dict(
+    put_in(
+        run,
         {
             "clean": torch.tensor([True, False, True, True, True, True]),
             "pgd20": torch.tensor([True, True, True, True]),  # rows 0, 1, 2, 4
             "cw30": torch.tensor([True, True, True, True, False, False]),
             "pgd20@0.05": torch.tensor([False, False]),
-        }
+        },
     )
     figures = run.figures()
     assert figures["all"] == {"n": 4, "average": 0.5, "worst": 0.5, "nsd": 0.0, "per_class": [0.5, 0.5]}
@@ -312,11 +318,12 @@ def test_all_judges_a_linear_model_by_its_closed_form(evaluation, linear):
 def test_checks_compare_two_attacks_on_the_images_that_both_were_given(evaluation):
     data = Images(torch.zeros(6, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1, 1, 1, 0, 0]))
     run = evaluation({"clean": "all", "pgd20": 4}, Linear(2), data)
-    run.load_state_dict(
+    put_in(
+        run,
         {
             "clean": torch.tensor([True, True, True, False, True, False]),
             "pgd20": torch.tensor([True, False, False, True]),
-        }
+        },
     )
     (found,) = run.checks().comparisons
     assert (found.weaker, found.stronger, found.images) == ("clean", "pgd20", 4)
@@ -420,12 +427,28 @@ def test_figures_of_images_that_lack_a_class_are_refused(evaluation, digits):
         run.figures()
 
 
-def test_the_state_of_other_attacks_is_refused(evaluation):
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("attacks", {"attacks": {"clean": "all", "fgsm": "all"}}),
+        ("weights", {"network": build("resnet8-w8", classes=10, channels=1, seed=5)}),
+        ("batch_size", {"batch_size": 7}),
+    ],
+)
+def test_the_state_of_another_evaluation_is_refused(evaluation, what, change):
     state = evaluation({"clean": "all"}).state_dict()
-    with pytest.raises(
-        FerdError, match=r"^the state is of the attacks clean, not of clean, fgsm; evaluate anew$"
-    ):
-        evaluation({"clean": "all", "fgsm": "all"}).load_state_dict(state)
+    with pytest.raises(FerdError, match=f"^{what}: not what the state was saved with"):
+        evaluation(**{"attacks": {"clean": "all"}} | change).load_state_dict(state)
+
+
+def test_verdicts_are_of_the_weights_that_they_were_found_with(evaluation):
+    run = evaluation({"clean": "all"}, build("resnet8-w8", classes=10, channels=1, seed=5))
+    before = run.state_dict()
+    with torch.no_grad():
+        run.network.linear.bias[0] += 1
+    list(run.batches())
+    after = run.state_dict()
+    assert before["origin"]["weights"] != after["origin"]["weights"]
 
 
 def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evaluation):

@@ -25,7 +25,8 @@ def test_figures_derive_from_predictions_and_divergences(outcomes, digits):
     some = Images(digits["test"].images[:4], labels)
     run = outcomes(gammas=(0.3,), data=some)
     run.load_state_dict(
-        {
+        run.state_dict()
+        | {
             "clean": [labels],
             "predicted": [torch.tensor([0, 1, 1, 1])],
             "divergences": [torch.tensor([1.0, 2.0, 3.0, 4.0])],
@@ -50,7 +51,7 @@ def test_the_fooled_are_those_that_an_attack_made_wrong(outcomes, digits, ends, 
     some = Images(digits["test"].images[:5], torch.tensor([0, 0, 0, 1, 0]))
     run = outcomes(gammas=(0.3,), data=some)
     state = {"predicted": [torch.tensor([*ends, 7])], "divergences": [torch.zeros(5)]}
-    run.load_state_dict({"clean": [torch.tensor([0, 0, 0, 1, 7])], **state})
+    run.load_state_dict(run.state_dict() | state | {"clean": [torch.tensor([0, 0, 0, 1, 7])]})
     (figures,) = run.figures()
     assert figures["fooled"] == fooled
     assert figures["same_end"] == pytest.approx(same_end)
@@ -78,7 +79,7 @@ def test_clean_predictions_are_the_students(outcomes, trained, digits):
 
 def test_a_state_of_other_gammas_is_refused(outcomes):
     state = outcomes(gammas=(0.3,)).state_dict()
-    with pytest.raises(FerdError, match=r"^the state is of other γ; give those it was saved with$"):
+    with pytest.raises(FerdError, match=r"^γ: not what the state was saved with"):
         outcomes(gammas=(0.3, 0.5)).load_state_dict(state)
 
 

@@ -1,11 +1,17 @@
 """The twin in which attacks run is the same function as the network."""
 
+import copy
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from ferd.attacks import cross_entropy, pgd, random_start
-from ferd.models.folding import Folded, attack_dtype
+from ferd.errors import FerdError
+from ferd.models.folding import Folded, attack_dtype, attackable
+from ferd.models.resnet import BasicBlock
 from ferd.pixels import to_float
 
 CPU = torch.device("cpu")
@@ -69,3 +75,45 @@ def test_a_convolution_with_a_bias_is_folded_too(make_network, images):
     network.conv1 = nn.Conv2d(1, plain.out_channels, 3, padding=1)
     network.conv1.weight.data, network.conv1.bias.data = plain.weight.data, torch.linspace(-1, 1, 8)
     assert torch.allclose(Folded(network).network(images), network(images), atol=1e-5)
+
+
+def test_weights_that_are_computed_from_others_stay_as_they_are(trained, images):
+    """Copied over, what is folded in would be lost without a word, and attacks blind."""
+    expected = trained(images)
+    network = copy.deepcopy(trained)
+    weight_norm(network.layer2[0].conv1)
+    twin = attackable(network, "network", (1, 8, 8), CPU)
+    assert torch.allclose(twin.network(images), expected, atol=1e-4)
+    with torch.no_grad():
+        network.layer2[0].conv1.parametrizations.weight.original0.mul_(2)
+    twin.refresh()
+    assert torch.allclose(twin.network(images), network(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.BatchNorm2d(8, affine=False)])
+def test_other_normalisations_stay_as_they_are(make_network, images, norm):
+    network = make_network().eval()
+    network.layer1[0].bn1 = norm
+    twin = attackable(network, "network", (1, 8, 8), CPU)
+    assert torch.allclose(twin.network(images), network(images), atol=1e-5)
+
+
+class ActivatedFirst(BasicBlock):
+    """Inherits ``folds``, though there is a SiLU between its convolution and its BatchNorm."""
+
+    def forward(self, inputs):
+        return F.relu(self.bn2(self.conv2(self.bn1(F.silu(self.conv1(inputs))))) + self.shortcut(inputs))
+
+
+def test_a_twin_that_is_another_function_is_refused_even_before_training(make_network):
+    network = make_network()
+    network.layer1[0] = ActivatedFirst(8, 8, 1)
+    with pytest.raises(
+        FerdError, match=r"^student: its twin for attacks, .* take out of `folds` what is not"
+    ):
+        attackable(network, "student", (1, 8, 8), CPU)
+
+
+def test_images_of_other_channels_are_refused(teacher):
+    with pytest.raises(FerdError, match=r"^the network takes 1 channels, not the 3 of the images$"):
+        attackable(teacher, "network", (3, 8, 8), CPU)

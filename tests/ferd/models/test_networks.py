@@ -5,6 +5,7 @@ import torch
 
 from ferd.models.folding import Folded
 from ferd.models.registry import NETWORKS, build
+from ferd.models.resnet import Shortcut
 
 COUNTS = {
     "resnet18": 11_173_962,
@@ -68,6 +69,18 @@ def test_the_last_features_are_behind_their_activation(network):
 def test_the_twin_is_the_same_function(network):
     inputs = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(Folded(network).network(inputs), network(inputs), atol=1e-4)
+
+
+def test_large_images_have_the_gradient_of_a_strided_shortcut_without_its_stride():
+    """Where few channels come last, oneDNN's own writes beyond its memory for maps of 48×48 and more."""
+    shortcut = Shortcut(8, 16, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    inputs = torch.rand(8, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    weight = shortcut.weight.detach().double().requires_grad_()
+    torch.conv2d(inputs.double(), weight, stride=2).square().sum().backward()
+    for _ in range(8):
+        shortcut.zero_grad()
+        shortcut(inputs.contiguous(memory_format=torch.channels_last)).square().sum().backward()
+    assert torch.allclose(shortcut.weight.grad.double(), weight.grad, rtol=1e-4)
 
 
 def test_preact_resnet_takes_images_of_64():
