@@ -35,8 +35,7 @@ status: $(READY) ## which of them run and answer
 
 remote: $(READY) ## where checkpoints and results are shared, for this clone alone: make remote URL=s3://ferd/dvc
 	@test -n "$(URL)" || { echo "make remote URL=s3://BUCKET/FOLDER"; exit 2; }
-	@$(BIN)/dvc remote add --local --default --force storage "$(URL)"
-	@$(BIN)/dvc remote modify --local storage verify true
+	@$(BIN)/python -m tasks.remote "$(URL)"
 
 plan: $(READY) ## what is out of date, and what it would cost on this machine (make plan OF=digits: one benchmark)
 	@$(BIN)/python -m tasks.plan $(OF)

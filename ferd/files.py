@@ -1,9 +1,12 @@
 """Files that are written whole or not at all, and JSON that is read with its faults named."""
 
+import glob
 import hashlib
 import json
 import os
 import re
+import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +17,7 @@ from safetensors import SafetensorError
 from ferd.errors import FerdError
 
 AGAIN = "run the stage that makes it again"
+LEFT_SECONDS = 3600
 NUMBER = float | int
 NUMBERS = re.compile(r"\[\n\s+(?:[-\d.e+]+|null)(?:,\n\s+(?:[-\d.e+]+|null))*\n\s+\]")
 
@@ -28,6 +32,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     part = path.with_name(f".{path.name}.part-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path)
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
@@ -41,6 +46,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """What writers of ``path`` left that were killed: parts of it that nobody has touched for an hour."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.part-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime < LEFT_SECONDS:
+                continue
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def file_hash(path: Path, algorithm: str) -> str:

@@ -3,11 +3,11 @@
 python -m flows.nightly
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import httpx
 from prefect import State, flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.runtime import flow_run
@@ -74,7 +74,7 @@ def nightly(
         print(f"night {tonight.name}{' goes on' if tonight.goes_on else ''}", flush=True)
         with tonight.entered():
             planned = reproduce(tonight, what, names, slots)
-            tonight.keep()
+            tonight.keep(what)
             verdicts = verdict.judge(night.pairs(tonight, planned), settings.nightly.tolerances)
             undelivered = deliver(tonight, names, verdicts, planned)
         tonight.finish(what)
@@ -119,20 +119,23 @@ def deliver(
 ) -> list[str]:
     """Verdicts to Prefect, results to Git, files to the remote; -> what failed: the verdict stands anyway."""
     undelivered = []
-    try:
+
+    @contextmanager
+    def told(what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others are delivered
+            reason = " ".join(str(error).split()) or type(error).__name__
+            undelivered.append(f"{what}: {reason}")
+
+    with told("no page of the verdicts"):
         page = write_page(tonight, benchmarks, verdicts)
         create_markdown_artifact(page, key="nightly", description=verdict.headline(verdicts))
-    except (FerdError, httpx.HTTPError) as error:
-        undelivered.append(f"no page of the verdicts: {' '.join(str(error).split())}")
-    try:
+    with told(f"no branch {tonight.branch}, the results are in {tonight.folder}"):
         tonight.publish()
         print(f"night {tonight.name}: git branch {tonight.branch}")
-    except FerdError as error:
-        undelivered.append(f"no branch {tonight.branch}, the results are in {tonight.folder}: {error}")
-    try:
+    with told("files are not on the remote"):
         push(tonight, [stage.name for stage in planned])
-    except FerdError as error:
-        undelivered.append(f"files are not on the remote: {error}")
     return undelivered
 
 

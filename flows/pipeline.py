@@ -172,7 +172,7 @@ def create_record() -> None:
         FerdError: this folder has no settings that are valid; nothing is made in it.
     """
     params.read()
-    if "MLFLOW_TRACKING_URI" not in os.environ and not tracking.DEFAULT_FILE.exists():
+    if tracking.store() == tracking.DEFAULT_STORE and not tracking.DEFAULT_FILE.exists():
         quiet = subprocess.DEVNULL  # a stage that cannot use the store says so itself
         create = [sys.executable, "-m", "tasks.tracking"]
         subprocess.Popen(create, stdout=quiet, stderr=quiet, start_new_session=True)  # Ctrl-C spares it
@@ -190,10 +190,6 @@ def require_known(benchmark: str, methods: Sequence[str] | None) -> None:
         settings.method(method)
 
 
-def _end_by(number: int, _frame: Any) -> None:
-    sys.exit(128 + number)
-
-
 @contextmanager
 def as_command(name: str) -> Iterator[None]:
     """Run a flow as a person's command: a fault or Ctrl-C ends it with one line.
@@ -201,8 +197,13 @@ def as_command(name: str) -> Iterator[None]:
     After SIGTERM, and when its terminal is closed, it is left by ``sys.exit``: then Prefect's own server
     ends, and what stages had removed is put back.
     """
+
+    def end_by(number: int, _frame: Any) -> None:
+        print(f"{name}: {command.GOES_ON}", file=sys.stderr)
+        sys.exit(128 + number)
+
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end_by)
+        signal.signal(number, end_by)
     with command.as_command(name, command.GOES_ON):
         try:
             yield

@@ -22,7 +22,10 @@ def keep(folder: Path) -> dict[str, str]:
         FerdError: the environment has others than those kept, or those of a cluster are gone.
     """
     path = folder / "secrets.env"
-    kept = dotenv_values(path, interpolate=False) if path.exists() else {}
+    try:
+        kept = dotenv_values(path, interpolate=False) if path.exists() else {}
+    except UnicodeDecodeError:
+        raise FerdError(f"{path}: damaged, not UTF-8 text; bring it back, or move it away") from None
     given = {key: os.environ[key] for key in SECRETS if os.environ.get(key)}
     other = [key for key, value in given.items() if (kept.get(key) or value) != value]
     if other:

@@ -1,5 +1,6 @@
 """PostgreSQL for the stack: a cluster below its folder, with MLflow's and Prefect's databases."""
 
+import errno
 import os
 import pwd
 import shutil
@@ -59,9 +60,10 @@ class Postgres:
         )
         if done.returncode:
             said = " ".join(done.stderr.split())
+            full = os.strerror(errno.ENOSPC) in said
+            mend = "free space" if full else "set STACK_FOLDER to a folder that this user can reach"
             raise FerdError(
-                f"{self.data}: the user {self.os_user} can make no PostgreSQL cluster there: {said}; "
-                "set STACK_FOLDER to a folder that this user can reach"
+                f"{self.data}: the user {self.os_user} can make no PostgreSQL cluster there: {said}; {mend}"
             )
         try:
             cluster.rename(self.data)

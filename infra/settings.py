@@ -13,14 +13,23 @@ LISTED = Path(__file__).with_name("stack.env")
 PORTS = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
 DATABASES = ("MLFLOW_DATABASE", "PREFECT_DATABASE")
 NAMES = (*DATABASES, "POSTGRES_USER", "WORK_POOL")
+SCHEDULE = ("NIGHTLY_CRON", "NIGHTLY_TIMEZONE")
 LEAST = {"FLOW_RUNS_AT_A_TIME": 1, "SILENT_RUN_SECONDS": 10}  # the second: Prefect looks that often
+KNOWN = (*PORTS, *NAMES, *SCHEDULE, *LEAST, "S3_BUCKET", "AWS_DEFAULT_REGION", "MLFLOW_OPTIONS")
 CHANGE = "set it in infra/stack.env or in the environment"
 LONGEST_SOCKET = 95  # bytes of its name: Linux takes 107, macOS 103; supervisord adds its process's number
 
 
 def read() -> dict[str, str]:
-    """All settings, by name."""
-    return {key: os.environ.get(key, value or "") for key, value in dotenv_values(LISTED).items()}
+    """All settings, by name.
+
+    Raises:
+        FerdError: one is not listed.
+    """
+    listed = dotenv_values(LISTED)
+    if lacking := [name for name in KNOWN if name not in listed]:
+        raise FerdError(f"infra/stack.env lacks {' and '.join(lacking)}; git checkout infra/stack.env")
+    return {key: os.environ.get(key, value or "") for key, value in listed.items()}
 
 
 def check(settings: Mapping[str, str], folder: Path) -> None:

@@ -48,8 +48,12 @@ class Stack:
 
     def __init__(self) -> None:
         self.settings = settings.read()
-        self.folder = Path(os.environ.get("STACK_FOLDER", ".stack")).resolve()
-        self.workspace = Path(os.environ.get("FERD_WORKSPACE", ".")).resolve()
+        self.folder = Path(os.environ.get("STACK_FOLDER") or ".stack").resolve()
+        if (self.folder / ".git").exists():
+            raise FerdError(
+                f"{self.folder}: is a Git repository, no place for passwords; set STACK_FOLDER to another"
+            )
+        self.workspace = Path(os.environ.get("FERD_WORKSPACE") or ".").resolve()
         self.environment_file = self.folder / "environment.sh"
 
     @property
@@ -66,6 +70,11 @@ class Stack:
                 key: value for key, value in passwords.keep(self.folder).items() if key != "POSTGRES_PASSWORD"
             },
         }
+
+    @property
+    def _path(self) -> str:
+        """Where programs are looked for: beside this Python first."""
+        return f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def keep_secrets(self) -> None:
         """Make the passwords where they are not there, for Docker."""
@@ -196,7 +205,7 @@ class Stack:
             },
             **self.settings,
             **self.client_environment,
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PATH": self._path,
             "STACK_FOLDER": str(self.folder),
             "FERD_WORKSPACE": str(self.workspace),
             "POSTGRES_BINARIES": str(postgres.binaries),
@@ -253,24 +262,22 @@ class Stack:
                 raise FerdError(f"{name} does not start; see {log}")
 
     def _s3_command(self) -> str:
-        """SeaweedFS where it is installed; else moto's server, which keeps all in memory: for trial.
+        """SeaweedFS, which keeps what it is given below the stack's folder.
 
         Raises:
-            FerdError: SeaweedFS has stored something here, and is not found now.
+            FerdError: it is not installed.
         """
-        port = self.settings["S3_PORT"]
-        if shutil.which("weed"):
-            return (
-                f"weed mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 -ip.bind=127.0.0.1 "
-                f"-s3.port={port} -webdav=false -admin.ui=false -s3.port.iceberg=0"
-            )
-        if (self.folder / "s3").exists():
+        weed = shutil.which("weed", path=self._path)
+        if weed is None:
             raise FerdError(
-                f"{self.folder / 's3'} is of SeaweedFS, and `weed` is not on PATH ({os.environ['PATH']}); "
-                "correct that, or move the folder away to go on without what it holds"
+                f"SeaweedFS's `weed` is not on PATH ({self._path}); "
+                "pip install -c constraints.txt -e '.[services]'"
             )
-        print("s3: no SeaweedFS (weed) here; moto's server instead, FOR TRIAL: it forgets all when it stops")
-        return f"moto_server -H 127.0.0.1 -p {port}"
+        return (
+            f"{shlex.quote(weed)} mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 "
+            f"-ip.bind=127.0.0.1 -s3.port={self.settings['S3_PORT']} -webdav=false -admin.ui=false "
+            "-s3.port.iceberg=0 -s3.port.lance=0"
+        )
 
     def _s3_answers(self) -> bool:
         try:

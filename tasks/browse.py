@@ -26,7 +26,7 @@ def main() -> None:
     parser = command_line(__doc__)
     parser.add_argument("--port", type=int, default=PORT)
     port = parser.parse_args().port
-    store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
+    store = tracking.store()
     for ending in (signal.SIGTERM, signal.SIGHUP):  # the latter when its terminal is closed
         signal.signal(ending, lambda number, _frame: sys.exit(128 + number))
     with as_command("browse"), suppress(KeyboardInterrupt):

@@ -32,8 +32,9 @@ class Pipeline:
     def __init__(self) -> None:
         from dvc.repo import Repo
 
-        from tasks import dvc_params
+        from tasks import dvc_params, dvc_rwlock
 
+        dvc_rwlock.write_whole()
         dvc_params.read_once()
         # Of a stage that was stopped it would say, each time, that its lock is removed.
         logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
@@ -187,12 +188,18 @@ def plain_errors() -> Iterator[None]:
     """DVC's errors as one line each."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
+    from dvc.rwlock import RWLockFileCorruptedError, RWLockFileFormatError
 
     try:
         yield
     except LockError as error:
         said = " ".join(str(error).split())
         raise Busy(f"another process is running stages of this folder ({said})") from None
+    except (RWLockFileCorruptedError, RWLockFileFormatError) as error:
+        said = " ".join(str(error).split())
+        raise FerdError(
+            f"dvc: {said}; where no other process runs stages here, delete .dvc/tmp/rwlock"
+        ) from None
     except DvcException as error:
         told = [error, error.__cause__] if error.__cause__ else [error]  # the cause names a line of dvc.yaml
         raise FerdError(f"dvc: {': '.join(' '.join(str(part).split()) for part in told)}") from None

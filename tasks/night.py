@@ -95,7 +95,7 @@ class Night:
         kept = {name: stage for name, stage in locked.items() if name not in forgotten}
         with atomic_write(self.folder / LOCK) as part:
             part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
-        self._note(what, finished=False)
+        self._note(what)
 
     def committed(self, path: Path) -> Any:
         """A JSON file as it was committed; None where it was not.
@@ -111,11 +111,12 @@ class Night:
         except ValueError:
             raise FerdError(f"{path}: as committed in {self.commit[:10]}, it is not JSON") from None
 
-    def keep(self) -> None:
-        """Commit results and what they are of."""
+    def keep(self, what: Mapping[str, Any]) -> None:
+        """Commit results and what they are of; from now on the clone stays until a branch has them."""
         git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
         message = ("--message", f"Night {self.name}")
         git(self.folder, *AS_NIGHTLY, "commit", "--quiet", "--no-verify", "--allow-empty", *message)
+        self._note(what, kept=True)
 
     def publish(self) -> None:
         """What is kept becomes the branch ``nightly/<name>`` of the folder's repository.
@@ -136,11 +137,12 @@ class Night:
 
     def finish(self, what: Mapping[str, Any]) -> None:
         """There is a verdict: the next night begins anew, and removes this clone if its branch is there."""
-        self._note(what, finished=True)
+        self._note(what, kept=True, finished=True)
 
-    def _note(self, what: Mapping[str, Any], *, finished: bool) -> None:
+    def _note(self, what: Mapping[str, Any], *, kept: bool = False, finished: bool = False) -> None:
         branch = git_if_there(self.home, "rev-parse", "--verify", f"refs/heads/{self.branch}")
-        note = {"commit": self.commit, "what": what, "finished": finished, "published": branch is not None}
+        told = {"kept": kept, "finished": finished, "published": branch is not None}
+        note = {"commit": self.commit, "what": what, **told}
         write_json(self.home / NIGHTS / f"{self.name}.json", note)
 
 
@@ -256,8 +258,8 @@ def _broken_off(notes: Mapping[str, dict[str, Any]], now: datetime) -> dict[str,
 
 
 def _unpublished(notes: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Finished nights whose results are in their clone alone; says so."""
-    names = [name for name, note in notes.items() if note["finished"] and not note["published"]]
+    """Nights whose results are in their clone alone; says so."""
+    names = [name for name, note in notes.items() if note["kept"] and not note["published"]]
     for name in names:
         folder = NIGHTS / name
         print(f"night {name}: its results are in {folder} alone; take them, then delete it", flush=True)
@@ -269,7 +271,7 @@ def _notes() -> dict[str, dict[str, Any]]:
     found = {}
     for path in sorted(NIGHTS.glob("*.json"), reverse=True):
         try:
-            note = read_json(path, {"finished": bool, "published": bool})
+            note = read_json(path, {"kept": bool, "finished": bool, "published": bool})
             _began(path.stem)
         except (FerdError, ValueError) as error:  # the second: of the name
             reason = error if isinstance(error, FerdError) else f"{path}: is not named as a night"
@@ -295,6 +297,6 @@ def _remove_all_but(names: Collection[str]) -> None:
 
 def _absolute_store(home: Path) -> str:
     """The folder's MLflow store, from wherever it is used."""
-    store = os.environ.get("MLFLOW_TRACKING_URI", tracking.DEFAULT_STORE)
+    store = tracking.store()
     scheme, separator, path = store.partition(":///")
     return f"{scheme}{separator}{home / path}" if scheme == "sqlite" and separator else store

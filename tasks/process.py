@@ -27,7 +27,7 @@ import torch
 
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
-from ferd.files import file_hash, write_json
+from ferd.files import file_hash, remove_leftovers, write_json
 from tasks import lineage, params, tracking
 from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
 from tasks.device import device_name, device_type
@@ -193,6 +193,7 @@ def move_folder(source: Path, target: Path) -> None:
     part = target.with_name(f".{target.name}.part-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
         shutil.copytree(source, part, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(".*"))
         shutil.rmtree(target, ignore_errors=True)
         part.replace(target)

@@ -18,7 +18,7 @@ from dvc.fs import LocalFileSystem
 from dvc.utils.serialize import _yaml
 
 from ferd.files import atomic_write
-from tasks import dvc_params
+from tasks import dvc_params, dvc_rwlock
 
 Dumper = Callable[..., Any]
 LOCK = ".lock"
@@ -56,5 +56,6 @@ def replace_functions() -> None:
 
 if __name__ == "__main__":
     replace_functions()
+    dvc_rwlock.write_whole()
     dvc_params.read_once()
     sys.exit(main(sys.argv[1:]))

@@ -32,6 +32,7 @@ def push(names: Sequence[str]) -> int:
     with plain_errors(), Repo(".", _wait_for_lock=True) as repo:
         entries = when_free(lambda: _save_run_cache(repo, names))
         with _remote_errors():
+            _probe(repo)  # of many files that fail DVC says only how many
             return _send(repo, entries)
 
 
@@ -44,11 +45,7 @@ def require() -> None:
     from dvc.repo import Repo
 
     with plain_errors(), Repo(".") as repo, _remote_errors():
-        remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
-        probe = remote.fs.join(remote.path, f"probe-{uuid4().hex}")
-        remote.fs.makedirs(remote.path)
-        remote.fs.pipe_file(probe, b"")
-        remote.fs.remove(probe)
+        _probe(repo)
 
 
 def has_remote(folder: Path) -> bool:
@@ -59,18 +56,28 @@ def has_remote(folder: Path) -> bool:
         return bool(repo.config["core"].get("remote"))
 
 
+def _probe(repo: Any) -> None:
+    remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
+    probe = remote.fs.join(remote.path, f"probe-{uuid4().hex}")
+    remote.fs.makedirs(remote.path)
+    remote.fs.pipe_file(probe, b"")
+    remote.fs.remove(probe)
+
+
 def _send(repo: Any, entries: Sequence[Entry]) -> int:
     """Files first, then the run cache's entries, which say that there are such files.
 
     Not by DVC's ``stage_cache.push``: that sends the entries of everything that was ever run here, and
-    passes over those that the remote does not take.
+    passes over those that the remote does not take. Nor by its ``cloud.push``: where the remote has the list
+    of a folder's files it takes all of these to be there. So each file is asked for.
     """
     from dvc.fs import generic
 
     remote = repo.cloud.get_remote_odb(None, "push", hash_name="md5-dos2unix")
+    files, here = repo.cloud.get_remote_odb(None, "push"), repo.cache.local
     sent = 0
     for objects in repo.stage_cache.get_used_objs(entries).values():
-        result = repo.cloud.push(objects)
+        result = repo.cloud.transfer(here, files, objects, cache_odb=here, shallow=False)
         if result.failed:
             raise Unreachable(f"{len(result.failed)} files could not be sent to DVC's remote; run it again")
         sent += len(result.transferred)
@@ -86,13 +93,16 @@ def _send(repo: Any, entries: Sequence[Entry]) -> int:
 @contextmanager
 def _remote_errors() -> Iterator[None]:
     """What a remote may answer, as one line."""
-    from botocore.exceptions import BotoCoreError
+    from botocore.exceptions import BotoCoreError, NoCredentialsError, PartialCredentialsError
     from dvc.config import RemoteConfigError
 
     try:
         yield
     except RemoteConfigError:
         raise FerdError(NO_REMOTE) from None
+    except (NoCredentialsError, PartialCredentialsError, ValueError) as error:  # the last: of an address
+        reason = " ".join(str(error).split())
+        raise FerdError(f"DVC's remote: {reason}; correct the AWS_* variables") from None
     except PermissionError as error:
         raise FerdError(
             f"DVC's remote: {error.strerror or error}; correct its permissions, or AWS_*"
@@ -115,13 +125,14 @@ def _save_run_cache(repo: Any, names: Sequence[str]) -> list[Entry]:
 
     entries = []
     with repo.lock:
+        asked = {stage.addressing for name in names for stage in repo.stage.collect(name)}  # a group's, too
         stages = {stage.addressing: stage for name in names for stage in repo.stage.collect(name, True)}
         for name, stage in stages.items():
             if not stage.status():
                 repo.stage_cache.save(stage)
                 if _can_hash(stage):
                     entries.append((_get_stage_hash(stage), _get_cache_hash(to_single_stage_lockfile(stage))))
-            elif name in names:
+            elif name in asked:
                 raise FerdError(f"{name}: is not up to date, nothing was sent; `dvc repro {name}`")
     return entries
 

@@ -25,13 +25,21 @@ from tasks.results.stored import FIGURES
 DEFAULT_FILE = Path("mlflow.db")
 DEFAULT_STORE = f"sqlite:///{DEFAULT_FILE}"
 SETUP_LOCK = Path("mlflow.db.lock")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")  # half a minute; MLflow's own 7 are four
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")  # of a server that hangs; MLflow's own 120
+OURS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute; MLflow's own 7 are four
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # of a server that hangs; MLflow's own 120
+}
+os.environ.update({key: value for key, value in OURS.items() if not os.environ.get(key)})
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
 _unfinished: set["Run"] = set()  # of the stage that this process computes
+
+
+def store() -> str:
+    """MLflow's, by ``MLFLOW_TRACKING_URI``, which may be empty."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
 
 
 class Run:
@@ -237,26 +245,25 @@ def connected() -> Iterator[Any]:
     from mlflow.exceptions import MlflowException, RestException
     from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-    store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
-    server = store.startswith("http")
+    address = store()
+    server = address.startswith("http")
     try:
         with nullcontext() if server else held(SETUP_LOCK):
-            client = MlflowClient(store)
+            client = MlflowClient(address)
         yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
         silent = server and not isinstance(error, RestException)  # a server's own words
-        database = not store.startswith("sqlite") and isinstance(error, OperationalError)  # does not answer
+        database = not address.startswith("sqlite") and isinstance(error, OperationalError)  # does not answer
         silent = silent or database or LOCKED in str(error)  # the file, for longer than SQLite waits
         raise (Unreachable if silent else FerdError)(
-            f"mlflow: {without_password(store)} cannot be used: {reason_of(error)}; start it, or correct "
+            f"mlflow: {without_password(address)} cannot be used: {reason_of(error)}; start it, or correct "
             "MLFLOW_TRACKING_URI"
         ) from None
 
 
 def reason_of(error: Exception) -> str:
     """What MLflow says, in one line, without the password that may stand in the store's address."""
-    store = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_STORE)
-    return " ".join(str(error).split()).replace(store, without_password(store))
+    return " ".join(str(error).split()).replace(store(), without_password(store()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 import errno
 import json
+import os
 import resource
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -192,3 +194,17 @@ def test_a_fault_inside_is_named_by_its_place(tmp_path, points, fault):
     with pytest.raises(FerdError, match=f"{fault}; delete the file and run the stage") as raised:
         read_json(tmp_path / "a.json", NESTED)
     assert_one_line(raised.value, tmp_path / "a.json")
+
+
+def test_what_a_writer_that_was_killed_left_is_removed_by_a_later_one(tmp_path):
+    """Not what another one is writing just now, nor what is of another file."""
+    target = tmp_path / "a[1].txt"
+    names = (".a[1].txt.part-1", ".a[1].txt.part-2", ".a1.txt.part-1")
+    old, new, other = (tmp_path / name for name in names)
+    for path in (old, new, other):
+        path.touch()
+        if path is not new:
+            os.utime(path, (time.time() - 7200,) * 2)
+    with atomic_write(target) as part:
+        part.write_text("whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([target.name, new.name, other.name])

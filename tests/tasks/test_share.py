@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from tasks import share
+from tasks.remote import set_remote
 from tests.conftest import run_in
 
 STAGES = """
@@ -13,6 +14,10 @@ stages:
   one: {cmd: cp given one, deps: [given], outs: [one]}
   two: {cmd: cp one two && echo more >> two, deps: [one], outs: [two: {cache: false}]}
   other: {cmd: cp given other && echo other >> other, deps: [given], outs: [other]}
+  many: {cmd: mkdir many && cp given many/a && echo b > many/b, deps: [given], outs: [many]}
+  group:
+    foreach: [x, y]
+    do: {cmd: "cp given ${item}", deps: [given], outs: ["${item}"]}
 """
 
 
@@ -97,3 +102,59 @@ def test_no_entry_says_that_there_are_files_that_could_not_be_sent(here):
     with pytest.raises(FerdError):
         share.push(["two"])
     assert entries(here) == []
+
+
+def test_a_file_that_the_remote_has_lost_is_sent_again(here):
+    """DVC would not look: the remote has the list of the folder's files."""
+    assert share.push(["many"]) == 3
+    content = {path.read_text(): path for path in (here.parent / "remote/files").rglob("*") if path.is_file()}
+    content["b\n"].unlink()
+    assert share.push(["many"]) == 1
+    assert content["b\n"].read_text() == "b\n"
+
+
+def test_of_a_group_no_stage_may_be_out_of_date(here):
+    assert share.push(["group"]) == 1  # both have the same bytes
+    (here / "y").write_text("changed")
+    with pytest.raises(FerdError, match=r"^group@y: is not up to date, nothing was sent; `dvc repro"):
+        share.push(["group"])
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        (
+            {"AWS_ENDPOINT_URL": "garbage"},
+            r"^DVC's remote: Invalid endpoint: garbage; correct the AWS_",
+        ),
+        (
+            {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_SECRET_ACCESS_KEY": ""},
+            r"^DVC's remote: Partial credentials found in env, .*; correct the AWS_\* variables$",
+        ),
+    ],
+)
+def test_what_no_other_try_would_mend_is_no_outage(here, monkeypatch, variables, said):
+    variables = {
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "x",
+    } | variables
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    set_remote("s3://ferd/dvc")
+    with pytest.raises(FerdError, match=said) as raised:
+        share.push(["one"])
+    assert not isinstance(raised.value, Unreachable)
+
+
+def test_a_remote_is_an_address_or_a_folder_that_is_there(here, tmp_path):
+    for url in ("s3:/ferd", "ferd/dvc", "s3://", str(tmp_path / "nowhere"), ""):
+        with pytest.raises(FerdError, match="is neither an address such as s3://BUCKET/FOLDER nor"):
+            set_remote(url)
+    (tmp_path / "store").mkdir()
+    set_remote(str(tmp_path / "store"))
+    assert share.push(["one"]) == 1
+    assert "timeout" not in (here / ".dvc/config.local").read_text()
+    set_remote("s3://ferd/dvc")
+    config = (here / ".dvc/config.local").read_text()
+    assert "url = s3://ferd/dvc" in config and "verify = True" in config and "read_timeout = 30" in config

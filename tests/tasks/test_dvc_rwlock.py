@@ -1,0 +1,47 @@
+"""DVC's list of who has which files is whole, whatever happens while it is written."""
+
+import errno
+import json
+
+import pytest
+from dvc import rwlock
+from dvc.fs import localfs
+
+from ferd.errors import FerdError
+from tasks import dvc_rwlock
+from tasks.dvc_pipeline import plain_errors
+
+
+@pytest.fixture
+def holding(tmp_path, monkeypatch):
+    """Holds a file for writing, as a stage of DVC does."""
+    monkeypatch.setattr(rwlock, "_edit_rwlock", dvc_rwlock.edit)
+    return lambda name: rwlock.rwlock(str(tmp_path), localfs, "a command", [], [str(tmp_path / name)], False)
+
+
+def test_the_list_is_dvcs_own(tmp_path, holding):
+    with holding("out"):
+        held = json.loads((tmp_path / "rwlock").read_text())
+        assert list(held["write"]) == [str(tmp_path / "out")]
+    assert not any(json.loads((tmp_path / "rwlock").read_text()).values())
+
+
+def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with holding("out"):
+        before = (tmp_path / "rwlock").read_bytes()
+        with monkeypatch.context() as patched:
+            patched.setattr(rwlock.json, "dump", full)
+            with pytest.raises(FerdError, match="rwlock: cannot be written: No space"), holding("other"):
+                pass
+        assert (tmp_path / "rwlock").read_bytes() == before
+    assert not [path for path in tmp_path.iterdir() if ".part-" in path.name]
+
+
+def test_a_list_that_dvc_itself_left_empty_is_named_with_what_to_do(tmp_path, holding):
+    (tmp_path / "rwlock").touch()
+    said = r"JSON structure is corrupted.*; where no other process .*, delete \.dvc/tmp/rwlock$"
+    with pytest.raises(FerdError, match=said), plain_errors(), holding("out"):
+        pass
