@@ -276,7 +276,7 @@ class Stack:
         return (
             f"{shlex.quote(weed)} mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 "
             f"-ip.bind=127.0.0.1 -s3.port={self.settings['S3_PORT']} -webdav=false -admin.ui=false "
-            "-s3.port.iceberg=0 -s3.port.lance=0"
+            "-s3.port.iceberg=0 -s3.port.lance=0 -disableHttp"
         )
 
     def _s3_answers(self) -> bool:
