@@ -5,6 +5,7 @@ adversary and a student loss. This file holds what they share.
 """
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -43,6 +44,7 @@ from ferd.schedule import set_cosine_rate
 from ferd.student_losses import Batch, StudentLoss, build_student_loss
 from ferd.tf32 import tf32_convolutions
 
+LOGGER = logging.getLogger(__name__)
 PIECES: dict[str, type] = {  # with a state of their own
     "source": ImageSource,
     "sampler": Sampler,
@@ -138,6 +140,13 @@ class Distillation:
         self.pool = Pool(Path(pool_folder), schedule.rounds * schedule.batch_size, shape, device)
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
+        if student_threat.steps * threat.step_size < threat.epsilon:
+            LOGGER.warning(
+                "the student's attack of %d steps of %g stays within ε = %g; raise utae_steps or step_size",
+                student_threat.steps,
+                threat.step_size,
+                threat.epsilon,
+            )
         self.adversary = build_adversary(method, student_threat, classes, device)
         self.student_loss = build_student_loss(method, classes, device)
         self.optimiser = torch.optim.SGD(

@@ -57,8 +57,8 @@ class Evaluation:
     Raises:
         FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), there are no
             images, or some of a class that it lacks; a trial's number of images cannot be split over the
-            classes, two balls have one name, there are too few classes for AutoAttack, or the network's
-            outputs are unfit (``ferd.validity.inspect``).
+            classes, two balls have one name, an attack's steps do not reach ε, there are too few classes for
+            AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -179,6 +179,13 @@ class Evaluation:
                 if name in trials:
                     raise FerdError(f"evaluation.other_balls: {name} stands there twice; remove one of them")
                 trials[name] = Trial(attack, self._ball(ball), _rows(labels, number, classes))
+        for name, trial in trials.items():
+            steps = {"pgd20": PGD_STEPS, "cw30": CW_STEPS}.get(trial.attack, 0)
+            if steps and steps * trial.threat.step_size < trial.threat.epsilon:
+                raise FerdError(
+                    f"{name}: {steps} steps of {trial.threat.step_size} stay within ε = "
+                    f"{trial.threat.epsilon}, which would look like robustness; raise step_size"
+                )
         return trials
 
     def _ball(self, ball: OtherBall) -> ThreatModel:

@@ -93,6 +93,12 @@ class StudentLoss(ABC):
         """Go on where ``state_dict`` was taken."""
 
 
+def fixes_its_weight(method: Method) -> bool:
+    """Whether no ``adversarial_weight`` that is set changes the method."""
+    loss = build_student_loss(method, 2, torch.device("cpu"))
+    return loss.adversarial_weight is not None or isinstance(loss, HardLabel)  # whose parts are equal
+
+
 class Ikl(StudentLoss):
     """FERD: IKL(f^T(x), f^S(x)) and IKL(f^T(x), f^S(x')), weighted by the class prior (Eq. 11-12)."""
 

@@ -25,6 +25,7 @@ from ferd.datasets import dataset
 from ferd.errors import FerdError
 from ferd.files import atomic_write, read_json, write_json
 from ferd.models.registry import build
+from ferd.student_losses import fixes_its_weight
 from tasks import lineage, params, paths, tracking
 from tasks.mlflow_view import address, save_view
 from tasks.results.stored_sweeps import (
@@ -43,6 +44,7 @@ from tasks.stage import StageFailed, run_module
 from tasks.table import print_groups
 
 FOLDER = Path("sweeps")
+WEIGHT = "distillation.student.adversarial_weight"
 WHOLE = 1e15  # from here on 1e+15 is the shorter name
 TABLE = [(attack, figure) for attack in ("clean", "pgd20") for figure in ("average", "worst", "nsd")]
 
@@ -175,6 +177,8 @@ class Sweep:
                 else "unknown key; begin with a block of the benchmark or a key of the method:"
             )
             raise FerdError(f"{self.key}: {why} {', '.join([*USED, *Method.model_fields])}")
+        if self.key == WEIGHT and fixes_its_weight(params.read().method(self.method)):
+            raise FerdError(f"{self.key}: {self.method} takes no notice of it; all points would be alike")
 
     def _changed(self, value: Value, name: str) -> dict[str, Any]:
         """params.yaml with the key changed, and the method under ``name``."""

@@ -518,3 +518,14 @@ def test_each_attack_has_random_numbers_of_its_own(evaluation, monkeypatch):
 
 def test_attacks_run_in_float32(evaluation):
     assert {weight.dtype for weight in evaluation(WHITE_BOX).attacked.parameters()} == {torch.float32}
+
+
+def test_steps_that_cannot_reach_the_edge_of_the_ball_are_refused(evaluation):
+    """They would find less than there is."""
+    short = OtherBall(epsilon=0.5, step_size=0.02, attacks={"pgd20": 10})
+    with pytest.raises(
+        FerdError, match=r"^pgd20@0.5: 20 steps of 0.02 stay within ε = 0.5, which would look"
+    ):
+        evaluation({"clean": "all"}, other_balls=[short])
+    long = OtherBall(epsilon=0.4, step_size=0.02, attacks={"pgd20": 10, "fgsm": 10})
+    assert "pgd20@0.4" in evaluation({"clean": "all"}, other_balls=[long]).trials

@@ -120,6 +120,17 @@ def test_a_sweep_may_have_many_points(monkeypatch, prefect_server):
     assert sorted(computed) == list(range(40))
 
 
+@pytest.mark.parametrize("method", ["rslad", "fair-rslad", "absld", "dfhl-rs"])
+def test_a_weight_that_a_method_takes_no_notice_of_is_no_key(workspace, monkeypatch, method):
+    monkeypatch.chdir(workspace)
+    key = "distillation.student.adversarial_weight"
+    with pytest.raises(
+        FerdError, match=f"^{key}: {method} takes no notice of it; all points would be alike$"
+    ):
+        Sweep("digits", None, method, key, [0.1, 0.9], [0])
+    Sweep("digits", None, "ferd", key, [0.1, 0.9], [0])
+
+
 def test_a_sweep_keeps_the_settings_that_it_was_asked_for(workspace, monkeypatch, change_params):
     """Its inputs may take hours to be made; its points must not be filed under what is set by then."""
     monkeypatch.chdir(workspace)
