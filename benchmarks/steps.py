@@ -413,6 +413,6 @@ GPU_STEPS = STEPS | {  # on a CPU it takes hours
 
 def _evaluate(evaluator: Evaluation) -> None:
     """Judge all images anew."""
-    evaluator.load_state_dict({name: torch.empty(0, dtype=torch.bool) for name in evaluator.trials})
+    evaluator.verdicts = {name: torch.empty(0, dtype=torch.bool) for name in evaluator.trials}
     for _ in evaluator.batches():
         pass
