@@ -148,9 +148,11 @@ def running(task: str) -> Iterator[Progress]:
             progress.finish()
     except FerdError as error:
         _end(progress, str(error), retryable=isinstance(error, Unreachable))
-    except torch.OutOfMemoryError as error:
-        reason = " ".join(str(error).split(". ")[0].split())
-        _end(progress, f"{reason}; lower batch_size, or run fewer stages on this GPU at a time")
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+            raise
+        reason = " ".join(str(error).split(". ")[0].split()) or "out of memory"
+        _end(progress, f"{reason}; lower batch_size, or run fewer stages at a time")
     except OSError as error:
         _end(progress, not_writable(error))
     except KeyboardInterrupt:
@@ -252,6 +254,11 @@ def _end(progress: Progress, message: str, *, retryable: bool = False) -> None:
     if not retryable:
         tracking.fail_unfinished()
     sys.exit(BAD_INPUT)
+
+
+def _is_of_memory(error: RuntimeError) -> bool:
+    """Of the CPU's, torch has no kind of error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _command(task: str) -> str:

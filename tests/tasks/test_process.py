@@ -245,6 +245,16 @@ def test_a_full_gpu_ends_a_stage_with_one_line(folder, capfd):
     assert line.startswith("distill x: CUDA out of memory; lower batch_size")
 
 
+def test_full_memory_ends_a_stage_with_one_line_and_no_other_fault_of_torch_does(folder, capfd):
+    with pytest.raises(SystemExit) as ended, process.running("distill x"):
+        torch.empty(10**15)
+    assert ended.value.code == process.BAD_INPUT
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("distill x: [enforce fail at alloc_cpu.cpp") and "lower batch_size, or run" in line
+    with pytest.raises(RuntimeError, match="shape"), process.running("distill x"):
+        torch.ones(2).reshape(3)
+
+
 @pytest.mark.parametrize(
     ("task", "block", "change", "recorded"),
     [
