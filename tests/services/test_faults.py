@@ -147,7 +147,7 @@ def test_what_outlives_supervisord_is_ended_by_down(services):
 
         status = run_in(services.workspace, *launcher, "status", **own)
         assert status.returncode == 1
-        assert all(f"{name} (" in status.stdout for name in ("postgresql", "s3"))
+        assert "postgresql (" in status.stdout  # SeaweedFS ends with its next line: nobody reads its log now
         refused = run_in(services.workspace, *launcher, "up", **own)
         assert refused.returncode == 2
         assert "`make down` ends them" in refused.stderr
