@@ -14,7 +14,7 @@ from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
 from ferd.models.classifier import Classifier
 from ferd.models.folding import attackable
-from ferd.origin import hash_of_images, hash_of_weights, require_same
+from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
@@ -154,13 +154,8 @@ class AdaptiveAdversary:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        return {
-            "weights": hash_of_weights(self.network),
-            "images": hash_of_images(self.data),
-            "threat model": fingerprint(self.threat),
-            "seed": str(self.seed),
-            "batch_size": str(self.batch_size),
-        }
+        attacks = origin_of_attacks(self.network, self.data, self.seed, self.batch_size)
+        return {"threat model": fingerprint(self.threat)} | attacks
 
     def _likeliest_others(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)

@@ -22,7 +22,7 @@ from ferd.errors import FerdError
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier
 from ferd.models.folding import attackable
-from ferd.origin import hash_of_images, hash_of_weights, require_same
+from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
@@ -159,13 +159,9 @@ class Evaluation:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        return {
-            "weights": hash_of_weights(self.network),
-            "images": hash_of_images(self.data),
-            "attacks": fingerprint(self.settings.attacks, [*self.trials], self.threat),
-            "seed": str(self.seed),
-            "batch_size": str(self.settings.batch_size),
-        }
+        attacks = fingerprint(self.settings.attacks, [*self.trials], self.threat)
+        batch_size = self.settings.batch_size
+        return {"attacks": attacks} | origin_of_attacks(self.network, self.data, self.seed, batch_size)
 
     def _trials(self) -> dict[str, Trial]:
         labels, classes = self.data.labels, self.network.classes

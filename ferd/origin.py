@@ -27,6 +27,16 @@ def hash_of_images(data: Images) -> str:
     return hash_of(data.images, data.labels)
 
 
+def origin_of_attacks(network: nn.Module, data: Images, seed: int, batch_size: int) -> dict[str, str]:
+    """Of attacks on a network, whose random numbers are a batch's own."""
+    return {
+        "weights": hash_of_weights(network),
+        "images": hash_of_images(data),
+        "seed": str(seed),
+        "batch_size": str(batch_size),
+    }
+
+
 def require_same(saved: object, here: Mapping[str, str]) -> None:
     """Refuse a state that was saved with something else than there is here.
 

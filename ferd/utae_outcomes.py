@@ -15,7 +15,7 @@ from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout, require_classifier
 from ferd.models.folding import attackable
-from ferd.origin import hash_of_images, hash_of_weights, require_same
+from ferd.origin import hash_of_weights, origin_of_attacks, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
@@ -125,15 +125,12 @@ class UtaeOutcomes:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        return {
-            "student weights": hash_of_weights(self.student),
+        own = {
             "teacher weights": hash_of_weights(self.teacher),
-            "images": hash_of_images(self.data),
             "γ": fingerprint(list(self.gammas)),
             "threat model": fingerprint(self.threat),
-            "seed": str(self.seed),
-            "batch_size": str(self.batch_size),
         }
+        return own | origin_of_attacks(self.student, self.data, self.seed, self.batch_size)
 
     @torch.no_grad()
     @tf32_convolutions(False)
