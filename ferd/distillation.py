@@ -167,7 +167,7 @@ class Distillation:
         self._complete = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse a piece under another name, of another kind or in the middle of a run, and what is settled."""
+        """Refuse a piece under another name, of another kind or in the middle of a run; and the settled."""
         if "_complete" in self.__dict__ and not hasattr(self, name):
             raise FerdError(f"{name}: a Distillation has none; its pieces are {', '.join(PIECES)}")
         if "_complete" in self.__dict__ and name in SETTLED:
