@@ -24,7 +24,7 @@ from ferd.config import (
     Precision,
     Training,
 )
-from ferd.evaluation import CW_STEPS, PGD_STEPS
+from ferd.evaluation_attacks import CW_STEPS, PGD_STEPS
 from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype

@@ -1,15 +1,15 @@
 """The verdict of every attack on every test image, and the figures that derive from them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, assert_never
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ferd.attacks import cross_entropy, fgsm, negative_margin, pgd, random_start
-from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel, fingerprint
+from ferd.config import EvaluationSettings, OtherBall, ThreatModel, fingerprint
 from ferd.datasets import (
     Images,
     first_per_class,
@@ -19,6 +19,7 @@ from ferd.datasets import (
     shape_of,
 )
 from ferd.errors import FerdError
+from ferd.evaluation_attacks import ATTACKS, ImageAttack, ManySteps, OwnAttack, require_within
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier
 from ferd.models.folding import attackable
@@ -28,16 +29,14 @@ from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
 from ferd.validity import ORDER, Checks, compare, inspect
 
-AUTOATTACK_TARGETS = 9  # of the standard version, where there are so many other classes
-PGD_STEPS = 20
-CW_STEPS = 30
+TAKEN = ("all", *ATTACKS)  # no names of attacks of one's own
 
 
 @dataclass(frozen=True)
 class Trial:
     """One attack in one ball, and the indices of the test images that it is given."""
 
-    attack: Attack
+    attack: ImageAttack
     threat: ThreatModel
     rows: Tensor
 
@@ -49,6 +48,10 @@ class Evaluation:
     to ``device``, laid out for speed and left in eval mode.
     Every batch has its own random numbers, so the order of work does not change a verdict.
 
+    Args:
+        own_attacks: attacks that ``settings`` has no name for, by a name of one's own. They are in
+            ``figures``, and count for its ``all``.
+
     Attributes:
         trials: by name; an attack in a further ball of ε is ``attack@ε``, e.g. ``pgd20@0.0157``.
         verdicts: for each trial whether each of its images was still classified correctly, so
@@ -58,7 +61,8 @@ class Evaluation:
         FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), there are no
             images, or some of a class that it lacks; a trial's number of images cannot be split over the
             classes, two balls have one name, an attack's steps do not reach ε, there are too few classes for
-            AutoAttack, or the network's outputs are unfit (``ferd.validity.inspect``).
+            AutoAttack, an attack of one's own has the name of another, or the network's outputs are unfit
+            (``ferd.validity.inspect``).
     """
 
     def __init__(
@@ -69,6 +73,7 @@ class Evaluation:
         threat: ThreatModel,
         seed: int,
         device: torch.device | str,
+        own_attacks: Mapping[str, OwnAttack] = MappingProxyType({}),
     ) -> None:
         require_batches(data, settings.batch_size)
         if not len(data.labels):
@@ -79,19 +84,25 @@ class Evaluation:
         settings.require_fitting(network.classes)
         self.data, self.settings, self.threat = data, settings, threat
         self.seed, self.device = seed, torch.device(device)
+        self.own_attacks = own_attacks
         self.trials = self._trials()
         self.verdicts: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in self.trials}
         self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
 
     def batches(self) -> Iterator[tuple[str, int, int]]:
-        """Judge what is left, by the network's present weights; after each batch (trial, judged, in all)."""
+        """Judge what is left, by the network's present weights; after each batch (trial, judged, in all).
+
+        Raises:
+            FerdError: what an attack gave is no adversarial example.
+        """
         self._twin.refresh()
         self.__dict__.pop("_origin", None)  # the weights may be others than before
         for name, trial in self.trials.items():
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
                 images, labels = self._batch(trial.rows[done : done + self.settings.batch_size])
-                correct = self._judge(trial, images, labels, stream_seed(self.seed, name, done))
+                rng = torch.Generator(self.device).manual_seed(stream_seed(self.seed, name, done))
+                correct = self._judge(name, images, labels, rng)
                 self.verdicts[name] = torch.cat([self.verdicts[name], correct.cpu()])
                 yield name, done + len(labels), total
 
@@ -104,7 +115,7 @@ class Evaluation:
             FerdError: images are left to judge, or there are none of a class.
         """
         require_every_class(self.data.labels, self.network.classes)
-        names = list(self.settings.attacks)
+        names = [*self.settings.attacks, *self.own_attacks]
         survived = torch.stack(list(self.common(*names).values())).all(0)
         return {
             **{name: self._summary(self._finished(name), self.trials[name].rows) for name in names},
@@ -159,30 +170,40 @@ class Evaluation:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        attacks = fingerprint(self.settings.attacks, [*self.trials], self.threat)
+        own = {name: getattr(own.attack, "__qualname__", "") for name, own in self.own_attacks.items()}
+        numbers = {name: len(trial.rows) for name, trial in self.trials.items()}
+        attacks = fingerprint(numbers, own, self.threat, *self.settings.other_balls)
         batch_size = self.settings.batch_size
         return {"attacks": attacks} | origin_of_attacks(self.network, self.data, self.seed, batch_size)
 
     def _trials(self) -> dict[str, Trial]:
-        labels, classes = self.data.labels, self.network.classes
         trials: dict[str, Trial] = {
-            attack: Trial(attack, self.threat, _rows(labels, number, classes))
+            attack: self._trial(attack, ATTACKS[attack], self.threat, number)
             for attack, number in self.settings.attacks.items()
         }
+        for name, own in self.own_attacks.items():
+            if name in TAKEN or "@" in name:
+                raise FerdError(f"own_attacks: {name!r} is taken, or has an @ in it; give it another name")
+            if own.images != "all" and (own.images < 1 or own.images % self.network.classes):
+                raise FerdError(
+                    f"own_attacks: {name}: {own.images} images cannot be split evenly over "
+                    f"{self.network.classes} classes; use a multiple of {self.network.classes}, or all"
+                )
+            trials[name] = self._trial(name, own.attack, self.threat, own.images)
         for ball in self.settings.other_balls:
             for attack, number in ball.attacks.items():
                 name = _name(attack, ball)
                 if name in trials:
                     raise FerdError(f"evaluation.other_balls: {name} stands there twice; remove one of them")
-                trials[name] = Trial(attack, self._ball(ball), _rows(labels, number, classes))
-        for name, trial in trials.items():
-            steps = {"pgd20": PGD_STEPS, "cw30": CW_STEPS}.get(trial.attack, 0)
-            if steps and steps * trial.threat.step_size < trial.threat.epsilon:
-                raise FerdError(
-                    f"{name}: {steps} steps of {trial.threat.step_size} stay within ε = "
-                    f"{trial.threat.epsilon}, which would look like robustness; raise step_size"
-                )
+                trials[name] = self._trial(name, ATTACKS[attack], self._ball(ball), number)
         return trials
+
+    def _trial(
+        self, name: str, attack: ImageAttack, threat: ThreatModel, number: Literal["all"] | int
+    ) -> Trial:
+        if isinstance(attack, ManySteps):
+            attack.require_reaching(threat, name)
+        return Trial(attack, threat, _rows(self.data.labels, number, self.network.classes))
 
     def _ball(self, ball: OtherBall) -> ThreatModel:
         return self.threat.model_copy(update={"epsilon": ball.epsilon, "step_size": ball.step_size})
@@ -215,30 +236,13 @@ class Evaluation:
         }
 
     @tf32_convolutions(False)
-    def _judge(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
-        adv_images = self._attack(trial, images, labels, batch_seed)
+    def _judge(self, name: str, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
+        trial = self.trials[name]
+        adv_images = trial.attack(self.attacked, images.clone(), labels, trial.threat, rng)
+        require_within(adv_images, images, trial.threat.epsilon, name)
         with torch.no_grad():
             predicted: Tensor = self.network(adv_images).argmax(1)
         return predicted == labels
-
-    def _attack(self, trial: Trial, images: Tensor, labels: Tensor, batch_seed: int) -> Tensor:
-        threat = trial.threat
-        match trial.attack:
-            case "clean":
-                return images
-            case "fgsm":
-                return fgsm(self.attacked, images, labels, threat.epsilon)
-            case "autoattack":
-                return _autoattack(self.attacked, images, labels, threat.epsilon, batch_seed)
-            case "pgd20":
-                objective, steps = cross_entropy(labels), PGD_STEPS
-            case "cw30":
-                objective, steps = negative_margin(labels), CW_STEPS
-            case _:
-                assert_never(trial.attack)
-        rng = torch.Generator(self.device).manual_seed(batch_seed)
-        start = random_start(images, threat.epsilon, rng)
-        return pgd(self.attacked, images, objective, threat.with_steps(steps), start)
 
 
 def _name(attack: str, ball: OtherBall) -> str:
@@ -250,25 +254,3 @@ def _rows(labels: Tensor, number: Literal["all"] | int, classes: int) -> Tensor:
     if number == "all":
         return torch.arange(len(labels))
     return first_per_class(labels, 0, number // classes, "evaluation.attacks")
-
-
-def _autoattack(network: Classifier, images: Tensor, labels: Tensor, epsilon: float, seed: int) -> Tensor:
-    """AutoAttack, standard version (Croce and Hein 2020), by the authors' own package.
-
-    Of fewer than 10 classes its targeted parts take all others as targets, where the package asks for 9.
-    """
-    from pyautoattack import AutoAttack
-
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
-        attack = AutoAttack(
-            network,
-            norm="Linf",
-            eps=epsilon,
-            seed=seed,
-            version="standard",
-            device=images.device,
-        )
-        for part in (attack.apgd_targeted, attack.fab):
-            part.n_target_classes = min(AUTOATTACK_TARGETS, network.classes - 1)
-        adv_images, _ = attack.run_standard_evaluation(images, labels, batch_size=len(images))
-    return torch.as_tensor(adv_images)

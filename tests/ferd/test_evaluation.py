@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-import ferd.evaluation
+import ferd.evaluation_attacks
 from ferd.checkpoint import load_state, save_state
 from ferd.config import EvaluationSettings, OtherBall, ThreatModel
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
+from ferd.evaluation_attacks import ATTACKS, OwnAttack
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 
@@ -33,11 +34,11 @@ class Linear(Classifier):
 
 @pytest.fixture
 def evaluation(teacher, digits, threat):
-    def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0, other_balls=()):
+    def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0, other_balls=(), **own):
         settings = EvaluationSettings(
             batch_size=batch_size, attacks=attacks, other_balls=list(other_balls), threads=1
         )
-        return Evaluation(network, data, settings, threat, seed, CPU)
+        return Evaluation(network, data, settings, threat, seed, CPU, **own)
 
     return make
 
@@ -157,13 +158,13 @@ def test_an_attack_finds_the_same_whatever_ran_before_it(evaluation):
 
 def test_each_batch_has_random_numbers_of_its_own(evaluation, monkeypatch, digits):
     starts = []
-    real = ferd.evaluation.pgd
+    real = ferd.evaluation_attacks.pgd
 
     def spy(network, inputs, objective, threat, start):
         starts.append(start - inputs)
         return real(network, inputs, objective, threat, start)
 
-    monkeypatch.setattr(ferd.evaluation, "pgd", spy)
+    monkeypatch.setattr(ferd.evaluation_attacks, "pgd", spy)
     grey = Images(torch.full((20, 1, 8, 8), 127, dtype=torch.uint8), digits["test"].labels)
     for seed in (0, 0, 1):
         judged(evaluation({"pgd20": "all"}, data=grey, batch_size=10, seed=seed))
@@ -356,7 +357,7 @@ def test_attacks_have_the_strength_that_their_names_promise(evaluation, monkeypa
         return start
 
     monkeypatch.setattr(pyautoattack, "AutoAttack", Seen)
-    monkeypatch.setattr(ferd.evaluation, "pgd", pgd)
+    monkeypatch.setattr(ferd.evaluation_attacks, "pgd", pgd)
     run = evaluation({"pgd20": 10, "cw30": 10, "autoattack": 10}, batch_size=10)
     list(run.batches())
     assert steps == [20, 30]
@@ -433,6 +434,8 @@ def test_figures_of_images_that_lack_a_class_are_refused(evaluation, digits):
         ("attacks", {"attacks": {"clean": "all", "fgsm": "all"}}),
         ("weights", {"network": build("resnet8-w8", classes=10, channels=1, seed=5)}),
         ("batch_size", {"batch_size": 7}),
+        ("attacks", {"own_attacks": {"up": OwnAttack(lambda _, images, *__: images)}}),
+        ("attacks", {"other_balls": [SMALLER]}),
     ],
 )
 def test_the_state_of_another_evaluation_is_refused(evaluation, what, change):
@@ -495,7 +498,7 @@ def test_verdicts_are_the_networks_own_and_not_the_twins(evaluation):
 
 
 def test_each_attack_has_random_numbers_of_its_own(evaluation, monkeypatch):
-    seeds, starts = [], ferd.evaluation.random_start
+    seeds, starts = [], ferd.evaluation_attacks.random_start
 
     def spy(inputs, epsilon, rng):
         seeds.append(rng.initial_seed())
@@ -509,7 +512,7 @@ def test_each_attack_has_random_numbers_of_its_own(evaluation, monkeypatch):
         def run_standard_evaluation(self, images, labels, **_):
             return images, labels
 
-    monkeypatch.setattr(ferd.evaluation, "random_start", spy)
+    monkeypatch.setattr(ferd.evaluation_attacks, "random_start", spy)
     monkeypatch.setattr(pyautoattack, "AutoAttack", Seeded)
     attacks = {"pgd20": "all", "cw30": "all", "autoattack": "all"}
     judged(evaluation(attacks, batch_size=10, other_balls=[ball(0.05, {"pgd20": "all"})]))
@@ -529,3 +532,86 @@ def test_steps_that_cannot_reach_the_edge_of_the_ball_are_refused(evaluation):
         evaluation({"clean": "all"}, other_balls=[short])
     long = OtherBall(epsilon=0.4, step_size=0.02, attacks={"pgd20": 10, "fgsm": 10})
     assert "pgd20@0.4" in evaluation({"clean": "all"}, other_balls=[long]).trials
+
+
+def toward_the_edge(network, images, labels, threat, rng):
+    """The strongest attack on a linear network: each pixel by ε, away from the likeliest other class."""
+    weight = network.linear.weight
+    values = network(images).scatter(1, labels[:, None], -torch.inf) + threat.epsilon * (
+        weight[labels][:, None] - weight[None]
+    ).abs().sum(2)
+    direction = (weight[values.argmax(1)] - weight[labels]).sign().view_as(images)
+    return (images + threat.epsilon * direction).clamp(0, 1)
+
+
+def test_an_attack_of_ones_own_judges_a_linear_model_by_its_closed_form(evaluation, linear):
+    network, data, robust = linear
+    own = {"edge": OwnAttack(toward_the_edge)}
+    run = evaluation({"clean": "all"}, network, data, own_attacks=own)
+    assert torch.equal(judged(run)["edge"], robust)
+    figures = run.figures()
+    assert figures["edge"]["average"] == figures["all"]["average"] == robust.double().mean()
+    assert figures["clean"]["average"] > figures["edge"]["average"]
+
+
+def test_an_attack_of_ones_own_is_given_as_many_images_as_it_asks_for(evaluation):
+    seen = []
+
+    def attack(_network, images, labels, _threat, rng):
+        seen.append((len(images), labels.tolist(), rng.initial_seed()))
+        return images
+
+    run = evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(attack, 10)})
+    assert len(judged(run)["mine"]) == 10 and run.figures()["mine"]["n"] == 10
+    assert [number for number, *_ in seen] == [8, 2]
+    assert sorted(label for _, labels, _ in seen for label in labels) == list(range(10))
+    assert seen[0][2] != seen[1][2]
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "said"),
+    [
+        ("pgd20", "all", "own_attacks: 'pgd20' is taken, or has an @ in it; give it another name"),
+        ("all", "all", "own_attacks: 'all' is taken, or has an @ in it; give it another name"),
+        ("mine@0.1", "all", "own_attacks: 'mine@0.1' is taken, or has an @ in it; give it another name"),
+        *(
+            (
+                "mine",
+                number,
+                f"own_attacks: mine: {number} images cannot be split evenly over 10 classes; use a "
+                "multiple of 10, or all",
+            )
+            for number in (15, 0, -10)
+        ),
+    ],
+)
+def test_an_attack_of_ones_own_that_has_no_name_or_no_images_is_refused(evaluation, name, images, said):
+    with pytest.raises(FerdError) as raised:
+        evaluation({"clean": "all"}, own_attacks={name: OwnAttack(ATTACKS["clean"], images)})
+    assert str(raised.value) == said
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (lambda images: images + 0.11, r"leaves the ε-ball of 0\.1 or \[0, 1\]; project its images"),
+        (lambda images: images - 0.02, r"leaves the ε-ball"),  # black pixels below 0
+        (lambda images: images * torch.nan, r"leaves the ε-ball"),
+        (lambda images: images[:, :, :4], r"must give \(8, 1, 8, 8\) torch\.float32, like its images, not"),
+        (lambda images: images.double(), r"not \(8, 1, 8, 8\) torch\.float64"),
+    ],
+)
+def test_what_is_no_adversarial_example_is_refused(evaluation, spoilt, said):
+    own = {"mine": OwnAttack(lambda _network, images, *_: spoilt(images))}
+    run = evaluation({"clean": "all"}, own_attacks=own)
+    with pytest.raises(FerdError, match=f"^mine: .*{said}"):
+        judged(run)
+    assert len(run.verdicts["clean"]) == 20 and not len(run.verdicts["mine"])
+
+
+def test_an_attack_that_writes_into_its_images_does_not_widen_its_ball(evaluation):
+    def attack(_network, images, *_):
+        return images.add_(0.5).clamp_(0, 1)
+
+    with pytest.raises(FerdError, match="leaves the ε-ball"):
+        judged(evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(attack)}))
