@@ -1,8 +1,11 @@
 """DVC's list of who has which files, ``.dvc/tmp/rwlock``: written whole.
 
 DVC itself opens it and fills it: a full disk leaves it empty, and then no stage of the folder runs any more.
+It does so eight times a stage, and each replaced or emptied file is one that the disk waits for: where the
+list fits into the file that is there, it is written over it, at its full length.
 """
 
+import io
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -12,11 +15,13 @@ from dvc import rwlock
 
 from ferd.files import atomic_write
 
+BLOCK = 4096  # bytes: a list is filled up with spaces to a multiple of it, so that the next one fits
+
 _by_dvc = rwlock._edit_rwlock
 
 
 class Whole:
-    """A file system of DVC's on this machine, whose files that are written replace those that were there."""
+    """A file system of DVC's on this machine, on which files are written whole."""
 
     def __init__(self, fs: Any) -> None:
         self._fs = fs
@@ -32,11 +37,27 @@ class Whole:
             FerdError: the file cannot be written; it is as it was.
         """
         if mode == "w":
-            with atomic_write(Path(path)) as part, part.open("w", **options) as file:
-                yield file
+            text = io.StringIO()
+            yield text
+            overwrite(Path(path), text.getvalue().encode(options.get("encoding", "utf-8")))
         else:
             with self._fs.open(path, mode, **options) as file:
                 yield file
+
+
+def overwrite(path: Path, text: bytes) -> None:
+    """Write a file, with spaces behind: over the one that is there, of which no byte needs new room, or anew.
+
+    Raises:
+        FerdError: the file cannot be written; it is as it was.
+    """
+    room = path.stat().st_size if path.is_file() else 0
+    if len(text) <= room:
+        with path.open("rb+", buffering=0) as file:  # one call: no stop leaves a part of it
+            file.write(text.ljust(room))
+    else:
+        with atomic_write(path) as part:
+            part.write_bytes(text.ljust(-(-len(text) // BLOCK) * BLOCK))
 
 
 def edit(lock_dir: str, fs: Any, hardlink: bool) -> AbstractContextManager[Any]:

@@ -26,6 +26,26 @@ def test_the_list_is_dvcs_own(tmp_path, holding):
     assert not any(json.loads((tmp_path / "rwlock").read_text()).values())
 
 
+def test_a_list_that_fits_is_written_over_the_one_that_is_there(tmp_path, holding):
+    with holding("out"):
+        before = (tmp_path / "rwlock").stat()
+        with holding("other"):
+            held = json.loads((tmp_path / "rwlock").read_text())
+            assert len(held["write"]) == 2
+        assert len(json.loads((tmp_path / "rwlock").read_text())["write"]) == 1
+        after = (tmp_path / "rwlock").stat()
+    assert (after.st_ino, after.st_size) == (before.st_ino, before.st_size) == (before.st_ino, 4096)
+
+
+def test_a_list_that_does_not_fit_replaces_the_one_that_is_there(tmp_path, holding):
+    with holding("out"):
+        before = (tmp_path / "rwlock").stat()
+        with holding("long" * 1100):
+            assert len(json.loads((tmp_path / "rwlock").read_text())["write"]) == 2
+            after = (tmp_path / "rwlock").stat()
+    assert after.st_ino != before.st_ino and after.st_size == 8192
+
+
 def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -33,8 +53,8 @@ def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch)
     with holding("out"):
         before = (tmp_path / "rwlock").read_bytes()
         with monkeypatch.context() as patched:
-            patched.setattr(rwlock.json, "dump", full)
-            with pytest.raises(FerdError, match="rwlock: cannot be written: No space"), holding("other"):
+            patched.setattr(dvc_rwlock.Path, "write_bytes", full)
+            with pytest.raises(FerdError, match="rwlock: cannot be written: No space"), holding("x" * 5000):
                 pass
         assert (tmp_path / "rwlock").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if ".part-" in path.name]
