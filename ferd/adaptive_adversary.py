@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ferd.attacks import pgd, random_start, toward
 from ferd.config import ThreatModel, fingerprint
-from ferd.datasets import Images, require_batches, require_every_class, shape_of
+from ferd.datasets import Images, require_batches, require_every_class, require_known, shape_of
 from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
 from ferd.models.classifier import Classifier
@@ -56,6 +56,7 @@ class AdaptiveAdversary:
     ) -> None:
         require_batches(data, batch_size)
         self._twin = attackable(network, "network", shape_of(data), device)
+        require_known(data.labels, network.classes)
         self.network, self.attacked = network, self._twin.network
         self.data, self.threat, self.batch_size = data, threat, batch_size
         self.seed, self.device = seed, torch.device(device)

@@ -16,7 +16,7 @@ from ferd.config import Augmentation, ThreatModel, Training, fingerprint
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, require_known, shape_of
 from ferd.errors import FerdError
-from ferd.models.classifier import Classifier, diverged, fast_layout, shapes
+from ferd.models.classifier import Classifier, diverged, fast_layout, require_classifier, shapes
 from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
 from ferd.origin import hash_of_images, require_same
 from ferd.pixels import to_float
@@ -102,6 +102,7 @@ class AdversarialTraining:
         *,
         warm_up: bool = False,
     ) -> None:
+        require_classifier(network, "network")
         require_known(data.labels, network.classes)
         if len(data.images) < 2 or data.images.shape[1] != network.channels:
             raise FerdError(
@@ -137,6 +138,7 @@ class AdversarialTraining:
             "images": hash_of_images(data),
             "settings": fingerprint(settings, threat, augmentation, self.warm_up),
             "seed": str(seed),
+            "precision": settled(settings.precision, device),
         }
         self.epoch = 0
         self._at_epoch_end = True
@@ -191,9 +193,9 @@ class AdversarialTraining:
             FerdError: the state is of another network, other images, settings or random numbers; nothing of
                 it was taken.
         """
+        require_same(state.get("origin"), self._origin)
         if shapes(state["network"]) != shapes(self._trained.state_dict()):
             raise FerdError("the state is of another network; give the one that it was saved with")
-        require_same(state.get("origin"), self._origin)
         self._trained.load_state_dict(state["network"])
         if self._average:
             self._average.network.load_state_dict(state["average"])

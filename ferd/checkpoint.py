@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write
@@ -16,6 +17,8 @@ from ferd.models.classifier import Classifier, shapes
 from ferd.models.registry import build
 
 FORMAT = "ferd-checkpoint/1"
+NORMALISATION = ("input_mean", "input_std")  # weights that any network may have
+PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
 
 def save_classifier(path: Path | str, network: Classifier, name: str, **about: Any) -> None:
@@ -30,7 +33,8 @@ def save_classifier(path: Path | str, network: Classifier, name: str, **about: A
     """
     with torch.device("meta"):
         named = build(name, classes=network.classes, channels=network.channels)
-    if not shapes(named.state_dict()).items() <= shapes(network.state_dict()).items():
+    needed, there = shapes(named.state_dict()), shapes(network.state_dict())
+    if {name: shape for name, shape in there.items() if name not in NORMALISATION} != needed:
         raise FerdError(f"{path}: the network is no {name!r}, whose weights have other names or shapes")
     facts = {
         "format": FORMAT,
@@ -104,8 +108,8 @@ def load_classifier(path: Path | str, **expected: Any) -> Classifier:
         raise FerdError(f"{path}: {error}") from None
     with safe_open(path, framework="pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if {"input_mean", "input_std"} <= tensors.keys():
-        network.normalise_by(tensors["input_mean"], tensors["input_std"])
+    if tensors.keys() >= {*NORMALISATION}:
+        network.normalise_by(*(tensors[name] for name in NORMALISATION))
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
@@ -115,11 +119,30 @@ def load_classifier(path: Path | str, **expected: Any) -> Classifier:
 
 
 def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
-    """Write a resumable state of tensors and plain values."""
+    """Write a resumable state of tensors and plain values.
+
+    Raises:
+        FerdError: it holds something else, which ``load_state`` would refuse; or it cannot be written.
+    """
+    _require_plain(state, "state")
     with atomic_write(Path(path)) as part:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)  # in memory first: torch reports a full disk as a RuntimeError
         part.write_bytes(buffer.getvalue())
+
+
+def _require_plain(value: object, where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple | set):
+        for number, item in enumerate(value):
+            _require_plain(item, f"{where}[{number}]")
+    elif not isinstance(value, Tensor) and type(value) not in PLAIN:
+        raise FerdError(
+            f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which cannot be read back; "
+            "make it a tensor, a number or a string"
+        )
 
 
 def load_state(path: Path | str) -> dict[str, Any] | None:

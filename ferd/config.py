@@ -55,6 +55,10 @@ class ThreatModel(Settings):
     step_size: Annotated[float, Field(gt=0, le=1)]
     steps: Count
 
+    def reached_by(self, steps: int) -> bool:
+        """Whether so many steps lead to the edge of the ball; 20 of ε/20 do, though rounding says less."""
+        return steps * self.step_size >= self.epsilon * (1 - 1e-9)
+
     def with_steps(self, steps: int) -> "ThreatModel":
         """The same ball and step size, another number of steps."""
         return self.model_copy(update={"steps": steps})

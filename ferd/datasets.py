@@ -176,7 +176,7 @@ def require_every_class(labels: Tensor, classes: int) -> None:
 def save_images(path: Path, part: Images) -> None:
     """Write images and labels, whole or not at all."""
     with atomic_write(path) as target:
-        save_file({"images": part.images, "labels": part.labels}, target)
+        save_file({"images": part.images.contiguous(), "labels": part.labels.contiguous()}, target)
 
 
 def load_images(path: Path) -> Images:

@@ -23,6 +23,7 @@ from ferd.attacks import points_right
 from ferd.augmentation import augment
 from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel, fingerprint
 from ferd.cuda_graphs import Recorded
+from ferd.datasets import require_known
 from ferd.errors import FerdError
 from ferd.image_sources import ImageSource, build_source
 from ferd.models.classifier import (
@@ -36,7 +37,7 @@ from ferd.models.classifier import (
 from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
 from ferd.models.generator import SIZE_MULTIPLE
 from ferd.origin import hash_of, hash_of_weights, require_same
-from ferd.pixels import to_float
+from ferd.pixels import kind_of, to_float
 from ferd.pool import Pool
 from ferd.randomness import stream
 from ferd.samplers import Sampler, build_sampler
@@ -140,7 +141,7 @@ class Distillation:
         self.pool = Pool(Path(pool_folder), schedule.rounds * schedule.batch_size, shape, device)
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
-        if student_threat.steps * threat.step_size < threat.epsilon:
+        if not student_threat.reached_by(student_threat.steps):
             LOGGER.warning(
                 "the student's attack of %d steps of %g stays within ε = %g; raise utae_steps or step_size",
                 student_threat.steps,
@@ -161,6 +162,7 @@ class Distillation:
         self._origin = {
             "seed": str(seed),
             "settings": fingerprint(schedule, augmentation, method, threat),
+            "precision": settled(schedule.precision, device),
             "teacher weights": hash_of_weights(self.teacher),
             "given images": hash_of(*given) if isinstance(given, tuple) else "",
         }
@@ -234,6 +236,8 @@ class Distillation:
         if shapes(state["student"]) != shapes(self.student.state_dict()):
             raise FerdError("the state is of another student; give the network that it was saved with")
         require_same(state["origin"], self._origin | self._own_origin(state["round"]))
+        if state["rng"].shape != self.rng.get_state().shape:
+            raise FerdError("rng: the state was saved on another kind of device; go on there, or begin anew")
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
@@ -276,6 +280,7 @@ class Distillation:
         self._student_twin.refresh()
         shares = self._shares()
         images, labels, figures = self.source.draw(shares, self.round, self.rng)
+        require_known(labels, self.teacher.classes)
         self.pool.append(images, labels)
         inputs = to_float(images)
         with torch.no_grad():
@@ -296,7 +301,7 @@ class Distillation:
             agreement=agreement.item(),
             proportions=shares.tolist(),
             difficulty=[None if math.isnan(d) else d for d in self.sampler.difficulty.tolist()],
-            generator={key: value.item() for key, value in figures.items()},
+            generator={key: float(value) for key, value in figures.items()},
             student=losses,
         )
 
@@ -342,7 +347,8 @@ class Distillation:
         if not isinstance(losses, tuple) or [loss.ndim for loss in losses] != [0, 0]:
             raise FerdError("student_loss: losses() must give two means over the batch, (clean, adversarial)")
         clean, adversarial = losses
-        self.adversary.observe(labels, batch.student_adv_logits.detach())
+        if type(self.adversary).observe is not Adversary.observe:  # else nobody asks for the logits
+            self.adversary.observe(labels, batch.student_adv_logits.detach())
         share = self.adversarial_weight
         self.optimiser.zero_grad()
         ((1 - share) * clean + share * adversarial).backward()
@@ -387,15 +393,9 @@ class Distillation:
         ):
             raise FerdError(
                 f"adversary: attack() must give {tuple(inputs.shape)} {inputs.dtype}, like its inputs, not "
-                f"{_kind(adv_inputs)}"
+                f"{kind_of(adv_inputs)}"
             )
         return adv_inputs.detach(), points
-
-
-def _kind(found: object) -> str:
-    if isinstance(found, Tensor):
-        return f"{tuple(found.shape)} {found.dtype}"
-    return f"a {type(found).__name__}"
 
 
 def _described(piece: object) -> str:
@@ -411,6 +411,11 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
     require_classifier(student, "student")
     if student is teacher:
         raise FerdError("the teacher is to be the student, too; give a network of its own to train")
+    theirs = {id(weight) for weight in teacher.parameters()}
+    if shared := [name for name, weight in student.named_parameters() if id(weight) in theirs]:
+        raise FerdError(
+            f"the student's {shared[0]} is the teacher's own, which stays frozen; give a copy of it"
+        )
     for role, network in (("teacher", teacher), ("student", student)):
         if network.channels != shape[0]:
             raise FerdError(f"the {role} takes {network.channels} channels, not the {shape[0]} of the images")

@@ -19,7 +19,14 @@ from ferd.datasets import (
     shape_of,
 )
 from ferd.errors import FerdError
-from ferd.evaluation_attacks import ATTACKS, ImageAttack, ManySteps, OwnAttack, require_within
+from ferd.evaluation_attacks import (
+    ATTACKS,
+    ImageAttack,
+    ManySteps,
+    OwnAttack,
+    described,
+    require_within,
+)
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier
 from ferd.models.folding import attackable
@@ -109,7 +116,8 @@ class Evaluation:
     def figures(self) -> dict[str, dict[str, Any]]:
         """For each attack: n, average (over images), worst, nsd, per_class (fractions 0-1).
 
-        ``all`` is correctness under every attack, clean images among them, on the images that all were given.
+        ``all`` is correctness under every attack that was asked for (``clean`` is one), on the images that
+        all were given.
 
         Raises:
             FerdError: images are left to judge, or there are none of a class.
@@ -170,7 +178,7 @@ class Evaluation:
 
     @cached_property
     def _origin(self) -> dict[str, str]:
-        own = {name: getattr(own.attack, "__qualname__", "") for name, own in self.own_attacks.items()}
+        own = {name: described(own.attack) for name, own in self.own_attacks.items()}
         numbers = {name: len(trial.rows) for name, trial in self.trials.items()}
         attacks = fingerprint(numbers, own, self.threat, *self.settings.other_balls)
         batch_size = self.settings.batch_size

@@ -7,7 +7,7 @@ same function, in eval mode. The random numbers are the batch's own, on the imag
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ferd.attacks import Objective, cross_entropy, fgsm, negative_margin, pgd, r
 from ferd.config import Attack, ThreatModel
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
+from ferd.pixels import kind_of
 
 ImageAttack = Callable[[Classifier, Tensor, Tensor, ThreatModel, torch.Generator], Tensor]
 AUTOATTACK_TARGETS = 9  # of the standard version, where there are so many other classes
@@ -52,7 +53,7 @@ class ManySteps:
         Raises:
             FerdError: all of them together are below ε.
         """
-        if self.steps * threat.step_size < threat.epsilon:
+        if not threat.reached_by(self.steps):
             raise FerdError(
                 f"{name}: {self.steps} steps of {threat.step_size} stay within ε = {threat.epsilon}, which "
                 "would look like robustness; raise step_size"
@@ -106,16 +107,32 @@ ATTACKS: Mapping[Attack, ImageAttack] = {
 }
 
 
+def described(attack: object) -> list[Any]:
+    """Its name, and what it holds or encloses: of numbers and words themselves, of functions the name.
+
+    Whatever else it depends on is not seen.
+    """
+    named = attack if hasattr(attack, "__qualname__") else type(attack)
+    cells = [cell.cell_contents for cell in getattr(attack, "__closure__", None) or ()]
+    held = [*getattr(attack, "__dict__", {}).items(), *enumerate(cells)]
+    seen = {
+        str(key): value if isinstance(value, int | float | str) else getattr(value, "__qualname__", "")
+        for key, value in held
+    }
+    return [named.__module__, named.__qualname__, seen]
+
+
 def require_within(adv_images: Tensor, images: Tensor, epsilon: float, name: str) -> None:
     """Refuse what is no adversarial example of the images (B, channels, H, W).
 
     Raises:
         FerdError: of another shape or type, or outside the ball or [0, 1], or no number.
     """
-    if adv_images.shape != images.shape or adv_images.dtype != images.dtype:
+    fits = isinstance(adv_images, Tensor) and adv_images.shape == images.shape
+    if not fits or adv_images.dtype != images.dtype:
         raise FerdError(
             f"{name}: the attack must give {tuple(images.shape)} {images.dtype}, like its images, not "
-            f"{tuple(adv_images.shape)} {adv_images.dtype}"
+            f"{kind_of(adv_images)}"
         )
     within = (adv_images - images).abs() <= epsilon + ROUNDING
     within &= (adv_images >= -ROUNDING) & (adv_images <= 1 + ROUNDING)

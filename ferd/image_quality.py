@@ -38,8 +38,8 @@ class TeacherEmbedding:
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As ``Embedding``."""
-        pooled = self.teacher.features(images).mean((2, 3))
-        return pooled, self.teacher.classify(pooled).softmax(1)
+        features = self.teacher.features(images)
+        return features.mean((2, 3)), self.teacher.head(features).softmax(1)
 
 
 class InceptionEmbedding:

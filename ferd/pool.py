@@ -67,7 +67,7 @@ class Pool:
         self._refuse_unfit(images, labels)
         shard = self._shard(self.rounds)
         with atomic_write(shard) as part:
-            save_file({"images": images.cpu().contiguous(), "labels": labels.cpu()}, part)
+            save_file({"images": images.cpu().contiguous(), "labels": labels.cpu().contiguous()}, part)
         self._take(images, labels)
 
     def keep_rounds(self, rounds: int) -> None:
@@ -132,7 +132,7 @@ class Pool:
         self._hashes.append(hash_of(images, labels))
 
     def _open(self) -> None:
-        shards = sorted(self.folder.glob("round-*.safetensors"))
+        shards = sorted(self.folder.glob("round-*.safetensors"), key=lambda path: (len(path.name), path))
         again = f"make {self.folder} again, or get it back by `dvc checkout`"
         if self.grows:
             again = f"delete {self.folder} to begin anew"

@@ -86,6 +86,7 @@ def ferd_loss(
         def terms(inputs: Tensor) -> Terms:
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
                 features = teacher.features(inputs, layer)
+                seen = features.clone() if nonrobust else features  # a block may begin by changing its input
                 logits = teacher.head(features, layer).float()
                 student_logits = None if student is None else student(inputs).float()
             found = {"bn": statistics.loss(), "oh": F.cross_entropy(logits, labels)}
@@ -96,7 +97,7 @@ def ferd_loss(
             if nonrobust:
                 with statistics.paused():
                     found["uni"], found["robust_fraction"] = uniformity_loss(
-                        teacher, features.float(), labels, nonrobust, settings, rng
+                        teacher, seen.float(), labels, nonrobust, settings, rng
                     )
                 loss = loss + weights.uni * found["uni"]
             return {"loss": loss, **found}

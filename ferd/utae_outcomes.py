@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ferd.attacks import utae
 from ferd.config import ThreatModel, fingerprint
-from ferd.datasets import Images, require_batches, shape_of
+from ferd.datasets import Images, require_batches, require_known, shape_of
 from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
@@ -38,7 +38,8 @@ class UtaeOutcomes:
 
     Raises:
         FerdError: the student is none that can be attacked (``ferd.models.folding.attackable``), the teacher
-            no ``Classifier``, ``data`` no ``Images``, or ``batch_size`` not 1 or more.
+            no ``Classifier`` of as many classes, ``data`` no ``Images`` of these, or ``batch_size`` not 1 or
+            more.
     """
 
     def __init__(
@@ -56,6 +57,9 @@ class UtaeOutcomes:
         self._twin = attackable(student, "student", shape_of(data), device)
         self.student, self.attacked = student, self._twin.network
         require_classifier(teacher, "teacher")
+        require_known(data.labels, student.classes)
+        if teacher.classes != student.classes:
+            raise FerdError(f"the student has {student.classes} classes, the teacher {teacher.classes}")
         self.device = torch.device(device)
         self.teacher = fast_layout(teacher, self.device).eval()
         self.data, self.gammas, self.threat = data, gammas, threat

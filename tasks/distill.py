@@ -44,7 +44,7 @@ def main() -> None:
 
 def seed(text: str) -> int:
     """A seed as ``dvc.yaml`` writes it: 0 of ``s0``."""
-    found = re.fullmatch(r"s(\d+)", text)
+    found = re.fullmatch(r"s(\d+)", text, re.ASCII)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no seed; write s0, s1, ...")
     return int(found[1])

@@ -130,7 +130,8 @@ class Pipeline:
             }
         if lineage.STAGE not in self._known:
             raise FerdError(f"dvc.yaml has no stage {lineage.STAGE}, or is not there; git checkout dvc.yaml")
-        unknown = not all(out.hash_info for out in self._known[lineage.STAGE].outs)
+        recorded = {Path(out.def_path): out.hash_info.value for out in self._known[lineage.STAGE].outs}
+        unknown = any(recorded.get(path) != _md5(text) for path, text in lists.items())
         return found | ({lineage.STAGE} if unknown or lineage.outdated(lists) else set())
 
     def _ancestors(self, targets: Sequence[str]) -> list[str]:
@@ -156,10 +157,14 @@ def _is_changed(stage: Any, lists: Mapping[Path, str]) -> bool:
         if any(Path(path) not in lists for path in of):
             return True
     return any(
-        dep.hash_info.value != hashlib.md5(lists[path].encode()).hexdigest()
+        dep.hash_info.value != _md5(lists[path])
         for dep in stage.deps
         if (path := Path(dep.def_path)) in lists
     )
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
 def module_of(cmd: str | list[str]) -> tuple[str, ...]:
@@ -202,4 +207,6 @@ def plain_errors() -> Iterator[None]:
         ) from None
     except DvcException as error:
         told = [error, error.__cause__] if error.__cause__ else [error]  # the cause names a line of dvc.yaml
-        raise FerdError(f"dvc: {': '.join(' '.join(str(part).split()) for part in told)}") from None
+        said = ": ".join(" ".join(str(part).split()) for part in told)
+        mend = "; `git checkout dvc.lock`" if "'dvc.lock'" in said else ""
+        raise FerdError(f"dvc: {said}{mend}") from None

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
@@ -68,9 +69,9 @@ class Progress:
 
     def start(self, done: int = 0) -> None:
         """Computing begins, when a slot is free; ``done`` units were finished by an earlier attempt."""
-        slots = int(os.environ.get(SLOTS, "0"))
-        if slots and not self._slot:
-            self._slot = take_slot(slots)
+        own = own_slots()
+        if own and not self._slot:
+            self._slot = take_slot(own)
         self._started, self._processor_started = time.monotonic(), time.process_time()
         self._first = done
         self.event("computing")
@@ -102,16 +103,36 @@ class Progress:
         return time.process_time() - self._processor_started
 
 
-def take_slot(slots: int) -> IO[str]:
+def own_slots() -> range:
+    """The numbers of the places that this stage may compute in; none where it need not wait for one.
+
+    Where there are as many as GPUs, each belongs to one of them.
+
+    Raises:
+        FerdError: a variable is nothing that a flow sets.
+    """
+    slots = _whole_numbers(SLOTS, "0", r"(\d+)")[0]
+    gpu, count = _whole_numbers(SLOT_SHARE, "0/1", r"(\d+)/(\d+)")
+    if gpu >= count:
+        raise FerdError(f"{SLOT_SHARE}={gpu}/{count}: there is no such GPU; flows set it, so unset it")
+    return range(gpu, slots, count) if slots >= count else range(slots)
+
+
+def _whole_numbers(variable: str, default: str, form: str) -> tuple[int, ...]:
+    value = os.environ.get(variable) or default
+    found = re.fullmatch(form, value, re.ASCII)
+    if not found:
+        raise FerdError(f"{variable}={value!r}: not what a flow sets, {default!r} for example; unset it")
+    return tuple(map(int, found.groups()))
+
+
+def take_slot(own: range) -> IO[str]:
     """Wait for one of the places to compute in; it is free again when the file is closed.
 
-    A place is a lock on a file, so that a process that is killed gives its own back. Where there are as many
-    as GPUs, each place belongs to one of them.
+    A place is a lock on a file, so that a process that is killed gives its own back.
     """
-    folder = Path(os.environ.get(SLOT_FOLDER, RESUME))
+    folder = Path(os.environ.get(SLOT_FOLDER) or RESUME)
     folder.mkdir(parents=True, exist_ok=True)
-    gpu, count = map(int, os.environ.get(SLOT_SHARE, "0/1").split("/"))
-    own = range(gpu, slots, count) if slots >= count else range(slots)
     while True:
         for number in own:
             slot = (folder / f"slot-{number}").open("w")

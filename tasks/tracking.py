@@ -6,6 +6,7 @@ Written by the stages, never read back as an input. The store is ``MLFLOW_TRACKI
 
 import argparse
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,8 @@ OURS = {
 os.environ.update({key: value for key, value in OURS.items() if not os.environ.get(key)})
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
+FULL = "disk is full"
+CONNECT_SECONDS = 15
 _unfinished: set["Run"] = set()  # of the stage that this process computes
 
 
@@ -248,22 +251,39 @@ def connected() -> Iterator[Any]:
     address = store()
     server = address.startswith("http")
     try:
+        if not server:
+            knock(address)
         with nullcontext() if server else held(SETUP_LOCK):
             client = MlflowClient(address)
         yield client
     except (MlflowException, SQLAlchemyError, OSError) as error:
         silent = server and not isinstance(error, RestException)  # a server's own words
-        database = not address.startswith("sqlite") and isinstance(error, OperationalError)  # does not answer
+        database = not address.startswith("sqlite") and isinstance(error, OperationalError | OSError)
         silent = silent or database or LOCKED in str(error)  # the file, for longer than SQLite waits
+        reason = reason_of(error)
+        mend = "free space" if FULL in reason else "start it, or correct MLFLOW_TRACKING_URI"
         raise (Unreachable if silent else FerdError)(
-            f"mlflow: {without_password(address)} cannot be used: {reason_of(error)}; start it, or correct "
-            "MLFLOW_TRACKING_URI"
+            f"mlflow: {without_password(address)} cannot be used: {reason}; {mend}"
         ) from None
 
 
+def knock(address: str) -> None:
+    """Of a database with a server: MLflow itself asks one that does not answer for two minutes.
+
+    Raises:
+        OSError: nothing listens at its host and port.
+    """
+    from sqlalchemy.engine import make_url
+
+    url = make_url(address)
+    if url.host and url.port:
+        socket.create_connection((url.host, url.port), CONNECT_SECONDS).close()
+
+
 def reason_of(error: Exception) -> str:
-    """What MLflow says, in one line, without the password that may stand in the store's address."""
-    return " ".join(str(error).split()).replace(store(), without_password(store()))
+    """What MLflow says, in one line, without the password that may stand in the store's address, and SQL."""
+    said = str(error).partition("[SQL:")[0]
+    return " ".join(said.split()).replace(store(), without_password(store()))
 
 
 if __name__ == "__main__":

@@ -117,12 +117,18 @@ def require_classifier(network: nn.Module, role: str) -> None:
     """Refuse another kind of network.
 
     Raises:
-        FerdError: it is no ``Classifier``.
+        FerdError: it is no ``Classifier``, or has weights or buffers of another type than float32.
     """
     if not isinstance(network, Classifier):
         raise FerdError(
             f"{role}: a {type(network).__name__} is no ferd.models.classifier.Classifier; derive it from "
             "that: stem, blocks and linear are what it needs"
+        )
+    tensors = [*network.parameters(), *network.buffers()]
+    if other := {str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()} - {"torch.float32"}:
+        raise FerdError(
+            f"{role}: its weights or buffers are {min(other)}; call .float() on it (what is computed in "
+            "bfloat16, the settings' precision says)"
         )
 
 
@@ -130,16 +136,11 @@ def require_sound(network: Classifier, role: str, shape: tuple[int, int, int]) -
     """Refuse a network that would be attacked or distilled wrongly; images are (channels, H, W).
 
     Raises:
-        FerdError: it has one class, weights of another type than float32, or its ``forward`` is not
-            ``head(features(x))``, of which losses take the parts.
+        FerdError: it has one class, or its ``forward`` is not ``head(features(x))``, of which losses take
+            the parts.
     """
     if network.classes < 2:
         raise FerdError(f"{role}: has {network.classes} class; give a network of two or more")
-    if other := {str(weight.dtype) for weight in network.parameters()} - {"torch.float32"}:
-        raise FerdError(
-            f"{role}: its weights are {other.pop()}; call .float() on it (what is computed in bfloat16, the "
-            "schedule's precision says)"
-        )
     device = next(network.parameters()).device
     inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad(), frozen(network):

@@ -44,7 +44,10 @@ class Folded:
         if dtype is not torch.float32:
             self.network.register_forward_pre_hook(lambda _, inputs: (inputs[0].to(dtype),))
             self.network.register_forward_hook(lambda _, __, logits: logits.float())
-        self._copied = self._values_to_copy()
+        folded = {name for pair in self._pairs for name in pair}
+        kept = [name for name, _ in self.network.named_modules() if name not in folded]
+        layers = [(source.get_submodule(name), self.network.get_submodule(name)) for name in kept]
+        self._kept = [(whose, layer) for whose, layer in layers if _own_tensors(layer)]
         self.refresh()
 
     @torch.no_grad()
@@ -57,18 +60,17 @@ class Folded:
             layer.weight.copy_(source.weight * scale[:, None, None, None])
             assert layer.bias is not None
             layer.bias.copy_(shift if source.bias is None else shift + source.bias * scale)
-        for source_value, value in self._copied:
-            value.copy_(source_value)
+        for whose, kept in self._kept:
+            for name, value in _own_tensors(kept):
+                value.copy_(getattr(whose, name))
 
-    def _values_to_copy(self) -> list[tuple[Tensor, Tensor]]:
-        """What is the same in both: all weights and buffers of layers that were not folded."""
-        folded = {name for pair in self._pairs for name in pair}
-        source = self.source.state_dict(keep_vars=True)
-        return [
-            (source[key], value)
-            for key, value in self.network.state_dict(keep_vars=True).items()
-            if key.rpartition(".")[0] not in folded
-        ]
+
+def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
+    """A layer's own weights and buffers, such as are no part of its state dict, too.
+
+    By name: a layer may put another tensor in a buffer's place, as a running mean is often written.
+    """
+    return [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
 
 
 def attackable(
@@ -99,7 +101,7 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
     Its BatchNorms are moved for that, since to leave out a fresh one makes no difference.
 
     Raises:
-        FerdError: ``folds`` names layers that do not follow each other.
+        FerdError: ``folds`` names layers that do not follow each other, or there are not C logits.
     """
     moved = copy.deepcopy(network).eval()
     rng = torch.Generator().manual_seed(0)
@@ -116,6 +118,11 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
             norm.bias.add_(between(-1, 1, norm.bias))
     inputs = between(0, 1, torch.empty(2, *shape, device=next(network.parameters()).device))
     logits, again, folded = moved(inputs), moved(inputs), Folded(moved).network(inputs)
+    if logits.shape != (2, network.classes):
+        raise FerdError(
+            f"{role}: gives logits {tuple(logits.shape)} of two images where it has {network.classes} "
+            "classes; give `linear` as many outputs"
+        )
     largest = float(logits.abs().max())
     told = logits.isfinite().all() and torch.allclose(again, logits)  # others are refused elsewhere
     if told and not torch.allclose(folded, logits, rtol=SAME, atol=SAME * largest):

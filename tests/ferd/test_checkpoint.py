@@ -1,10 +1,13 @@
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import ferd.checkpoint
 from ferd.checkpoint import FORMAT, load_classifier, load_state, read_facts, save_classifier, save_state
 from ferd.errors import FerdError
 from ferd.models.classifier import fast_layout
@@ -159,8 +162,36 @@ def test_a_cut_off_state_is_refused(tmp_path, left):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_weights_under_two_names_are_written_under_both(tmp_path, network, images):
+def test_weights_under_two_names_are_written_under_both(tmp_path, network, images, monkeypatch):
+    def tied(name, **facts):
+        made = build(name, **facts)
+        made.also = made.linear
+        return made
+
+    monkeypatch.setattr(ferd.checkpoint, "build", tied)
     network.also = network.linear
     save_classifier(tmp_path / "a.safetensors", network, "resnet8-w8")
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         assert torch.equal(file.get_tensor("also.weight"), file.get_tensor("linear.weight"))
+    assert torch.equal(load_classifier(tmp_path / "a.safetensors")(images), network(images))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.float64(0.5), r"state\['sampler'\]\['d'\] is a numpy\.float64, which cannot be read back"),
+        (np.zeros(2), r"numpy\.ndarray"),
+        ([1, Path("x")], r"state\['sampler'\]\['d'\]\[1\] is a pathlib\.\w+Path"),
+    ],
+)
+def test_a_state_that_could_not_be_read_back_is_not_written(tmp_path, value, said):
+    with pytest.raises(FerdError, match=said):
+        save_state(tmp_path / "state.pt", {"sampler": {"d": value}})
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_network_with_further_weights_is_not_saved_under_a_known_name(tmp_path, network):
+    network.extra = torch.nn.Linear(2, 2)
+    with pytest.raises(FerdError, match="whose weights have other names or shapes"):
+        save_classifier(tmp_path / "x.safetensors", network, "resnet8-w8")
+    assert not (tmp_path / "x.safetensors").exists()

@@ -427,6 +427,19 @@ def sixteen_bits(path: Path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(path, format="png")
 
 
+def sixteen_bits_of_colour(path: Path) -> None:
+    """By the format itself: Pillow writes none."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checked = kind + content
+        return struct.pack(">I", len(content)) + checked + struct.pack(">I", zlib.crc32(checked))
+
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    rows = zlib.compress((b"\0" + b"\x12\x34" * 3 * 8) * 8)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunks)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -457,6 +470,10 @@ def sixteen_bits(path: Path) -> None:
         ),
         (
             lambda folder: sixteen_bits(folder / "train/b/0.png"),
+            r"train/b/0\.png: has more than 8 bits a channel",
+        ),
+        (
+            lambda folder: sixteen_bits_of_colour(folder / "train/b/0.png"),
             r"train/b/0\.png: has more than 8 bits a channel",
         ),
         (

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+import ferd.distillation
 from ferd.adversaries import UtaeAdversary
 from ferd.checkpoint import load_state, save_state
 from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
@@ -674,12 +675,12 @@ class NormalisesInForward(Classifier):
         (
             "teacher",
             lambda network: network.double(),
-            r"its weights are torch\.float64; call \.float\(\) on it",
+            r"its weights or buffers are torch\.float64; call \.float\(\) on it",
         ),
         (
             "student",
             lambda network: network.half(),
-            r"its weights are torch\.float16; call \.float\(\) on it",
+            r"its weights or buffers are torch\.float16; call \.float\(\) on it",
         ),
     ],
 )
@@ -804,3 +805,73 @@ def test_a_state_does_not_go_on_with_another_teacher(make_run, make_network, thr
     other = run_of(make_network(seed=7), make_network(seed=1), tmp_path, threat)
     with pytest.raises(FerdError, match=r"^teacher weights: not what the state was saved with"):
         other.load_state_dict(run.state_dict())
+
+
+def test_a_student_that_shares_a_layer_with_the_teacher_is_refused(make_network, threat, tmp_path):
+    teacher, student = make_network(), make_network(seed=1)
+    student.linear = teacher.linear
+    said = r"^the student's linear\.weight is the teacher's own, which stays frozen; give a copy of it$"
+    with pytest.raises(FerdError, match=said):
+        run_of(teacher, student, tmp_path, threat)
+
+
+def test_labels_that_the_networks_lack_are_refused_before_they_are_in_the_pool(make_run):
+    run = make_run(method=method(images="uniform-noise"))
+    draw = run.source.draw
+    run.source.draw = lambda *given: (draw(*given)[0], torch.full((16,), 10), {})
+    with pytest.raises(FerdError, match=r"^there are images of class 10, but the network has"):
+        next(run.rounds())
+    assert not run.pool.size
+
+
+def test_figures_of_a_source_may_be_plain_numbers(make_run):
+    run = make_run(method=method(images="uniform-noise"))
+    draw = run.source.draw
+    run.source.draw = lambda *given: (*draw(*given)[:2], {"mine": 0.5})
+    assert next(run.rounds()).generator == {"mine": 0.5}
+
+
+class CleanAlone(StudentLoss):
+    def losses(self, batch):
+        loss = batch.student_logits.square().mean()
+        return loss, loss
+
+
+@pytest.mark.parametrize(("observed", "passes"), [(False, 3), (True, 6)])
+def test_the_student_answers_attacked_images_only_where_somebody_asks(make_run, observed, passes):
+    class Watching(UtaeAdversary):
+        def observe(self, labels, adv_logits):
+            seen.append(adv_logits.shape)
+
+    run, seen = make_run(method=method(images="uniform-noise"), warmup_rounds=0), []
+    if observed:
+        run.adversary = Watching(0.5, run.threat)
+    run.student_loss = CleanAlone()
+    tracked = run.student.state_dict()
+    counted = next(key for key in tracked if key.endswith("num_batches_tracked"))
+    before = tracked[counted].item()
+    next(run.rounds())
+    assert run.student.state_dict()[counted].item() - before == passes
+    assert seen == [(16, 10)] * (3 if observed else 0)
+
+
+def test_a_state_of_another_precision_is_refused(make_run, monkeypatch):
+    """``auto`` is another on another machine."""
+    run = make_run("one", method=method(images="uniform-noise"), precision="auto")
+    next(run.rounds())
+    state = run.state_dict()
+    other = "float32" if state["origin"]["precision"] != "float32" else "bf16-attacks"
+    monkeypatch.setattr(ferd.distillation, "settled", lambda *_: other)
+    with pytest.raises(FerdError, match=r"^precision: not what the state was saved with"):
+        make_run("one", method=method(images="uniform-noise"), precision="auto").load_state_dict(state)
+
+
+def test_a_state_of_another_kind_of_device_is_refused_and_nothing_is_taken(make_run):
+    run = make_run("one", method=method(images="uniform-noise"))
+    next(run.rounds())
+    state = run.state_dict() | {"rng": torch.zeros(16, dtype=torch.uint8)}
+    again = make_run("one", method=method(images="uniform-noise"))
+    before = weights(again.student)
+    with pytest.raises(FerdError, match=r"^rng: the state was saved on another kind of device"):
+        again.load_state_dict(state)
+    assert again.round == 0 and equal(weights(again.student), before)

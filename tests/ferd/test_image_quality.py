@@ -16,6 +16,7 @@ from ferd.image_quality import (
     inception_score,
     moments,
 )
+from ferd.models.classifier import Classifier
 
 CPU = torch.device("cpu")
 
@@ -133,3 +134,27 @@ def test_a_file_that_is_not_inceptions_is_refused_in_one_line(tmp_path, content)
     ) as raised:
         InceptionEmbedding(tmp_path / "other.pth", CPU)
     assert "\n" not in str(raised.value)
+
+
+class Largest(Classifier):
+    """A network that does not pool by the mean."""
+
+    def __init__(self):
+        super().__init__(3, 1)
+        self.linear = nn.Linear(1, 3)
+
+    def stem(self, inputs):
+        return inputs
+
+    def blocks(self):
+        return [nn.Identity()]
+
+    def head(self, features, layer=-1):
+        return self.classify(features.amax((2, 3)))
+
+
+def test_the_softmax_is_that_of_a_network_with_a_head_of_its_own():
+    network, images = Largest(), torch.rand(4, 1, 8, 8)
+    features, probs = TeacherEmbedding(network, CPU)(images)
+    torch.testing.assert_close(probs, network(images).softmax(1))
+    torch.testing.assert_close(features, images.mean((2, 3)))

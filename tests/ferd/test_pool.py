@@ -217,3 +217,20 @@ def test_samples_are_of_all_rounds_alike(tmp_path):
     rng = torch.Generator().manual_seed(0)
     of = torch.cat([pool.sample(4, rng)[1] for _ in range(100)])
     assert of.sum().item() == pytest.approx(200, abs=40)  # four standard deviations
+
+
+def test_rounds_are_in_the_order_of_their_numbers_however_many_there_are(tmp_path):
+    one = open_pool(tmp_path / "one", (1, 1, 1))
+    one.append(torch.zeros(1, 1, 1, 1, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64))
+    (shard,) = (tmp_path / "one").iterdir()
+    (tmp_path / "many").mkdir()
+    for number in range(10_001):
+        (tmp_path / "many" / f"round-{number + 1:04d}.safetensors").symlink_to(shard)
+    assert Pool(tmp_path / "many", 10_001, (1, 1, 1), CPU).rounds == 10_001
+
+
+def test_labels_and_images_in_any_memory_order_are_kept(folder):
+    pool = open_pool(folder)
+    images, labels = a_round(3)
+    pool.append(images.movedim(1, -1).contiguous().movedim(-1, 1), torch.stack([labels, labels], 1)[:, 0])
+    assert_rounds(open_pool(folder), 4)

@@ -1,6 +1,9 @@
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks import reference
 from ferd.bottleneck import robust_channels
@@ -210,3 +213,37 @@ def test_dfhl_rs_of_few_classes_is_refused(make_network):
         dfhl_rs_loss(make_network(classes=3), torch.arange(3)),
     ):
         pass
+
+
+class Shifted(nn.Module):
+    """A block, and then −0.1: its backward pass does not look at its output."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, features):
+        return self.block(features) - 0.1
+
+
+class Activated(Shifted):
+    """A block that begins by an activation, in place or not."""
+
+    def __init__(self, block, in_place):
+        super().__init__(block)
+        self.activation = nn.ReLU(in_place)
+
+    def forward(self, features):
+        return self.block(self.activation(features))
+
+
+def test_a_block_that_changes_its_input_leaves_the_features_of_l_uni_alone(run, teacher):
+    results = []
+    for in_place in (False, True):
+        changed = copy.deepcopy(teacher)
+        *first, last = changed.blocks()
+        blocks = [*first[:-1], Shifted(first[-1]), Activated(last, in_place)]
+        changed.blocks = lambda blocks=blocks: blocks
+        results.append(run(teacher=changed, fae=True, layer=-2))
+    assert torch.equal(results[0].images, results[1].images)
+    assert results[0].figures["uni"] == results[1].figures["uni"]

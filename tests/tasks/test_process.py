@@ -20,7 +20,7 @@ from tasks import process
 from tests.conftest import ROOT, environment, tiny_params
 
 FERD = "distill digits/resnet8-w8/ferd/s0"
-HOLDER = "from tasks import process; slot = process.take_slot(1); print('taken', flush=True); input()"
+HOLDER = "from tasks import process; slot = process.take_slot(range(1)); print('taken', flush=True); input()"
 
 
 @pytest.fixture
@@ -30,10 +30,10 @@ def folder(tmp_path, monkeypatch):
 
 
 def test_as_many_slots_are_taken_as_there_are_and_a_closed_one_is_free_again(folder):
-    first, second = process.take_slot(2), process.take_slot(2)
+    first, second = process.take_slot(range(2)), process.take_slot(range(2))
     assert {first.name, second.name} == {str(process.RESUME / f"slot-{number}") for number in (0, 1)}
     taken = []
-    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(2)), daemon=True)
+    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(range(2))), daemon=True)
     waiting.start()
     waiting.join(5 * process.SLOT_POLL_SECONDS)
     assert waiting.is_alive() and not taken
@@ -68,7 +68,7 @@ def test_a_killed_process_gives_its_slot_back(folder):
     ) as holder:
         assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
         taken = []
-        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(1)), daemon=True)
+        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(range(1))), daemon=True)
         waiting.start()
         waiting.join(5 * process.SLOT_POLL_SECONDS)
         assert not taken
@@ -80,7 +80,7 @@ def test_a_killed_process_gives_its_slot_back(folder):
 
 def test_a_stage_outside_of_a_flow_does_not_wait(folder, monkeypatch, capsys):
     monkeypatch.setenv(process.SLOTS, "1")
-    held = process.take_slot(1)
+    held = process.take_slot(range(1))
     monkeypatch.delenv(process.SLOTS)
     with process.running("report") as progress:
         progress.start()

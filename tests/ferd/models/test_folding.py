@@ -117,3 +117,52 @@ def test_a_twin_that_is_another_function_is_refused_even_before_training(make_ne
 def test_images_of_other_channels_are_refused(teacher):
     with pytest.raises(FerdError, match=r"^the network takes 1 channels, not the 3 of the images$"):
         attackable(teacher, "network", (3, 8, 8), CPU)
+
+
+class RunningMaximum(nn.Module):
+    """Divides by a running maximum: a buffer that is put anew, and is no part of the state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("maximum", torch.ones(()), persistent=False)
+
+    def forward(self, inputs):
+        if self.training:
+            self.maximum = 0.9 * self.maximum + 0.3 * inputs.detach().abs().max()
+        return inputs / self.maximum
+
+
+def test_the_twin_follows_a_buffer_that_is_replaced_and_weights_that_are_assigned(make_network, images):
+    network, other = make_network(), make_network(seed=1)
+    network.linear = nn.Sequential(network.linear, RunningMaximum())
+    folded = Folded(network)
+    network.train()(20 * images)
+    network.eval()
+    folded.refresh()
+    assert network.linear[1].maximum > 1.5
+    assert torch.allclose(folded.network(images), network(images), atol=1e-5)
+    other.linear = nn.Sequential(other.linear, RunningMaximum())
+    network.load_state_dict(other.state_dict(), assign=True)
+    folded.refresh()
+    assert torch.allclose(folded.network(images), network(images), atol=1e-5)
+
+
+def test_another_number_of_logits_than_of_classes_is_refused(make_network):
+    network = make_network()
+    network.linear = nn.Linear(network.linear.in_features, 5)
+    said = r"^network: gives logits \(2, 5\) of two images where it has 10 classes; give `linear` as many"
+    with pytest.raises(FerdError, match=said):
+        attackable(network, "network", (1, 8, 8), CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_weights_of_another_type_are_refused(make_network, dtype):
+    with pytest.raises(FerdError, match=rf"^network: its weights or buffers are {dtype}; call \.float\(\)"):
+        attackable(make_network().to(dtype), "network", (1, 8, 8), CPU)
+
+
+def test_a_normalisation_of_another_type_is_refused(make_network):
+    network = make_network()
+    network.normalise_by(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    with pytest.raises(FerdError, match=r"^network: its weights or buffers are torch\.float64"):
+        attackable(network, "network", (1, 8, 8), CPU)
