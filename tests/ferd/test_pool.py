@@ -101,6 +101,15 @@ def test_keep_rounds_forgets_the_later_ones_on_disk_too(folder, rounds):
     assert_rounds(open_pool(folder), rounds)
 
 
+def test_a_round_that_is_made_again_counts_in_the_hash_and_the_forgotten_one_does_not(folder, tmp_path):
+    pool, fresh = open_pool(folder), open_pool(tmp_path / "fresh")
+    pool.keep_rounds(2)
+    pool.append(*a_round(7))
+    for number in (0, 1, 7):
+        fresh.append(*a_round(number))
+    assert pool.hash(3) == fresh.hash(3)
+
+
 @pytest.mark.parametrize("grows", [True, False])
 def test_a_pool_with_a_gap_is_refused(folder, grows):
     (folder / "round-0002.safetensors").unlink()
