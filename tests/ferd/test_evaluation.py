@@ -34,11 +34,20 @@ class Linear(Classifier):
 
 @pytest.fixture
 def evaluation(teacher, digits, threat):
-    def make(attacks, network=teacher, data=digits["test"], batch_size=8, seed=0, other_balls=(), **own):
+    def make(
+        attacks,
+        network=teacher,
+        data=digits["test"],
+        batch_size=8,
+        seed=0,
+        other_balls=(),
+        within=threat,
+        **own,
+    ):
         settings = EvaluationSettings(
             batch_size=batch_size, attacks=attacks, other_balls=list(other_balls), threads=1
         )
-        return Evaluation(network, data, settings, threat, seed, CPU, **own)
+        return Evaluation(network, data, settings, within, seed, CPU, **own)
 
     return make
 
@@ -406,16 +415,14 @@ def test_on_a_gpu_float32_is_float32_whatever_the_caller_has_set(evaluation, mon
     assert cudnn.allow_tf32
 
 
-def test_attacks_are_on_the_weights_that_are_judged(make_network, digits, threat):
-    """A network that is trained on after an evaluation of it was made."""
-    judged, trained = (make_network(seed=seed) for seed in (0, 1))
-    settings = EvaluationSettings(batch_size=8, attacks={"pgd20": "all"}, other_balls=[], threads=1)
-    runs = [Evaluation(network, digits["test"], settings, threat, 0, CPU) for network in (judged, trained)]
-    judged.load_state_dict(trained.state_dict())
+def test_attacks_are_on_the_weights_that_are_judged(evaluation, make_network, trained):
+    """A network that is trained on after an evaluation of it was made, here to one that attacks do turn."""
+    runs = [evaluation({"clean": "all", "pgd20": "all"}, network) for network in (make_network(), trained)]
+    runs[0].network.load_state_dict(trained.state_dict())
     for run in runs:
         list(run.batches())
-    assert torch.equal(runs[0].verdicts["pgd20"], runs[1].verdicts["pgd20"])
-    assert runs[0].verdicts["pgd20"].any() != runs[0].verdicts["pgd20"].all()
+    assert same(runs[0].verdicts, runs[1].verdicts)
+    assert runs[0].verdicts["clean"].sum() > runs[0].verdicts["pgd20"].sum() > 0
 
 
 def test_figures_of_images_that_lack_a_class_are_refused(evaluation, digits):
@@ -436,6 +443,8 @@ def test_figures_of_images_that_lack_a_class_are_refused(evaluation, digits):
         ("batch_size", {"batch_size": 7}),
         ("attacks", {"own_attacks": {"up": OwnAttack(lambda _, images, *__: images)}}),
         ("attacks", {"other_balls": [SMALLER]}),
+        ("attacks", {"within": ThreatModel(norm="linf", epsilon=0.2, step_size=0.025, steps=5)}),
+        ("attacks", {"within": ThreatModel(norm="linf", epsilon=0.1, step_size=0.05, steps=5)}),
     ],
 )
 def test_the_state_of_another_evaluation_is_refused(evaluation, what, change):
