@@ -34,6 +34,15 @@ def test_the_tables_of_plots_hold_the_results(finished):
         assert [row["round"] for row in csv.DictReader(file)] == ["1", "2", "3"]
 
 
+def test_metrics_are_means_over_seeds(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, average in enumerate((0.5, 0.75)):
+        write_result(tmp_path, "ferd", seed, average)
+    metrics.write_metrics({"digits": stored.load("digits")})
+    written = json.loads(Path("results/metrics/digits/resnet8-w8/ferd.json").read_text())
+    assert written["pgd20"] == {"average": 0.625, "worst": 0.25, "nsd": 0.5}
+
+
 def test_the_table_over_gamma_names_the_students_that_have_several_values(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     known = params.read(ROOT / "params.yaml")
