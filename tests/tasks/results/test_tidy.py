@@ -64,6 +64,16 @@ def test_gammas_are_those_of_methods_that_differ_from_ferd_in_gamma_alone():
     }  # fmt: skip
 
 
+def test_a_method_that_attacks_another_network_is_no_point_of_the_curve_over_gamma():
+    methods = params.read(ROOT / "params.yaml").methods
+    at_teacher = methods["no-utae"].utae.model_copy(update={"model": "teacher"})
+    other = methods["no-utae"].model_copy(update={"utae": at_teacher})
+    assert tidy.gammas({"ferd": methods["ferd"], "no-utae": methods["no-utae"], "other": other}) == {
+        "ferd": 0.5,
+        "no-utae": 0.0,
+    }
+
+
 def test_rounds_are_means_over_seeds_of_what_was_recorded(groups):
     for seed, loss in enumerate((1.0, 2.0, 3.0)):
         write_rounds(
@@ -93,10 +103,10 @@ def test_rounds_are_means_over_seeds_of_what_was_recorded(groups):
 
 def test_long_schedules_are_thinned_to_at_most_sixty_rounds_with_the_last(groups):
     for seed in range(3):
-        write_rounds(*({"round": number, "agreement": 1.0} for number in range(1, 221)), seed=seed)
+        write_rounds(*({"round": number, "agreement": 1.0} for number in range(1, 222)), seed=seed)
     rounds = [row["round"] for row in tidy.rounds(groups)]
-    assert len(rounds) <= 60
-    assert rounds[-1] == 220
+    assert len(rounds) == 56
+    assert rounds[-3:] == [213, 217, 221]
 
 
 def test_a_method_that_draws_every_class_alike_has_no_proportions(groups):
