@@ -10,6 +10,7 @@ import torch
 from ferd.datasets import Images, save_images
 from tasks import params, plan
 from tasks.process import processor
+from tasks.stage import Stage
 from tests.conftest import run_in, tiny_params
 
 SETTINGS = params.validate(tiny_params())
@@ -142,6 +143,20 @@ def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
     )
     cpu = torch.device("cpu")
     assert plan.compared([teacher, evaluation], costs, cpu) == [4.0 / costs.seconds(evaluation)]
+
+
+def test_the_time_in_all_is_that_of_every_seed(monkeypatch, capsys):
+    taken = {"evaluate": 100.0, "distill": 1000.0}
+    monkeypatch.setattr(plan.Costs, "seconds", lambda _, job: taken[job.kind])
+    commands = [("tasks.distill", "digits", "resnet8-w8", "ferd", f"s{seed}") for seed in range(2)]
+    commands += [
+        ("tasks.evaluate", f"checkpoints/digits/resnet8-w8/ferd/s{seed}.safetensors") for seed in range(3)
+    ]
+    plan.print_plan(["digits"], SETTINGS, [Stage(" ".join(each), (), True, each, ()) for each in commands])
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")] for line in printed.splitlines()]
+    assert [row[5] for row in rows if len(row) == 9] == ["33 min", "5.0 min"]
+    assert "2 kinds of stages are out of date: 38 min of one device in all" in printed
 
 
 def test_the_command_lists_what_is_out_of_date_and_compares_what_ran(finished):
