@@ -110,6 +110,17 @@ def test_methods_cost_what_they_do():
     assert works["dfhl-rs"].student == 3 * 2 * 16 * 2 + 2 * 2 * 16 * (10 * 2 + 3)
 
 
+def test_attacks_are_counted_on_the_network_that_is_attacked():
+    ferd = METHODS["ferd"]
+    at_teacher = ferd.model_copy(update={"utae": ferd.utae.model_copy(update={"model": "teacher"})})
+    usual, other = (
+        cost.distillation_work(SCHEDULE, method, UNIT, UNIT, UNIT, 0.0, margin_steps=20)
+        for method in (ferd, at_teacher)
+    )
+    attacks = 2 * 2 * 16 * 10 * 2
+    assert (other.teacher - usual.teacher, usual.student - other.student) == (attacks, attacks)
+
+
 def test_a_bottleneck_step_passes_only_what_comes_after_its_layer():
     network, inputs = meta("resnet8-w8"), torch.empty(2, 3, 32, 32, device="meta")
     last = cost.bottleneck_flops(network, -1, inputs)
@@ -150,6 +161,15 @@ def test_a_transposed_convolutions_gradients_cost_a_forward_pass_each():
     found = cost.passes(layer, torch.empty(2, 4, 5, 5, device="meta"))
     assert found.forward == 2 * 4 * 5 * 5 * 3 * 3 * 3
     assert found.attack == found.training == 2 * found.forward
+
+
+def test_a_distillations_memory_holds_the_images_of_all_rounds():
+    network, shape = meta("resnet8-w8", channels=1), (1, 8, 8)
+    two, eleven = (
+        cost.distillation_memory(SCHEDULE.model_copy(update={"rounds": rounds}), network, network, shape)
+        for rounds in (2, 11)
+    )
+    assert eleven - two == 9 * 16 * 8 * 8
 
 
 def test_a_distillations_memory_holds_the_generator_in_its_step():
