@@ -258,7 +258,7 @@ def test_settings_that_cannot_be_right_are_named(s3, target, monkeypatch, name, 
     assert value in line and "AWS_*" in line
 
 
-@pytest.mark.parametrize("fault", ["half", 500, "hang up"])
+@pytest.mark.parametrize("fault", ["half", 500, 408, 429, "hang up"])
 def test_an_object_store_that_breaks_is_asked_again(server, target, monkeypatch, tmp_path, fault):
     use_s3(monkeypatch, f"http://127.0.0.1:{server.server_port}", tmp_path)
     server.faults = [fault]
