@@ -136,6 +136,21 @@ def test_one_that_ran_again_with_other_seeds_is_one_with_what_was_there(here):
     assert found.changed() == ["attacks.py"]  # since seed 0
 
 
+def test_seeds_of_several_runs_are_in_their_order(here):
+    write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
+    [new] = stored_sweeps.FOLDER.iterdir()
+    content = json.loads(new.read_text())
+    content["inputs"]["attacks.py"] = hashlib.sha256(b"0").hexdigest()  # of earlier code
+    for point in content["points"]:
+        point["result"]["seed"] += 2
+    old = new.with_name("digits-resnet8-w8-ferd-threat_model.epsilon-00000000.json")
+    old.write_text(json.dumps(content | {"sweep_id": old.stem}))
+    [found] = stored_sweeps.of_benchmark("digits")
+    group = found.groups[0.1]
+    assert group.seeds == [0, 1, 2, 3]
+    assert [path.name for path in group.paths] == [new.name, new.name, old.name, old.name]
+
+
 def test_sweeps_of_other_settings_are_no_part_of_one_curve(here):
     name = "digits-resnet8-w8-{}-threat_model.epsilon-{}"
     for method, sweep_id, more in (
