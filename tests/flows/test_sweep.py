@@ -176,6 +176,16 @@ def test_what_a_machine_sends_back_is_whole_once_its_cost_is_there(point, monkey
     assert point.done
 
 
+def test_a_result_without_its_cost_is_not_done(point):
+    point.keep({"s0.json": b"{}"})
+    assert point.result.exists() and not point.done
+
+
+def test_a_value_that_is_given_twice_is_one(settings_alone, monkeypatch):
+    monkeypatch.chdir(settings_alone)
+    assert Sweep("digits", None, "ferd", "utae.gamma", [0, 0.5, 0.0], [0]).values == [0.0, 0.5]
+
+
 @pytest.mark.parametrize(("value", "name"), [(0.0, "0"), (True, "true"), (1e308, "1e+308"), ("a/b", "a_b")])
 def test_a_value_in_a_name_is_short(value, name):
     assert plain(value) == name
