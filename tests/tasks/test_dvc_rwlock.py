@@ -5,6 +5,7 @@ import json
 
 import pytest
 from dvc import rwlock
+from dvc.exceptions import DvcException
 from dvc.fs import localfs
 
 from ferd.errors import FerdError
@@ -65,3 +66,9 @@ def test_a_list_that_dvc_itself_left_empty_is_named_with_what_to_do(tmp_path, ho
     said = r"JSON structure is corrupted.*; where no other process .*, delete \.dvc/tmp/rwlock$"
     with pytest.raises(FerdError, match=said), plain_errors(), holding("out"):
         pass
+
+
+def test_a_damaged_lock_is_told_with_what_to_do():
+    said = r"^dvc: unable to read: 'dvc\.lock', .* is corrupted; `git checkout dvc\.lock`$"
+    with pytest.raises(FerdError, match=said), plain_errors():
+        raise DvcException("unable to read: 'dvc.lock', YAML file structure is corrupted")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ferd.errors import FerdError
 from ferd.models.registry import build
@@ -127,6 +128,17 @@ def test_changed_code_outdates_what_it_is_behind(here):
     (here / "ferd" / "synthesis.py").write_text(code)  # the lists on disk are now of other code
     assert stale() == {"sources"}
     assert ran(here, *TARGETS) == {"sources"}
+    assert stale() == set()
+
+
+def test_lists_that_the_lock_knows_as_others_are_noted_again(here):
+    """As after ``git checkout dvc.lock`` alone: of results the lock would warn for ever."""
+    lock = yaml.safe_load((here / "dvc.lock").read_text())
+    (of_distill,) = [out for out in lock["stages"]["sources"]["outs"] if out["path"] == "sources/distill.txt"]
+    of_distill["md5"] = 32 * "0"
+    (here / "dvc.lock").write_text(yaml.safe_dump(lock))
+    assert stale() == {"sources"}
+    assert ran(here, "--single-item", "sources") == {"sources"}
     assert stale() == set()
 
 

@@ -51,10 +51,32 @@ def test_a_gpu_has_places_of_its_own(folder, monkeypatch, slots, own):
     monkeypatch.setenv(process.SLOT_SHARE, "1/2")
     taken = []
     for names in own:
-        taken.append(process.take_slot(slots))
+        monkeypatch.setenv(process.SLOTS, str(slots))
+        taken.append(process.take_slot(process.own_slots()))
         assert {slot.name for slot in taken} == {str(process.RESUME / f"slot-{number}") for number in names}
     for slot in taken:
         slot.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        (process.SLOTS, "abc", r"FERD_SLOTS='abc': not what a flow sets, '0' for example; unset it"),
+        (process.SLOTS, "-1", r"FERD_SLOTS='-1': not what a flow sets"),
+        (process.SLOT_SHARE, "x", r"FERD_SLOT_SHARE='x': not what a flow sets, '0/1' for example; unset it"),
+        (process.SLOT_SHARE, "3/2", r"FERD_SLOT_SHARE=3/2: there is no such GPU; flows set it, so unset it"),
+    ],
+)
+def test_slots_that_no_flow_sets_are_refused(monkeypatch, variable, value, said):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(FerdError, match=f"^{said}"):
+        process.own_slots()
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_without_slots_nothing_is_waited_for(monkeypatch, value):
+    monkeypatch.setenv(process.SLOTS, value)
+    assert not process.own_slots()
 
 
 def test_a_killed_process_gives_its_slot_back(folder):

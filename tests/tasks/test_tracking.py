@@ -1,6 +1,7 @@
 """MLflow holds one flat run a (student, method, seed), written by two stages."""
 
 import fcntl
+import socket
 import threading
 import time
 
@@ -186,18 +187,38 @@ def test_a_store_that_another_process_writes_to_for_long_is_worth_another_try(mo
         raise MlflowException("(sqlite3.OperationalError) database is locked")
 
 
-def test_a_database_that_does_not_answer_is_worth_another_try_and_its_password_stays_hidden(monkeypatch):
-    store = "postgresql://me:secret@127.0.0.1:1/mlflow"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-
-    def unanswered(_):  # MLflow's own client takes a minute and a half over it
-        raise OperationalError("select 1", {}, Exception(f"no connection to {store}"))
-
-    monkeypatch.setattr("mlflow.MlflowClient", unanswered)
-    said = r"^mlflow: postgresql://127\.0\.0\.1:1/mlflow cannot"
+def test_a_database_whose_server_is_down_is_worth_another_try_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://me:secret@127.0.0.1:1/mlflow")
+    monkeypatch.setattr("mlflow.MlflowClient", lambda _: pytest.fail("MLflow would ask for two minutes"))
+    said = r"^mlflow: postgresql://127\.0\.0\.1:1/mlflow cannot be used: .*Connection refused; start it, or"
     with pytest.raises(Unreachable, match=said) as raised, tracking.connected():
         pass
     assert "secret" not in str(raised.value)
+
+
+def test_a_database_that_does_not_answer_is_worth_another_try_and_its_password_stays_hidden(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}/mlflow"
+        store = f"postgresql://me:secret@{address}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+
+        def unanswered(_):  # MLflow's own client takes a minute and a half over it
+            raise OperationalError("select 1", {}, Exception(f"no connection to {store}"))
+
+        monkeypatch.setattr("mlflow.MlflowClient", unanswered)
+        said = f"^mlflow: postgresql://{address} cannot"
+        with pytest.raises(Unreachable, match=said) as raised, tracking.connected():
+            pass
+    assert "secret" not in str(raised.value)
+
+
+def test_a_full_disk_is_not_told_to_be_started(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    full = OperationalError("CREATE TABLE x", {}, Exception("database or disk is full"))
+    said = r"cannot be used: \(builtins\.Exception\) database or disk is full; free space$"
+    with pytest.raises(FerdError, match=said), tracking.connected():
+        raise full
 
 
 def test_a_file_that_is_no_database_is_one_line(monkeypatch, tmp_path):
