@@ -89,8 +89,8 @@ class Distillation:
         augmentation: of generated images before their loss, and of pool images in training.
         method: which pieces are put together.
         threat: ε and step size in [0, 1] pixels; its steps are those of the reweighting's attack.
-        seed: of all that is drawn; not of the student's first weights, nor of a dropout of its own, which draws
-            from torch's global numbers: such runs are not repeated, nor resumed, to the bit.
+        seed: of all that is drawn; not of the student's first weights, nor of a dropout of its own, which
+            draws from torch's global numbers: such runs are not repeated, nor resumed, to the bit.
         pool_folder: where the images of all rounds are kept.
         given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
             with labels (N,), or the folder of the pool that is replayed.
