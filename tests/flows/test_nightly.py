@@ -8,16 +8,19 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from uuid import UUID
 
 import httpx
 import psutil
 import pytest
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
+from prefect.client.schemas.objects import FlowRun
+from prefect.states import Failed
 
 from ferd.errors import FerdError
 from flows import nightly
@@ -221,6 +224,36 @@ def test_a_verdict_stands_though_neither_prefect_nor_git_takes_what_belongs_to_i
         "no branch nightly/now, the results are in there: git: declined",
         "files are not on the remote: Invalid endpoint",
     ]
+
+
+def test_a_night_whose_results_are_not_delivered_fails_by_what_is_missing(monkeypatch):
+    finished = []
+    tonight = SimpleNamespace(
+        name="now", folder=Path("there"), goes_on=False, entered=nullcontext, keep=id, finish=finished.append
+    )
+    settings = SimpleNamespace(nightly=SimpleNamespace(benchmarks=["digits"], tolerances=None))
+    monkeypatch.setattr("tasks.night.alone", nullcontext)
+    monkeypatch.setattr("tasks.night.open_night", lambda *_: tonight)
+    monkeypatch.setattr("tasks.night.pairs", lambda *_: [])
+    monkeypatch.setattr("tasks.params.read", lambda _: settings)
+    monkeypatch.setattr(nightly, "make_experiments", lambda *_: None)
+    monkeypatch.setattr(nightly, "reproduce", lambda *_: [])
+    monkeypatch.setattr(nightly, "deliver", lambda *_: ["files are not on the remote: no connection"])
+    with pytest.raises(FerdError, match=r"^no figures; files are not on the remote: no connection$"):
+        nightly.nightly.fn()
+    assert finished == [{"benchmarks": None, "methods": None, "seeds": None}]
+
+
+def test_a_webhook_that_does_not_answer_does_not_silence_the_block(monkeypatch, capsys):
+    said = []
+    team = SimpleNamespace(notify=lambda body, subject: said.append((subject, body)))
+    monkeypatch.setattr("flows.alert.Block.load", lambda _: team)
+    monkeypatch.setattr("flows.alert.url_for", lambda _: None)
+    monkeypatch.setenv("FERD_ALERT_WEBHOOK", "http://127.0.0.1:9/a-secret")
+    run = FlowRun(flow_id=UUID(int=1), name="late-owl", parameters={"alert_block": "custom-webhook/team"})
+    alert(nightly.nightly, run, Failed(message="pgd20 worst: fell"))
+    assert said == [("nightly late-owl: Failed", "pgd20 worst: fell")]
+    assert capsys.readouterr().out == "alert: FERD_ALERT_WEBHOOK did not take the message: ConnectError\n"
 
 
 def test_a_night_that_crashes_alerts_too():
