@@ -69,6 +69,14 @@ def test_in_one_environment_one_seed_that_fell_is_not_made_good_by_another():
     assert [verdict.outcome for verdict in worst] == [Outcome.FELL]
 
 
+def test_where_one_seed_is_of_another_environment_all_are_compared_by_the_tolerance():
+    pairs = [
+        Pair(result(0), result(0, worst=0.45), True),
+        Pair(result(1), result(1, worst=0.45), False),
+    ]
+    assert headline(judge(pairs, TOLERANCES)) == "1 within tolerance, 2 identical"
+
+
 @pytest.mark.parametrize(
     ("worst", "outcome"),
     [
@@ -157,6 +165,13 @@ def test_what_makes_an_environment():
     assert not same_environment([None], [RECORD])
     on_gpu = RECORD | {"device": "NVIDIA A100"}
     assert not same_environment([on_gpu], [on_gpu])
+
+
+@pytest.mark.parametrize(
+    "key", ["device", "processor", "threads", "torch", "numpy", "pyautoattack", "scikit-learn"]
+)
+def test_another_value_of_any_of_these_is_another_environment(key):
+    assert not same_environment([RECORD | {key: "one"}], [RECORD | {key: "other"}])
 
 
 def test_the_worst_comes_first_in_words_and_in_the_table():
