@@ -3,12 +3,14 @@
 import json
 import os
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import yaml
 
 from ferd.errors import FerdError
 from tasks import night
+from tasks.results.verdict import ENVIRONMENT
 from tasks.stage import Stage
 from tests.conftest import run_in
 
@@ -178,6 +180,37 @@ def test_in_the_clone_paths_are_those_of_the_folder(here, monkeypatch):
     assert os.environ["FERD_DATA"] == "images" and "MLFLOW_TRACKING_URI" not in os.environ
 
 
+def test_what_a_night_sets_is_as_before_when_it_is_left(tmp_path, monkeypatch):
+    before = {
+        "FERD_DATA": "images",
+        "FERD_SLOT_FOLDER": "slots",
+        "FERD_SWEEP_ID": "by hand",
+        "MLFLOW_TRACKING_URI": "sqlite:///own.db",
+    }
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    tonight = night.Night("2026-11-25T020000Z", "0", tmp_path, goes_on=False)
+    tonight.folder.mkdir(parents=True)
+    with tonight.entered():
+        assert {name: os.environ[name] for name in before} == {
+            "FERD_DATA": f"{tmp_path}/images",
+            "FERD_SLOT_FOLDER": f"{tmp_path}/.resume",
+            "FERD_SWEEP_ID": "nightly-2026-11-25T020000Z",
+            "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/own.db",
+        }
+    assert {name: os.environ[name] for name in before} == before
+
+
+def test_of_what_changed_the_times_are_left_out(tmp_path, monkeypatch):
+    tonight = night.Night("2026-11-25T020000Z", "0", tmp_path, goes_on=False)
+    times = [{"path": f"results/digits/teacher.{work}-cost.json"} for work in ("train", "evaluate")]
+    answer = {"added": times[:1], "modified": times, "deleted": []}
+    monkeypatch.setattr(night, "dvc", lambda *_: json.dumps(answer))
+    assert tonight.changed_files() == {}
+    answer["modified"].append({"path": "results/digits/teacher.json"})
+    assert tonight.changed_files() == {"modified": ["results/digits/teacher.json"]}
+
+
 def test_the_remote_and_the_cache_are_those_of_the_folder(here):
     run_in(here, "dvc", "remote", "add", "--local", "--default", "storage", "../remote")
     tonight = begun()
@@ -222,3 +255,25 @@ def test_a_committed_figure_is_not_compared_with_itself(here):
         pytest.raises(FerdError, match=r"^evaluate-digits@resnet8-w8-ferd-s0: was not computed tonight"),
     ):
         night.pairs(tonight, planned)
+
+
+@pytest.mark.parametrize(("processor", "same"), [("one", True), ("another", False)])
+def test_a_result_is_of_the_environment_of_its_teacher_too(tmp_path, monkeypatch, processor, same):
+    record = dict.fromkeys(ENVIRONMENT, "one") | {"device": "cpu"}
+    costs = {Path(f"{name}-cost.json"): record for name in ("train", "distill", "evaluate")}
+    result = Path("results/digits/resnet8-w8/ferd/s0.json")
+    evaluated = ("tasks.evaluate", "checkpoints/digits/resnet8-w8/ferd/s0.safetensors")
+    train, distill, evaluate = costs
+    planned = [
+        Stage("teacher", (), True, ("tasks.teacher",), (train,)),
+        Stage("distill", ("teacher",), True, ("tasks.distill",), (distill,)),
+        Stage("evaluate", ("distill",), True, evaluated, (evaluate, result)),
+    ]
+    monkeypatch.chdir(tmp_path)
+    for path, content in {**costs, train: record | {"processor": processor}, result: {}}.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate": STAGE}}))
+    monkeypatch.setattr(night.Night, "committed", lambda _, path: costs.get(path))
+    tonight = night.Night("2026-11-25T020000Z", "0", tmp_path, goes_on=False)
+    assert [pair.same_environment for pair in night.pairs(tonight, planned)] == [same]
