@@ -10,6 +10,7 @@ from prefect.states import Completed, Crashed, Failed, Running
 from ferd.errors import FerdError
 from flows import grid, stage
 from tasks.stage import Stage
+from tests.conftest import run_in
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1:9/flow_runs")
 
@@ -73,6 +74,18 @@ def test_a_stage_is_asked_for_as_soon_as_the_server_answers(monkeypatch):
     assert keys == ["grid/distill/0"] * 3  # the server makes one run of them
 
 
+def test_a_worker_is_asked_for_the_commit_that_the_grid_is_at_and_to_share(monkeypatch):
+    given = []
+
+    def deploy(_, *, parameters, **__):
+        given.append(parameters)
+        return SimpleNamespace(id=uuid.UUID(int=1))
+
+    monkeypatch.setattr(grid, "run_deployment", deploy)
+    grid._asked("distill", "abc", "grid/distill/0")
+    assert given == [{"name": "distill", "share": True, "commit": "abc"}]
+
+
 def test_a_stage_whose_worker_was_lost_is_asked_for_anew(monkeypatch):
     keys = []
     ends = iter([Crashed(), Crashed(), Completed()])
@@ -130,8 +143,31 @@ def test_where_a_stage_fails_the_results_of_the_others_are_taken_all_the_same(mo
     assert sent == [["teacher"]]  # what workers need, and nobody but this folder may have
 
 
+def test_the_lists_of_code_are_not_sent(monkeypatch):
+    """Each worker makes its own, in a second."""
+    sent = []
+    monkeypatch.setattr("flows.grid.share.push", sent.append)
+    grid.send_what_is_here([Stage("one", ("teacher", "sources", "data"), True, ("",), ())])
+    grid.send_what_is_here([Stage("two", ("sources",), True, ("",), ())])
+    assert sent == [["data", "teacher"]]
+
+
 @pytest.mark.parametrize("asked", ["", "abc"])
 def test_a_worker_at_another_commit_refuses(monkeypatch, asked):
     monkeypatch.setattr(stage, "head", lambda: "def")
     with pytest.raises(FerdError, match="the worker's clone is at commit def"):
         stage.stage.fn("report", commit=asked)
+
+
+def test_a_worker_whose_code_was_changed_refuses_at_the_right_commit_too(monkeypatch, tmp_path):
+    code = tmp_path / "ferd/losses.py"
+    code.parent.mkdir()
+    code.touch()
+    commit = ("-c", "user.name=t", "-c", "user.email=t@t", "commit", "--quiet", "--message", "tiny")
+    for command in (("init", "--quiet"), ("add", "--all"), commit):
+        assert run_in(tmp_path, "git", *command).returncode == 0
+    code.write_text("OTHER = 1")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stage, "Pipeline", lambda: pytest.fail("planned"))
+    with pytest.raises(FerdError, match=r"ferd/losses\.py changed since the commit"):
+        stage.stage.fn("report", commit=stage.head())
