@@ -2,7 +2,9 @@
 
 import logging
 import signal
+from types import SimpleNamespace
 
+import httpx
 import pytest
 from prefect import flow
 
@@ -87,6 +89,39 @@ def test_a_fault_of_the_work_is_shown_as_failed(monkeypatch, capsys, error):
     with pytest.raises(type(error)):
         pipeline.attempt("distill", Session(LiveView(3), slots=1), work)
     assert capsys.readouterr().out == f"[1/3] distill: failed: {error}\n"
+
+
+def test_a_stage_that_a_stop_has_ended_is_shown_as_stopped_and_not_tried_again(monkeypatch, capsys):
+    monkeypatch.setattr(pipeline, "get_run_logger", logging.getLogger)
+    monkeypatch.setattr(pipeline, "task_run", SimpleNamespace(run_count=1))
+
+    def work(_):
+        stopped.set()
+        raise StageFailed("distill", "killed", retryable=True)
+
+    try:
+        with pytest.raises(StageFailed) as failed:
+            pipeline.attempt("distill", Session(LiveView(3), slots=1), work)
+    finally:
+        stopped.clear()
+    assert not failed.value.retryable
+    assert capsys.readouterr().out == "[1/3] distill: stopped\n"
+
+
+@pytest.mark.parametrize("status", [404, 500])
+def test_an_answer_that_asks_for_no_password_is_not_told_as_one(handlers, status):
+    request = httpx.Request("GET", "http://127.0.0.1:9/api")
+    answer = httpx.Response(status, request=request)
+    with pytest.raises(httpx.HTTPStatusError), pipeline.as_command("reproduce"):
+        raise httpx.HTTPStatusError("no", request=request, response=answer)
+
+
+def test_no_record_is_begun_in_a_folder_without_settings(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(pipeline.subprocess, "Popen", lambda *_, **__: pytest.fail("begun"))
+    with pytest.raises(FerdError, match=r"^params\.yaml: not found"):
+        pipeline.create_record()
 
 
 def test_a_closed_terminal_ends_a_command_as_a_termination_does(handlers):
