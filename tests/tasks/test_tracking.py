@@ -108,6 +108,25 @@ def test_metrics_of_an_outage_are_sent_when_it_may_be_over(monkeypatch):
     assert store.sent == [("a", 1), ("a", 2), ("a", 3)]
 
 
+def test_metrics_of_an_outage_are_sent_at_the_end_at_the_latest():
+    done = []
+
+    class Store:
+        def log_batch(self, run_id, metrics):
+            done.append([(metric.key, metric.value, metric.step) for metric in metrics])
+            if len(done) == 1:
+                raise MlflowException("away")
+
+        def set_terminated(self, run_id, status):
+            done.append(status)
+
+    run = tracking.Run(Store(), "run")
+    run.log({"a": 1.0}, step=1)
+    run.log({"a": 2.0}, step=2)
+    run.finish()
+    assert done[1:] == [[("a", 1.0, 1), ("a", 2.0, 2)], "FINISHED"]
+
+
 def test_a_store_that_does_not_answer_is_told_without_its_password(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://lab:s3cret@127.0.0.1:9")
