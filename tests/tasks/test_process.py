@@ -243,6 +243,14 @@ def test_a_state_of_other_code_is_another(folder, monkeypatch, file):
     assert process.resume_folder(FERD, 1) != state
 
 
+def test_a_state_of_another_torch_is_another(folder, monkeypatch):
+    states = []
+    for version in ("2.7.0", "2.8.0"):
+        monkeypatch.setattr(torch, "__version__", version)
+        states.append(process.resume_folder(FERD, 1))
+    assert states[0] != states[1]
+
+
 def test_a_folder_that_cannot_be_written_ends_a_stage_with_one_line(folder, capfd):
     with pytest.raises(SystemExit), process.running("report"):
         raise PermissionError(errno.EACCES, "Permission denied", "results/report")
