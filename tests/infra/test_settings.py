@@ -110,6 +110,22 @@ def test_an_address_that_is_none_is_named(monkeypatch, tmp_path):
         stack.Stack().deploy()
 
 
+def test_who_deploys_does_not_say_which_folder_workers_use(monkeypatch, tmp_path):
+    given = {}
+
+    def run(command, **options):
+        given.update(options)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    monkeypatch.setenv("FERD_WORKSPACE", str(tmp_path))
+    monkeypatch.setattr(stack.subprocess, "run", run)
+    stack.Stack()._run({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "prefect", "deploy")
+    assert given["cwd"] == tmp_path.resolve()
+    assert given["env"]["PREFECT_API_URL"] == "http://127.0.0.1:9/api"
+    assert "FERD_WORKSPACE" not in given["env"]
+
+
 @pytest.mark.parametrize("command", ["down", "status"])
 def test_nothing_runs_where_nothing_was_started(tmp_path, command):
     done = subprocess.run(
