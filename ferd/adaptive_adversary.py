@@ -42,7 +42,7 @@ class AdaptiveAdversary:
 
     Raises:
         FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), ``data`` no
-            ``Images``, or ``batch_size`` not 1 or more.
+            ``Images`` of its classes, or ``batch_size`` not 1 or more.
     """
 
     def __init__(

@@ -305,6 +305,19 @@ class Method(Settings):
         return self.images.removeprefix("pool-of-") if self.images.startswith("pool-of-") else None
 
 
+def require_even(number: Literal["all"] | int, classes: int, where: str) -> None:
+    """Refuse a number of images that is not as many of each class.
+
+    Raises:
+        FerdError: it is no multiple of C.
+    """
+    if number != "all" and (number < 1 or number % classes):
+        raise FerdError(
+            f"{where}: {number} images cannot be split evenly over {classes} classes; use a multiple of "
+            f"{classes}, or all"
+        )
+
+
 class OtherBall(Settings):
     """A further threat model of the same norm, and how many test images each attack is given in it."""
 
@@ -331,11 +344,7 @@ class EvaluationSettings(Settings):
         given |= {f"other_balls.{place}.attacks": ball.attacks for place, ball in enumerate(self.other_balls)}
         for key, attacks in given.items():
             for attack, number in attacks.items():
-                if number != "all" and number % classes:
-                    raise FerdError(
-                        f"evaluation.{key}: {number} images cannot be split evenly over {classes} classes; "
-                        f"use a multiple of {classes}, or all"
-                    )
+                require_even(number, classes, f"evaluation.{key}")
                 if attack == "autoattack" and classes < AUTOATTACK_CLASSES:
                     raise FerdError(
                         f"evaluation.{key}: autoattack needs {AUTOATTACK_CLASSES} classes, not {classes}; "

@@ -219,7 +219,7 @@ def _decode_one(file: Path, facts: Dataset, hint: str) -> np.ndarray[Any, Any]:
                 raise FerdError(
                     f"{file}: is {image.width}×{image.height} where {size}×{size} is expected; {hint}"
                 )
-            if image.mode.startswith("I") or "16B" in str(image.tile[0][3]):
+            if image.mode.startswith("I") or "16B" in str(image.tile):
                 raise FerdError(f"{file}: has more than 8 bits a channel, which would be cut off; {hint}")
             pixels = np.asarray(image.convert(MODES[facts.channels]))
             return pixels.reshape(size, size, facts.channels).transpose(2, 0, 1)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ferd.config import EvaluationSettings, OtherBall, ThreatModel, fingerprint
+from ferd.config import EvaluationSettings, OtherBall, ThreatModel, fingerprint, require_even
 from ferd.datasets import (
     Images,
     first_per_class,
@@ -192,11 +192,7 @@ class Evaluation:
         for name, own in self.own_attacks.items():
             if name in TAKEN or "@" in name:
                 raise FerdError(f"own_attacks: {name!r} is taken, or has an @ in it; give it another name")
-            if own.images != "all" and (own.images < 1 or own.images % self.network.classes):
-                raise FerdError(
-                    f"own_attacks: {name}: {own.images} images cannot be split evenly over "
-                    f"{self.network.classes} classes; use a multiple of {self.network.classes}, or all"
-                )
+            require_even(own.images, self.network.classes, f"own_attacks: {name}")
             trials[name] = self._trial(name, own.attack, self.threat, own.images)
         for ball in self.settings.other_balls:
             for attack, number in ball.attacks.items():

@@ -7,6 +7,7 @@ same function, in eval mode. The random numbers are the batch's own, on the imag
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -113,8 +114,10 @@ def described(attack: object) -> list[Any]:
     Whatever else it depends on is not seen.
     """
     named = attack if hasattr(attack, "__qualname__") else type(attack)
-    cells = [cell.cell_contents for cell in getattr(attack, "__closure__", None) or ()]
-    held = [*getattr(attack, "__dict__", {}).items(), *enumerate(cells)]
+    held: list[tuple[Any, Any]] = [*getattr(attack, "__dict__", {}).items()]
+    if isinstance(attack, partial):
+        held += [("func", attack.func), *enumerate(attack.args), *attack.keywords.items()]
+    held += enumerate(cell.cell_contents for cell in getattr(attack, "__closure__", None) or ())
     seen = {
         str(key): value if isinstance(value, int | float | str) else getattr(value, "__qualname__", "")
         for key, value in held

@@ -6,6 +6,7 @@ list fits into the file that is there, it is written over it, at its full length
 """
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def overwrite(path: Path, text: bytes) -> None:
         FerdError: the file cannot be written; it is as it was.
     """
     room = path.stat().st_size if path.is_file() else 0
-    if len(text) <= room:
+    if len(text) <= room and os.access(path, os.W_OK):
         with path.open("rb+", buffering=0) as file:  # one call: no stop leaves a part of it
             file.write(text.ljust(room))
     else:

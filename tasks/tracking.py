@@ -251,7 +251,7 @@ def connected() -> Iterator[Any]:
     address = store()
     server = address.startswith("http")
     try:
-        if not server:
+        if not server and "://" in address:
             knock(address)
         with nullcontext() if server else held(SETUP_LOCK):
             client = MlflowClient(address)

@@ -1,3 +1,6 @@
+from functools import partial
+from typing import get_args
+
 import numpy as np
 import pyautoattack
 import pytest
@@ -5,12 +8,13 @@ import torch
 from torch import nn
 
 import ferd.evaluation_attacks
+from ferd.attacks import cross_entropy, negative_margin
 from ferd.checkpoint import load_state, save_state
-from ferd.config import EvaluationSettings, OtherBall, ThreatModel
+from ferd.config import Attack, EvaluationSettings, OtherBall, ThreatModel
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
-from ferd.evaluation_attacks import ATTACKS, OwnAttack
+from ferd.evaluation_attacks import ATTACKS, ManySteps, OwnAttack
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 
@@ -624,3 +628,33 @@ def test_an_attack_that_writes_into_its_images_does_not_widen_its_ball(evaluatio
 
     with pytest.raises(FerdError, match="leaves the ε-ball"):
         judged(evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(attack)}))
+
+
+def pushed(_network, images, *_, by):
+    return (images + by).clamp(0, 1)
+
+
+def pusher(by):
+    return lambda _network, images, *_: pushed(None, images, by=by)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ManySteps(cross_entropy, 40), ManySteps(negative_margin, 40)),
+        (ManySteps(cross_entropy, 40), ManySteps(cross_entropy, 80)),
+        (pusher(0.05), pusher(0.06)),
+        (partial(pushed, by=0.05), partial(pushed, by=0.06)),
+        (ATTACKS["fgsm"], ATTACKS["clean"]),
+    ],
+    ids=["another loss", "other steps", "another closure", "another argument", "another function"],
+)
+def test_verdicts_of_another_attack_of_ones_own_are_refused(evaluation, one, other):
+    state = evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(one)}).state_dict()
+    evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(one)}).load_state_dict(state)
+    with pytest.raises(FerdError, match="^attacks: not what the state was saved with"):
+        evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(other)}).load_state_dict(state)
+
+
+def test_every_attack_that_settings_may_name_is_there():
+    assert set(ATTACKS) == set(get_args(Attack))

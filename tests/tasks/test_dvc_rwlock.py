@@ -47,6 +47,13 @@ def test_a_list_that_does_not_fit_replaces_the_one_that_is_there(tmp_path, holdi
     assert after.st_ino != before.st_ino and after.st_size == 8192
 
 
+def test_a_list_that_may_not_be_written_over_is_replaced(tmp_path, holding, monkeypatch):
+    with holding("out"):
+        before = (tmp_path / "rwlock").stat()
+        monkeypatch.setattr(dvc_rwlock.os, "access", lambda *_: False)  # a user who is root may anything
+    assert (tmp_path / "rwlock").stat().st_ino != before.st_ino
+
+
 def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

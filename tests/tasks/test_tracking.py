@@ -231,6 +231,15 @@ def test_a_database_that_does_not_answer_is_worth_another_try_and_its_password_s
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize("store", ["mlruns", "databricks"])
+def test_a_store_that_is_no_address_is_left_to_mlflow(monkeypatch, tmp_path, store):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.setattr("mlflow.MlflowClient", lambda address: address)
+    with tracking.connected() as client:
+        assert client == store
+
+
 def test_a_full_disk_is_not_told_to_be_started(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
