@@ -652,7 +652,7 @@ def pusher(by):
 def test_verdicts_of_another_attack_of_ones_own_are_refused(evaluation, one, other):
     state = evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(one)}).state_dict()
     evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(one)}).load_state_dict(state)
-    with pytest.raises(FerdError, match="^attacks: not what the state was saved with"):
+    with pytest.raises(FerdError, match=r"^attacks: not what the state was saved with"):
         evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(other)}).load_state_dict(state)
 
 
