@@ -1,8 +1,8 @@
 """DVC's list of who has which files, ``.dvc/tmp/rwlock``: written whole.
 
 DVC itself opens it and fills it: a full disk leaves it empty, and then no stage of the folder runs any more.
-It does so eight times a stage, and each replaced or emptied file is one that the disk waits for: where the
-list fits into the file that is there, it is written over it, at its full length.
+It does so eight times a stage, and for a replaced file a busy disk is waited for: where the list fits into
+the file that is there, it is written over it, at its full length.
 """
 
 import io
