@@ -42,7 +42,7 @@ class AdaptiveAdversary:
 
     Raises:
         FerdError: the network is none that can be attacked (``ferd.models.folding.attackable``), ``data`` no
-            ``Images`` of its classes, or ``batch_size`` not 1 or more.
+            ``Images`` of its classes or none, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -92,7 +92,11 @@ class AdaptiveAdversary:
             ``turned`` into t by that; ``success``, their share, None where none was attacked.
             ``best_target`` and ``best_success``: its largest, None where none is right. Of all its images:
             ``clean_accuracy``, and ``union_accuracy``: the share that is right with and without every attack.
+
+        Raises:
+            FerdError: images are left to attack, or none is of the class.
         """
+        self._require_finished()
         members = self.data.labels == label
         right = members & (self.clean == label)
         targets, outcomes = self.targets[right], self.outcomes[right]
@@ -101,7 +105,8 @@ class AdaptiveAdversary:
         success = [hits / tries if tries else None for hits, tries in zip(turned, attacked, strict=True)]
         tried = [target for target, tries in enumerate(attacked) if tries]
         best = max(tried, key=lambda target: turned[target] / attacked[target], default=None)
-        images = int(members.sum())
+        if not (images := int(members.sum())):
+            raise FerdError(f"there is no image of class {label}; give some, or ask for another")
         return {
             "attacked": attacked,
             "turned": turned,
@@ -119,11 +124,7 @@ class AdaptiveAdversary:
             FerdError: images are left to attack, or there are none of a class.
         """
         require_every_class(self.data.labels, self.network.classes)
-        if len(self.outcomes) < len(self.data.labels):
-            raise FerdError(
-                f"{len(self.outcomes)} of {len(self.data.labels)} images are attacked; "
-                "go through batches() first"
-            )
+        self._require_finished()
         sources = [self.source(label) for label in range(self.network.classes)]
         return {
             "n": len(self.data.labels),
@@ -157,6 +158,13 @@ class AdaptiveAdversary:
     def _origin(self) -> dict[str, str]:
         attacks = origin_of_attacks(self.network, self.data, self.seed, self.batch_size)
         return {"threat model": fingerprint(self.threat)} | attacks
+
+    def _require_finished(self) -> None:
+        if len(self.outcomes) < len(self.data.labels):
+            raise FerdError(
+                f"{len(self.outcomes)} of {len(self.data.labels)} images are attacked; "
+                "go through batches() first"
+            )
 
     def _likeliest_others(self, logits: Tensor, labels: Tensor) -> Tensor:
         others = logits.scatter(1, labels.unsqueeze(1), -torch.inf)

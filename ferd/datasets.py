@@ -104,10 +104,12 @@ def require_batches(data: Images, batch_size: int) -> None:
     """Refuse what cannot be gone through batch by batch.
 
     Raises:
-        FerdError: ``data`` is no ``Images``, or a batch is empty.
+        FerdError: ``data`` is no ``Images``, or holds none, or a batch is empty.
     """
     if not isinstance(data, Images):
         raise FerdError(f"a {type(data).__name__} is no ferd.datasets.Images; take rows of it: take(rows)")
+    if not len(data.labels):
+        raise FerdError("there are no images; give some, of a benchmark by its data.*_per_class")
     if batch_size < 1:
         raise FerdError(f"batch_size {batch_size}: must be 1 or more")
 

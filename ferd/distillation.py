@@ -25,7 +25,7 @@ from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel,
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import require_known
 from ferd.errors import FerdError
-from ferd.image_sources import ImageSource, build_source
+from ferd.image_sources import Drawn, ImageSource, build_source
 from ferd.models.classifier import (
     Classifier,
     diverged,
@@ -280,7 +280,7 @@ class Distillation:
     def _run_round(self) -> RoundRecord:
         self._student_twin.refresh()
         shares = self._shares()
-        images, labels, figures = self.source.draw(shares, self.round, self.rng)
+        images, labels, figures = self._drawn(shares)
         require_known(labels, self.teacher.classes)
         self.pool.append(images, labels)
         inputs = to_float(images)
@@ -314,6 +314,14 @@ class Distillation:
         if not (shares.isfinite().all() and shares.min() >= 0 and abs(shares.sum() - 1) < ABOUT_ONE):
             raise FerdError(f"sampler: proportions must be 0 or more and add up to 1, not {shares.tolist()}")
         return shares
+
+    def _drawn(self, shares: Tensor) -> Drawn:
+        """The round's images, labels and loss terms; the pool looks at what kind the first two are."""
+        drawn = self.source.draw(shares, self.round, self.rng)
+        kinds = (Tensor, Tensor, dict)
+        if not isinstance(drawn, tuple) or len(drawn) != len(kinds) or not all(map(isinstance, drawn, kinds)):
+            raise FerdError("source: draw() must give (images, labels, loss terms): two tensors and a dict")
+        return drawn
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps

@@ -83,8 +83,6 @@ class Evaluation:
         own_attacks: Mapping[str, OwnAttack] = MappingProxyType({}),
     ) -> None:
         require_batches(data, settings.batch_size)
-        if not len(data.labels):
-            raise FerdError("no images to judge; raise the benchmark's data.*_per_class")
         self._twin = attackable(network, "network", shape_of(data), device)
         self.network, self.attacked = network, self._twin.network
         require_known(data.labels, network.classes)

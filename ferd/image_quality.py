@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ferd.datasets import Images
+from ferd.datasets import Images, require_batches
 from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.models.classifier import Classifier, fast_layout
@@ -118,7 +118,11 @@ def class_balance(labels: Tensor, classes: int) -> dict[str, Any]:
 @torch.no_grad()
 @tf32_convolutions(False)
 def agreement(network: Classifier, data: Images, batch_size: int, device: torch.device) -> float:
-    """The share of images that a network takes for their labels; it is moved and left in eval mode."""
+    """The share of images that a network takes for their labels; it is moved and left in eval mode.
+
+    Raises:
+        FerdError: there are no images, or a batch is empty; ``embed`` too.
+    """
     network = fast_layout(network, device).eval()
     predicted = torch.cat([network(images).argmax(1).cpu() for images in _batches(data, batch_size, device)])
     return (predicted == data.labels).double().mean().item()
@@ -174,5 +178,6 @@ def image_quality(
 
 
 def _batches(data: Images, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    require_batches(data, batch_size)
     for images in data.images.split(batch_size):
         yield to_float(images.to(device))

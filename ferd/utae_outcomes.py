@@ -38,8 +38,8 @@ class UtaeOutcomes:
 
     Raises:
         FerdError: the student is none that can be attacked (``ferd.models.folding.attackable``), the teacher
-            no ``Classifier`` of as many classes, ``data`` no ``Images`` of these, or ``batch_size`` not 1 or
-            more.
+            no ``Classifier`` of as many classes, ``data`` no ``Images`` of these, or none, or ``batch_size``
+            not 1 or more.
     """
 
     def __init__(

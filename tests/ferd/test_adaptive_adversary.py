@@ -203,8 +203,9 @@ def test_network_and_global_generator_are_left_alone(adversary, teacher, untouch
 
 def test_there_are_no_figures_before_every_image_is_attacked(adversary):
     run = adversary()
-    with pytest.raises(FerdError, match=r"^0 of 20 images are attacked; go through batches\(\) first$"):
-        run.figures()
+    for figures in (run.figures, lambda: run.source(0)):
+        with pytest.raises(FerdError, match=r"^0 of 20 images are attacked; go through batches\(\) first$"):
+            figures()
 
 
 def test_figures_of_images_that_lack_a_class_are_refused(ball):
@@ -214,6 +215,8 @@ def test_figures_of_images_that_lack_a_class_are_refused(ball):
     assert run.source(0)["clean_accuracy"] == 1
     with pytest.raises(FerdError, match="there is no image of class 2 of 0 to 2"):
         run.figures()
+    with pytest.raises(FerdError, match=r"^there is no image of class 2; give some, or ask for another$"):
+        run.source(2)
 
 
 def test_each_attack_starts_at_random_in_the_ball(adversary, monkeypatch, threat):
@@ -236,6 +239,12 @@ def test_a_batch_of_nothing_is_refused(make_network, threat, batch_size):
     data = Images(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10))
     with pytest.raises(FerdError, match=f"^batch_size {batch_size}: must be 1 or more"):
         AdaptiveAdversary(make_network(), data, threat, batch_size, 0, "cpu")
+
+
+def test_no_images_are_refused(make_network, threat):
+    data = Images(torch.zeros(0, 1, 8, 8, dtype=torch.uint8), torch.arange(0))
+    with pytest.raises(FerdError, match=r"^there are no images; give some, of a benchmark by its data"):
+        AdaptiveAdversary(make_network(), data, threat, 4, 0, "cpu")
 
 
 def test_other_images_and_networks_are_refused_by_their_kind(make_network, threat):

@@ -550,6 +550,17 @@ def test_a_piece_is_put_in_before_the_first_round_alone(make_run):
         run.student_loss = Rslad()
 
 
+@pytest.mark.parametrize(
+    "drawn", [None, torch.zeros(16), (torch.zeros(16), torch.zeros(16)), (torch.zeros(16), [1], {})]
+)
+def test_a_source_that_draws_no_images_labels_and_terms_is_named(make_run, monkeypatch, drawn):
+    run = make_run()
+    monkeypatch.setattr(run.source, "draw", lambda *_: drawn)
+    with pytest.raises(FerdError, match=r"^source: draw\(\) must give \(images, labels, loss terms\)"):
+        next(run.rounds())
+    assert not run.pool.rounds
+
+
 @pytest.mark.parametrize("losses", [torch.zeros(()), (torch.zeros(16), torch.zeros(16)), (torch.zeros(()),)])
 def test_a_loss_that_gives_no_two_means_is_named(make_run, monkeypatch, losses):
     run = make_run()

@@ -80,6 +80,12 @@ def test_agreement_is_the_share_taken_for_their_labels(teacher, digits):
     assert agreement(teacher, Images(test.images, labels), 8, CPU) == 0.75
 
 
+def test_agreement_of_no_images_is_refused(teacher, digits):
+    nothing = Images(digits["test"].images[:0], digits["test"].labels[:0])
+    with pytest.raises(FerdError, match=r"^there are no images; give some"):
+        agreement(teacher, nothing, 8, CPU)
+
+
 def test_the_teachers_embedding_is_its_pooled_features_and_its_softmax(teacher, digits):
     features, probs = embed(TeacherEmbedding(teacher, CPU), digits["test"], 8, CPU)
     images = digits["test"].images / 255
