@@ -1,0 +1,95 @@
+"""The eight combinations of FERD's mechanisms: their students, and the effects that derive from them."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks.factorial import COMBINATIONS, Effect, Student, effect, over_seeds, read, whole_seeds, without
+from ferd.errors import FerdError
+from ferd.paper import FERD
+from tests.conftest import ROOT, run_in
+
+
+def students(worst_of):
+    """Two seeds; ``worst_of(seed, has)`` is the worst class, all others are right."""
+    return [
+        Student(seed, has, {"pgd20": [1.0] * 9 + [worst_of(seed, has)]})
+        for seed in (3, 4)
+        for has in COMBINATIONS
+    ]
+
+
+def test_an_effect_is_the_mean_with_less_the_mean_without():
+    """3 points of reweighting on one seed and 5 on the other; none of FAE; −2 of UTAE on both."""
+    made = students(lambda seed, has: 0.5 + (seed * 2 - 3) / 100 * has[0] - 0.02 * has[2])
+    reweighting = effect(made, "reweighting", "pgd20", "worst")
+    assert reweighting.mean == pytest.approx(4)
+    assert reweighting.low == pytest.approx(4 - 12.706, abs=0.001)  # t of one degree of freedom at 97.5 %
+    assert reweighting.high == pytest.approx(4 + 12.706, abs=0.001)
+    assert reweighting.p == pytest.approx(0.156, abs=0.001)  # 1 − 2·atan(4)/π
+    assert effect(made, "FAE", "pgd20", "worst").mean == pytest.approx(0)
+    assert effect(made, "UTAE", "pgd20", "worst").mean == pytest.approx(-2)
+    assert effect(made, "UTAE", "pgd20", "average").mean == pytest.approx(-0.2)
+
+
+def test_what_is_the_same_on_every_seed_is_certain():
+    assert over_seeds([2.0, 2.0]) == Effect(2, 2, 2, 0)
+    assert over_seeds([0.0, 0.0]) == Effect(0, 0, 0, 1)
+
+
+def test_a_mechanism_that_helps_beside_another_alone_counts_by_half():
+    made = students(lambda seed, has: 0.5 + 0.1 * (has[0] and has[1]) + seed / 100)
+    assert effect(made, "reweighting", "pgd20", "worst").mean == pytest.approx(5)
+
+
+def test_each_combination_leaves_out_what_it_has_not():
+    assert len(set(COMBINATIONS)) == 8
+    assert without(FERD, (True, True, True)) == FERD
+    bare = without(FERD, (False, False, False))
+    assert (bare.sampler, bare.synthesis, bare.utae.gamma) == ("uniform", "plain", 0)
+    assert without(FERD, (True, True, False)).utae.gamma == 0
+    assert without(FERD, (True, False, True)).synthesis == "plain"
+    assert without(FERD, (False, True, True)).sampler == "uniform"
+
+
+def test_a_seed_that_lacks_a_combination_is_left_out():
+    made = students(lambda seed, has: 0.5)
+    assert {student.seed for student in whole_seeds(made[:-1])} == {3}
+
+
+def test_a_line_that_is_cut_off_is_named(tmp_path):
+    file = tmp_path / "students.jsonl"
+    file.write_text('{"seed": 3, "has": [true, true, true], "per_class": {}}\n{"seed": 3, "ha')
+    with pytest.raises(FerdError, match=r"students.jsonl:2: no line of a student; remove it"):
+        read(file)
+    assert read(tmp_path / "none.jsonl") == []
+
+
+def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy):
+    def run(*seeds):
+        command = (sys.executable, "-m", "benchmarks.factorial", "digits", "--to", "students.jsonl", *seeds)
+        return run_in(finished_copy, *command, PYTHONPATH=f"{finished_copy}:{ROOT}")
+
+    alone = run("--seeds", "0")
+    assert alone.returncode != 0
+    assert "two seeds or more are needed with all combinations" in alone.stderr
+    file = finished_copy / "students.jsonl"
+    lines = file.read_text().splitlines()
+    assert len(lines) == 8
+    of_ferd = finished_copy / "results" / "digits" / "resnet8-w8" / "ferd" / "s0.json"
+    expected = json.loads(of_ferd.read_text())["attacks"]
+    [whole] = [student for student in read(file) if all(student.has)]
+    shared = expected.keys() & whole.per_class.keys()
+    assert shared >= {"clean", "pgd20"}
+    for attack in shared:
+        assert whole.per_class[attack] == expected[attack]["per_class"]
+
+    both = [*lines, *(line.replace('"seed": 0', '"seed": 1') for line in lines)]
+    file.write_text("\n".join(both) + "\n")
+    done = run("--seeds", "0", "1")
+    assert done.returncode == 0, done.stderr
+    assert file.read_text().splitlines() == both
+    assert done.stdout.startswith("2 seeds: 0, 1\n")
+    assert "| reweighting, FAE, UTAE | " in done.stdout
+    assert "| UTAE | " in done.stdout
