@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ferd.errors import FerdError
-from tasks import lineage, params, paths
+from tasks import lineage, params
+from tasks.job import job_of
 from tasks.stage import Stage
 
 REPORT = "report"
@@ -58,10 +59,9 @@ class Pipeline:
         """
         students: dict[str, tuple[str, int]] = {}
         for name, stage in self._known.items():
-            kind, *arguments = module_of(stage.cmd)
-            if kind == "tasks.evaluate" and Path(arguments[0]).parts[1] == benchmark:
-                student, method, seed = paths.identity(Path(arguments[0]))
-                students |= {name: (method, seed)} if student else {}
+            job = job_of(module_of(stage.cmd))
+            if job and job.kind == "evaluate" and job.benchmark == benchmark and job.student:
+                students[name] = (job.method, job.seed)
         for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
             known = list(dict.fromkeys(student[position] for student in students.values()))
             for value in wanted or ():
@@ -78,12 +78,12 @@ class Pipeline:
 
     def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
         """Names of the stages that analyse what these stages evaluate."""
-        evaluated = {module_of(self._known[name].cmd)[1] for name in evaluations}
+        jobs = {name: job_of(module_of(stage.cmd)) for name, stage in self._known.items()}
+        evaluated = {job.checkpoint for name in evaluations if (job := jobs[name])}
         return [
             name
-            for name, stage in self._known.items()
-            for module, *arguments in [module_of(stage.cmd)]
-            if module == "tasks.analyse" and arguments[0] in evaluated
+            for name, job in jobs.items()
+            if job and job.kind == "analyse" and job.checkpoint in evaluated
         ]
 
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:

@@ -13,8 +13,8 @@ from pathlib import Path
 from ferd.config import Benchmark
 from ferd.errors import FerdError
 from ferd.models.registry import NETWORKS
-from tasks import paths
 from tasks.bare_code import bare, parsed
+from tasks.job import job_of
 
 STAGE = "sources"
 FOLDER = Path("sources")
@@ -70,22 +70,18 @@ def network_files() -> dict[str, str]:
 
 def network_lists(command: Sequence[str], benchmarks: Mapping[str, Benchmark]) -> set[Path]:
     """The lists of the networks that a stage's command builds or loads; of names that are unknown none."""
-    module, *arguments = command
-    if not arguments:
+    job = job_of(command)
+    if job is None or job.benchmark not in benchmarks:
         return set()
-    name, student = arguments[0], arguments[1] if module == "tasks.distill" else None
-    if (checkpoint := Path(name)).suffix == ".safetensors":
-        name, student = checkpoint.relative_to(paths.CHECKPOINTS).parts[0], paths.identity(checkpoint)[0]
-    if name not in benchmarks:
-        return set()
-    teacher, judge = benchmarks[name].teacher.network, benchmarks[name].analysis.judge.network
+    benchmark, student = benchmarks[job.benchmark], job.student
+    teacher, judge = benchmark.teacher.network, benchmark.analysis.judge.network
     built = {
-        "tasks.teacher": (teacher,),
-        "tasks.judge": (judge,),
-        "tasks.distill": (teacher, student),
-        "tasks.evaluate": (student or teacher,),
-        "tasks.analyse": (teacher, student, judge) if student else (teacher,),
-    }.get(module, ())
+        "teacher": (teacher,),
+        "judge": (judge,),
+        "distill": (teacher, student),
+        "evaluate": (student or teacher,),
+        "analyse": (teacher, student, judge) if student else (teacher,),
+    }.get(job.kind, ())
     known = {network for network in built if network and network in NETWORKS}
     return {OF_NETWORKS / f"{_file_of(network)}.txt" for network in known}
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import prod
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -29,60 +28,28 @@ from tasks import params, paths
 from tasks.command import as_command, command_line
 from tasks.device import device_name, device_type
 from tasks.dvc_pipeline import Pipeline
+from tasks.job import TEACHERS, Job, job_of
 from tasks.process import processor
 from tasks.results.stored import own_seconds, read_cost
 from tasks.stage import Stage
 
-WORK = {  # of stages that compute, as ``paths.cost_of`` names it
-    "tasks.teacher": "train",
-    "tasks.judge": "train",
-    "tasks.distill": "distill",
-    "tasks.evaluate": "evaluate",
-    "tasks.analyse": "analyse",
-}
-MADE = ("teacher", "judge")  # by one stage for all students
 TEST_IMAGES = {"digits": 500}
 USUAL_TEST_IMAGES = 10_000
 UNITS = (("h", 3600), ("min", 60), ("s", 1))
 
 
 @dataclass(frozen=True)
-class Job:
-    """A stage that computes: what kind it is, for whom, and the files that it left when it ran before."""
+class Planned:
+    """A job, and whether its stage must run."""
 
-    kind: str
-    benchmark: str
-    student: str | None
-    method: str
-    spent: Path
+    job: Job
     stale: bool
 
-    @property
-    def name(self) -> tuple[str, str, str, str]:
-        """What jobs of other seeds share."""
-        return self.kind, self.benchmark, self.student or "", self.method
 
-
-def jobs(stages: Iterable[Stage]) -> list[Job]:
+def planned_jobs(stages: Iterable[Stage]) -> list[Planned]:
     """The stages of dvc.yaml that train, distil, evaluate or analyse."""
-    return [job for stage in stages if (job := _job(stage)) is not None]
-
-
-def _job(stage: Stage) -> Job | None:
-    module, *arguments = stage.command
-    if module not in WORK:
-        return None
-    kind = module.removeprefix("tasks.")
-    if kind in MADE:
-        checkpoint = paths.teacher(arguments[0]).with_stem(kind)
-    elif kind == "distill":
-        benchmark, name, method, seed = arguments
-        checkpoint = paths.student(benchmark, name, method, int(seed.removeprefix("s")))
-    else:
-        checkpoint = Path(arguments[0])
-    student, method = (None, "") if kind in MADE else paths.identity(checkpoint)[:2]
-    spent = paths.cost_of(paths.result_of(checkpoint), WORK[module])
-    return Job(kind, checkpoint.parts[1], student, method, spent, stage.stale)
+    found = [(job_of(stage.command), stage.stale) for stage in stages]
+    return [Planned(job, stale) for job, stale in found if job and job.kind != "data"]
 
 
 class Costs:
@@ -97,7 +64,7 @@ class Costs:
     def work(self, job: Job) -> cost.Work:
         """FLOPs of a job."""
         teacher = self._passes(self._given(job).network)
-        if job.kind in MADE:
+        if job.kind in TEACHERS:
             training = self._given(job).training
             return cost.training_work(training, self._training_images, teacher) if training else cost.Work()
         student = self._passes(job.student) if job.student else teacher
@@ -134,7 +101,7 @@ class Costs:
         if job.kind == "distill":
             return cost.distillation_memory(self.benchmark.distillation, teacher, student, self.shape)
         training = self._given(job).training
-        if job.kind in MADE and training:
+        if job.kind in TEACHERS and training:
             return cost.teacher_memory(training, self._training_images, teacher, self.shape)
         if job.kind == "analyse":
             batch = self.benchmark.analysis.batch_size
@@ -194,7 +161,7 @@ class Costs:
     def _precision(self, job: Job) -> Precision:
         """What its attacks compute in; reported robustness is always judged in float32."""
         training = self._given(job).training
-        if job.kind in MADE and training:
+        if job.kind in TEACHERS and training:
             return training.precision
         return self.benchmark.distillation.precision if job.kind == "distill" else "float32"
 
@@ -213,7 +180,7 @@ class Costs:
 def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Sequence[Stage]) -> None:
     """The stages that are out of date, a line for all seeds of each, and how far predictions were off."""
     device = torch.device(device_type())
-    everything = jobs(stages)
+    everything = planned_jobs(stages)
     table = Table(title=f"out of date, and what it costs on {device_name(device)}")
     table.add_column("stage", no_wrap=True)
     for heading in ("stages", "PFLOP each", "time each", "time", "memory GB", "disk MB each"):
@@ -222,12 +189,12 @@ def print_plan(benchmarks: Sequence[str], settings: params.Params, stages: Seque
     total = 0.0
     for benchmark in benchmarks:
         costs = Costs(benchmark, settings, device)
-        own = [job for job in everything if job.benchmark == benchmark]
+        own = [planned for planned in everything if planned.job.benchmark == benchmark]
         for job, count in _stale_groups(own):
             seconds = costs.seconds(job)
             total += count * seconds
             table.add_row(
-                " ".join(part for part in job.name if part),
+                " ".join(part for part in _group(job) if part),
                 str(count),
                 f"{costs.work(job).total / 1e15:,.3g}",
                 duration(seconds),
@@ -258,19 +225,25 @@ def duration(seconds: float) -> str:
     return f"{value:,.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
 
 
-def compared(own: Sequence[Job], costs: Costs, device: torch.device) -> list[float]:
+def compared(own: Sequence[Planned], costs: Costs, device: torch.device) -> list[float]:
     """What a stage took over what is predicted, of each that is up to date and computed on such a device."""
-    current = [job for job in own if not job.stale and costs.work(job).total]  # a teacher's file costs none
+    current = [planned.job for planned in own if not planned.stale]
+    current = [job for job in current if costs.work(job).total]  # a teacher's file costs none
     took = {job: _spent(job, device) for job in current}
     return [seconds / costs.seconds(job) for job, seconds in took.items() if seconds is not None]
 
 
-def _stale_groups(own: Sequence[Job]) -> list[tuple[Job, int]]:
-    groups: dict[tuple[str, str, str, str], list[Job]] = {}
-    for job in own:
-        if job.stale:
-            groups.setdefault(job.name, []).append(job)
+def _stale_groups(own: Sequence[Planned]) -> list[tuple[Job, int]]:
+    groups: dict[tuple[str, ...], list[Job]] = {}
+    for planned in own:
+        if planned.stale:
+            groups.setdefault(_group(planned.job), []).append(planned.job)
     return [(members[0], len(members)) for members in groups.values()]
+
+
+def _group(job: Job) -> tuple[str, ...]:
+    """What jobs of other seeds share."""
+    return job.kind, job.benchmark, job.student or "", job.method
 
 
 def _spent(job: Job, device: torch.device) -> float | None:

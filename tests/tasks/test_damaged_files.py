@@ -24,6 +24,7 @@ from tasks import (
     validate,
 )
 from tasks.dvc_pipeline import module_of
+from tasks.job import job_of
 from tasks.results import tidy
 from tasks.stage import Stage
 from tests.conftest import ROOT, tiny_params
@@ -143,15 +144,15 @@ def test_an_analysis_is_refused_by_its_own_table(here, refusal):
 
 def test_the_plan_names_a_damaged_cost(here):
     cut(COST)
-    job = plan.Job("distill", "digits", "resnet8-w8", "ferd", COST, stale=False)
+    planned = plan.Planned(job_of(["tasks.distill", "digits", "resnet8-w8", "ferd", "s0"]), stale=False)
     costs = plan.Costs("digits", params.validate(tiny_params()), plan.torch.device("cpu"))
     with pytest.raises(FerdError, match=rf"{COST}: cut off .*; delete the file and run the stage"):
-        plan.compared([job], costs, costs.device)
+        plan.compared([planned], costs, costs.device)
 
 
 def test_the_plan_passes_over_a_stage_of_another_program():
     mine = Stage("mine", (), stale=True, command=module_of("./mine.sh"), uncached=())
-    assert plan.jobs([mine]) == []
+    assert plan.planned_jobs([mine]) == []
 
 
 def test_the_plan_in_a_folder_that_cannot_be_written_is_one_line(here, refusal, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 
 from ferd.datasets import Images, save_images
 from tasks import params, plan
+from tasks.job import Job, job_of
 from tasks.process import processor
 from tasks.stage import Stage
 from tests.conftest import run_in, tiny_params
@@ -25,7 +26,7 @@ def costs(monkeypatch):
 
 
 def job(kind, method="ferd", student="resnet8-w8"):
-    return plan.Job(kind, "digits", student, method, plan.Path("spent.json"), stale=True)
+    return Job(kind, "digits", student, method)
 
 
 def test_seconds_are_the_work_at_the_measured_rate(costs):
@@ -100,19 +101,31 @@ def test_test_images_are_counted_where_they_are(costs, tmp_path, monkeypatch):
     assert costs._test_images == by_the_settings
 
 
-def test_only_what_is_up_to_date_and_of_this_processor_is_compared(costs, tmp_path):
-    def ran(name, *, stale, **more):
-        path = tmp_path / f"{name}.json"
-        path.write_text(json.dumps({"seconds": 4.0, "device": "cpu", "threads": 1, **more}))
-        return plan.Job("evaluate", "digits", "resnet8-w8", name, path, stale=stale)
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """``ran(job, stale=..., ...)``: a stage that took four seconds."""
+    monkeypatch.chdir(tmp_path)
 
-    done = [
-        ran("here", stale=False, processor=processor()),
-        ran("earlier", stale=True, processor=processor()),
-        ran("elsewhere", stale=False, processor="another"),
-        ran("unknown", stale=False),
+    def took(job, *, stale=False, **more):
+        job.spent.parent.mkdir(parents=True, exist_ok=True)
+        job.spent.write_text(json.dumps({"seconds": 4.0, "device": "cpu", "threads": 1, **more}))
+        return plan.Planned(job, stale)
+
+    return took
+
+
+def test_only_what_is_up_to_date_and_of_this_processor_is_compared(costs, ran):
+    evaluations = [
+        job_of(["tasks.evaluate", f"checkpoints/digits/resnet8-w8/ferd/s{seed}.safetensors"])
+        for seed in range(4)
     ]
-    assert plan.compared(done, costs, torch.device("cpu")) == [4.0 / costs.seconds(done[0])]
+    done = [
+        ran(evaluations[0], processor=processor()),
+        ran(evaluations[1], processor=processor(), stale=True),
+        ran(evaluations[2], processor="another"),
+        ran(evaluations[3]),
+    ]
+    assert plan.compared(done, costs, torch.device("cpu")) == [4.0 / costs.seconds(evaluations[0])]
 
 
 def test_a_student_takes_its_weights_and_its_images_on_disk(costs):
@@ -130,19 +143,14 @@ def test_a_trained_teacher_holds_its_training_images(costs):
     assert costs.memory(job("teacher", student=None)) - few == 7 * 10 * 8 * 8
 
 
-def test_a_teacher_that_is_only_loaded_is_not_compared(costs, tmp_path):
-    took = {kind: tmp_path / f"{kind}.json" for kind in ("teacher", "evaluate")}
-    for path in took.values():
-        took_so_long = {"seconds": 4.0, "device": "cpu", "threads": 1, "processor": processor()}
-        path.write_text(json.dumps(took_so_long))
-    teacher, evaluation = (
-        plan.Job(kind, "digits", None, "teacher", path, stale=False) for kind, path in took.items()
-    )
+def test_a_teacher_that_is_only_loaded_is_not_compared(costs, ran):
+    commands = (["tasks.teacher", "digits"], ["tasks.evaluate", "checkpoints/digits/teacher.safetensors"])
+    teacher, evaluation = (ran(job_of(command), processor=processor()) for command in commands)
     costs.benchmark = costs.benchmark.model_copy(
         update={"teacher": costs.benchmark.teacher.model_copy(update=GIVEN)}
     )
     cpu = torch.device("cpu")
-    assert plan.compared([teacher, evaluation], costs, cpu) == [4.0 / costs.seconds(evaluation)]
+    assert plan.compared([teacher, evaluation], costs, cpu) == [4.0 / costs.seconds(evaluation.job)]
 
 
 def test_the_time_in_all_is_that_of_every_seed(monkeypatch, capsys):
