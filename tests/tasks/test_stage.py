@@ -1,10 +1,12 @@
 """One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, nullcontext
 from pathlib import Path
 
@@ -40,6 +42,12 @@ def pipeline(finished_pipeline, monkeypatch):
     folder, known = finished_pipeline
     monkeypatch.chdir(folder)
     return known
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_stopped():
+    yield
+    stage.stopped.clear()
 
 
 def test_a_finished_pipeline_has_nothing_stale(pipeline):
@@ -224,6 +232,12 @@ def test_a_stage_says_itself_whether_its_error_may_pass(tmp_path, retryable):
     assert caught.value.retryable is retryable
 
 
+@pytest.mark.parametrize("retryable", [True, False])
+def test_a_failure_of_another_process_is_the_same_here(retryable):
+    failed = pickle.loads(pickle.dumps(stage.StageFailed("s", "m", retryable=retryable)))
+    assert (str(failed), failed.stage, failed.reason, failed.retryable) == ("s: m", "s", "m", retryable)
+
+
 def test_a_file_in_the_way_is_not_worth_a_retry(here, change_params):
     change_params(here, 0.1, "methods", "ferd", "utae", "gamma")
     wanted = planned("distill-digits@resnet8-w8-ferd-s1")
@@ -261,6 +275,77 @@ def test_once_stopped_nothing_begins_until_the_next_flow(tmp_path):
     with stage.stoppable():
         stage.run_module("s", ["writing"], lambda event: None, folder=tmp_path)
     assert (tmp_path / "ran").exists()
+
+
+BELOW = """
+import subprocess, sys
+below = "import time; print('{\\"event\\": \\"begun\\"}', flush=True); time.sleep(30)"
+subprocess.run([sys.executable, "-c", below])
+"""
+
+
+def test_a_stop_ends_what_runs_and_what_runs_below_it(tmp_path):
+    (tmp_path / "above.py").write_text(BELOW)
+    begun = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        with pytest.raises(KeyboardInterrupt), stage.stoppable():
+            running = threads.submit(stage.run_module, "s", ["above"], lambda _: begun.set(), folder=tmp_path)
+            assert begun.wait(60)
+            raise KeyboardInterrupt
+        with pytest.raises(stage.StageFailed, match=r"^s: it ended by SIGTERM$"):
+            running.result(15)  # when nobody has its output open
+
+
+def test_a_stop_waits_for_what_is_being_started_and_ends_it(tmp_path, monkeypatch):
+    (tmp_path / "sleeping.py").write_text("import time; time.sleep(30)")
+    starting, start = threading.Event(), subprocess.Popen
+
+    def slowly(*command, **how):
+        starting.set()
+        assert not stage.stopped.wait(1)
+        return start(*command, **how)
+
+    monkeypatch.setattr(stage.subprocess, "Popen", slowly)
+    with ThreadPoolExecutor() as threads:
+        with pytest.raises(KeyboardInterrupt), stage.stoppable():
+            running = threads.submit(stage.run_module, "s", ["sleeping"], print, folder=tmp_path)
+            assert starting.wait(60)
+            raise KeyboardInterrupt
+        with pytest.raises(stage.StageFailed, match=r"^s: it ended by SIGTERM$"):
+            running.result(15)
+
+
+def test_a_process_that_has_just_ended_is_no_fault_of_a_stop(monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    monkeypatch.setattr(stage, "_running", {ended})
+    with pytest.raises(KeyboardInterrupt), stage.stoppable():
+        raise KeyboardInterrupt
+
+
+def test_what_has_ended_is_not_stopped_later(tmp_path):
+    """Its number may be another process's by then."""
+    (tmp_path / "ending.py").write_text("raise SystemExit(1)")
+    with pytest.raises(stage.StageFailed):
+        stage.run_module("s", ["ending"], print, folder=tmp_path)
+    assert not stage._running
+
+
+def test_what_is_said_last_is_read_last(tmp_path, monkeypatch):
+    """As of DVC, which says on stdout what it runs and on stderr why it ends."""
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    (tmp_path / "ending.py").write_text("import sys; print('it runs'); sys.exit('it ends')")
+    with pytest.raises(stage.StageFailed, match=r"^s: it ends$"):
+        stage.run_module("s", ["ending"], print, folder=tmp_path)
+
+
+def test_commands_are_first_looked_for_beside_this_python(tmp_path, monkeypatch):
+    """DVC runs a stage by ``python``, whose folder need not be in PATH."""
+    monkeypatch.setenv("PATH", os.defpath)
+    (tmp_path / "telling.py").write_text("import json, os; print(json.dumps({'event': os.environ['PATH']}))")
+    events = []
+    stage.run_module("s", ["telling"], events.append, folder=tmp_path)
+    assert events == [{"event": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.defpath}"}]
 
 
 def test_a_command_of_another_kind_is_no_stage_of_ours():
@@ -338,13 +423,28 @@ def test_a_stage_that_another_process_has_is_not_run_and_loses_nothing(here, cha
 
 
 @pytest.mark.parametrize(
-    ("options", "added"), [({}, []), ({"anew": True}, ["--no-run-cache"]), ({"pull": True}, ["--pull"])]
+    ("name", "options", "added"),
+    [
+        ("distill", {}, []),
+        ("distill", {"anew": True}, ["--no-run-cache"]),
+        ("distill", {"pull": True}, ["--pull"]),
+        ("sources", {"pull": True}, []),
+    ],
 )
-def test_a_stage_is_run_by_dvc_alone_and_anew_or_from_the_remote_as_is_asked(monkeypatch, options, added):
+def test_a_stage_is_run_by_dvc_alone_and_anew_or_from_the_remote_as_is_asked(
+    monkeypatch, name, options, added
+):
     commands = []
     monkeypatch.setattr(stage, "run_module", lambda _name, command, *_: commands.append(command))
-    stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print, **options)
-    assert commands == [["tasks.run_dvc", "--wait-for-lock", "repro", "--single-item", "distill", *added]]
+    stage.run(stage.Stage(name, (), True, (f"tasks.{name}",), ()), print, **options)
+    assert commands == [["tasks.run_dvc", "--wait-for-lock", "repro", "--single-item", name, *added]]
+
+
+def test_what_is_no_event_is_passed_over(tmp_path):
+    (tmp_path / "speaks.py").write_text("""print('3\\n[]\\n{"loss": 1.0}\\n{"event": "computed"}')""")
+    events = []
+    stage.run_module("speaks", ["speaks"], events.append, folder=tmp_path)
+    assert events == [{"event": "computed"}]
 
 
 def test_bytes_that_are_no_text_fail_no_stage(tmp_path):
@@ -364,14 +464,14 @@ def test_a_failed_stage_puts_back_what_it_had_where_it_was_begun(tmp_path, monke
     """A night that is stopped has left its clone before its stages have ended."""
     home, night = tmp_path / "home", tmp_path / "night"
     for folder in (home, night):
-        (folder / "results").mkdir(parents=True)
-        (folder / "results/s0.json").write_text(folder.name)
+        (folder / "results/digits").mkdir(parents=True)
+        (folder / "results/digits/s0.json").write_text(folder.name)
     checkouts = []
     monkeypatch.setattr(stage.subprocess, "run", lambda command, **how: checkouts.append((command, how)))
 
     def stopped_meanwhile(name, module, on_event, environment, folder):
         on_event({"event": "resumable", "folder": ".resume/a/b"})
-        (folder / "results/s0.json").write_text("half")
+        (folder / "results/digits/s0.json").write_text("half")
         os.chdir(home)
         raise stage.StageFailed(name, "stopped", retryable=False)
 
@@ -379,11 +479,26 @@ def test_a_failed_stage_puts_back_what_it_had_where_it_was_begun(tmp_path, monke
     one = stage.Stage("evaluate", (), True, ("tasks.evaluate",), (Path("results"),))
     with chdir(night), pytest.raises(stage.StageFailed):
         stage.run(one, lambda event: None)
-    assert [(folder / "results/s0.json").read_text() for folder in (home, night)] == ["home", "night"]
+    assert [(folder / "results/digits/s0.json").read_text() for folder in (home, night)] == ["home", "night"]
     ((command, how),) = checkouts
-    assert command[-3:] == ["--quiet", "--force", "evaluate"]
+    assert command[1:] == ["-m", "dvc", "--wait-for-lock", "checkout", "--quiet", "--force", "evaluate"]
     assert how["cwd"] == night
     assert how["start_new_session"]  # a second Ctrl-C would end it
+
+
+def test_a_stage_that_another_process_has_is_left_to_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s0.json").write_text("before")
+
+    def busy(name, *_):
+        (tmp_path / "s0.json").write_text("the other's")
+        raise stage.StageFailed(name, f"(PID 7): dvc repro; remove 'x/{stage.BUSY}.", retryable=True)
+
+    monkeypatch.setattr(stage, "run_module", busy)
+    monkeypatch.setattr(stage.subprocess, "run", None)
+    with pytest.raises(stage.StageBusy, match=r"^evaluate: \(PID 7\)"):
+        stage.run(stage.Stage("evaluate", (), True, ("tasks.evaluate",), (Path("s0.json"),)), print)
+    assert (tmp_path / "s0.json").read_text() == "the other's"
 
 
 @pytest.mark.parametrize("computing", [False, True])
@@ -392,12 +507,13 @@ def test_attempts_are_discarded_by_who_holds_the_tasks_lock(tmp_path, monkeypatc
     attempt, lock = tmp_path / ".resume/distill-a/b", tmp_path / ".resume/locks/distill-a"
     for folder in (attempt, lock.parent):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(
-        stage,
-        "run_module",
-        lambda _, __, on_event, *___: on_event({"event": "resumable", "folder": str(attempt)}),
-    )
-    with held(lock) if computing else nullcontext():
+
+    def finish(name, module, on_event, environment, folder):
+        on_event({"event": "resumable", "folder": ".resume/distill-a/b"})
+        os.chdir("/")
+
+    monkeypatch.setattr(stage, "run_module", finish)
+    with held(lock) if computing else nullcontext(), chdir(tmp_path):
         stage.run(stage.Stage("distill", (), True, ("tasks.distill",), ()), print)
     assert attempt.exists() == computing
 
