@@ -1,14 +1,17 @@
 """What DVC writes is whole or not there, and the same bytes as DVC itself writes."""
 
 import os
+import runpy
 import subprocess
 import sys
 
 import pytest
+from dvc import rwlock
+from dvc.dependency import param
 from dvc.utils.serialize import _yaml, dump_yaml, modify_yaml
 
 from ferd.errors import FerdError
-from tasks import run_dvc
+from tasks import dvc_params, dvc_rwlock, run_dvc
 from tests.conftest import ROOT, environment, wait_until
 
 
@@ -68,6 +71,42 @@ def test_a_write_that_fails_leaves_what_was_there(lock, tmp_path, replaced, monk
         dump_yaml(str(lock), {})
     assert lock.read_bytes() == (ROOT / "dvc.lock").read_bytes()
     assert list(tmp_path.iterdir()) == [lock]
+
+
+def test_a_file_that_is_not_there_is_made_even_where_nothing_is_in_it(tmp_path, replaced):
+    path = tmp_path / "new.lock"
+    with modify_yaml(str(path)) as content:
+        assert content == {}
+    assert path.read_text() == "{}\n"
+
+
+def test_no_file_of_another_machine_is_taken_for_one_of_this(tmp_path):
+    with pytest.raises(TypeError, match=r"new\.lock: not a file of this machine$"):
+        run_dvc.dump_whole(str(tmp_path / "new.lock"), {}, print, fs=object())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_as_a_command_it_is_dvcs_own_and_ends_as_that_does(monkeypatch):
+    places = [
+        (_yaml, "_dump_data", _yaml._dump_data, "dump_whole"),
+        (_yaml, "_modify_data", _yaml._modify_data, "modified"),
+        (rwlock, "_edit_rwlock", dvc_rwlock._by_dvc, "edit"),
+        (param, "read_param_file", dvc_params._by_dvc, "read"),
+    ]
+    for module, name, by_dvc, _ in places:
+        monkeypatch.setattr(module, name, by_dvc)
+
+    def main(arguments):
+        assert arguments == ["repro", "sources"]
+        for module, name, _, ours in places:
+            assert getattr(module, name).__name__ == ours
+        return 251
+
+    monkeypatch.setattr("dvc.cli.main", main)
+    monkeypatch.setattr(sys, "argv", ["run_dvc", "repro", "sources"])
+    monkeypatch.delitem(sys.modules, "tasks.run_dvc")
+    with pytest.raises(SystemExit, match=r"^251$"):
+        runpy.run_module("tasks.run_dvc", run_name="__main__")
 
 
 STOPPED = """
