@@ -2,6 +2,7 @@
 
 import errno
 import json
+import resource
 
 import pytest
 from dvc import rwlock
@@ -66,6 +67,40 @@ def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch)
                 pass
         assert (tmp_path / "rwlock").read_bytes() == before
     assert not [path for path in tmp_path.iterdir() if ".part-" in path.name]
+
+
+def test_a_list_that_cannot_be_written_over_stays_as_it_was(tmp_path):
+    whole = b"{}".ljust(4096)
+    (tmp_path / "rwlock").write_bytes(whole)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises((OSError, FerdError)):
+            dvc_rwlock.overwrite(tmp_path / "rwlock", b'{"write": {}}')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert (tmp_path / "rwlock").read_bytes() == whole
+
+
+def test_a_list_that_fits_to_the_byte_is_written_over_and_one_that_fails_half_way_is_not(tmp_path):
+    path = tmp_path / "rwlock"
+    path.write_bytes(b"{}".ljust(4096))
+    before = path.stat().st_ino
+    dvc_rwlock.overwrite(path, 2048 * b"[]")
+    assert path.stat().st_ino == before and path.read_bytes() == 2048 * b"[]"
+    with pytest.raises(ValueError, match="half-way"), dvc_rwlock.Whole(localfs).open(path, "w") as file:
+        file.write("{")
+        raise ValueError("half-way")
+    assert path.read_bytes() == 2048 * b"[]"
+
+
+@pytest.mark.parametrize("hardlink", [False, True])
+def test_dvc_edits_it_so_and_locks_it_as_it_is_told(monkeypatch, hardlink):
+    monkeypatch.setattr(rwlock, "_edit_rwlock", dvc_rwlock._by_dvc)
+    dvc_rwlock.write_whole()
+    monkeypatch.setattr(dvc_rwlock, "_by_dvc", lambda *given: given)
+    folder, fs, linked = rwlock._edit_rwlock("folder", localfs, hardlink)
+    assert (folder, type(fs), linked) == ("folder", dvc_rwlock.Whole, hardlink)
 
 
 def test_a_list_that_dvc_itself_left_empty_is_named_with_what_to_do(tmp_path, holding):
