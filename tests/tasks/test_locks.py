@@ -5,6 +5,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +53,27 @@ def test_who_waits_says_so_and_has_it_once_the_other_is_killed(holder, capfd):
     assert has_it.is_set()
 
 
+def test_only_one_of_two_that_wait_has_what_a_killed_one_had(holder, capfd):
+    process, lock = holder
+    meeting, met, said = threading.Barrier(2), [], []
+
+    def wait():
+        with held(lock, waiting="waiting"), suppress(threading.BrokenBarrierError):
+            met.append(meeting.wait(1))
+
+    def both_wait():
+        said.append(capfd.readouterr().err)
+        return "".join(said) == 2 * "waiting\n"
+
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(wait) for _ in range(2)]
+        wait_until(both_wait)
+        process.kill()
+        for one in waiting:
+            one.result(30)
+    assert met == []
+
+
 def test_who_is_not_to_wait_is_refused(holder):
     _, lock = holder
     with pytest.raises(FerdError, match=r"^another has it$"), held(lock, refusal="another has it"):
@@ -62,6 +85,24 @@ def test_a_free_lock_is_held_without_a_word(tmp_path, capfd):
         with held(tmp_path / "lock", waiting="never said", refusal="never said"):
             pass
     assert capfd.readouterr().err == "" and list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_free_again_where_the_work_fails(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ValueError, match="fails"), held(tmp_path / "lock", refusal="it stays held"):
+            raise ValueError("fails")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_cannot_be_deleted_is_free_again(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(2):
+        with held(tmp_path / "lock", refusal="it stays held"):
+            pass
+    assert (tmp_path / "lock").exists()
 
 
 def test_who_waited_for_a_file_that_is_deleted_does_not_have_the_next_ones_lock(tmp_path):
