@@ -10,12 +10,13 @@ import threading
 from contextlib import nullcontext
 from functools import reduce
 from operator import getitem
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 
-from ferd.errors import FerdError
+from ferd.errors import FerdError, Unreachable
 from tasks import process
 from tests.conftest import ROOT, environment, tiny_params
 
@@ -153,6 +154,93 @@ def test_a_process_that_watches_reads_json(capsys):
     }
 
 
+def test_seconds_are_those_of_computing_and_what_is_left_is_of_the_rounds_of_this_attempt(
+    monkeypatch, capsys
+):
+    now = [0.0]
+    monkeypatch.setattr(
+        process, "time", SimpleNamespace(monotonic=lambda: now[0], process_time=lambda: now[0] / 2)
+    )
+    progress = process.Progress(FERD)
+    now[0] = 100.0  # as long as it waited for a place
+    progress.start(done=2)
+    assert (progress.seconds, progress.processor_seconds) == (0.0, 0.0)
+    now[0] = 110.0
+    progress.advance(4, 8)
+    assert (progress.seconds, progress.processor_seconds) == (10.0, 5.0)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["seconds_left"] == 20
+
+
+@pytest.mark.parametrize(("done", "resumed"), [(0, False), (1, True)])
+def test_an_attempt_that_goes_on_is_told_from_a_first_one(done, resumed):
+    progress = process.Progress(FERD)
+    progress.start(done)
+    assert progress.resumed is resumed
+
+
+def test_places_may_be_in_the_folder_of_another(folder, monkeypatch):
+    """As of a night, whose stages run in a clone."""
+    monkeypatch.setenv(process.SLOT_FOLDER, str(folder / "others/.resume"))
+    with process.take_slot(range(1)) as slot:
+        assert slot.name == str(folder / "others/.resume/slot-0")
+
+
+@pytest.mark.parametrize(
+    ("error", "retryable"), [(FerdError("it is wrong"), False), (Unreachable("it is away"), True)]
+)
+def test_only_a_service_that_does_not_answer_is_worth_another_try(
+    folder, monkeypatch, capsys, error, retryable
+):
+    """Its run in MLflow stays open for that."""
+    ended = []
+    monkeypatch.setattr(process.tracking, "fail_unfinished", lambda: ended.append("failed"))
+    with pytest.raises(SystemExit) as raised, process.running("report"):
+        raise error
+    assert raised.value.code == process.BAD_INPUT
+    (line,) = capsys.readouterr().out.splitlines()
+    said = {"task": "report", "event": "error", "message": str(error), "retryable": retryable}
+    assert json.loads(line) == said and ended == ([] if retryable else ["failed"])
+
+
+@pytest.mark.parametrize("keeps", ["", "1"])
+def test_who_keeps_what_a_stage_could_go_on_from_is_told_where_it_is(folder, monkeypatch, capsys, keeps):
+    monkeypatch.setenv(process.KEEPS_RESUME, keeps)
+    with process.running(FERD) as progress:
+        state = progress.resume_folder(1)
+        state.mkdir(parents=True)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    told = [event["folder"] for event in events if event["event"] == "resumable"]
+    assert told == ([str(state)] if keeps else []) and state.exists() is bool(keeps)
+
+
+@pytest.mark.parametrize(("task", "required"), [(FERD, ["distill"]), ("infer digits", [])])
+def test_a_stage_that_dvc_runs_is_of_the_code_that_dvc_records(folder, monkeypatch, task, required):
+    commands = []
+    monkeypatch.setattr(process.lineage, "require", commands.append)
+    monkeypatch.setattr(process.params, "used_by", lambda _: None)
+    with process.running(task):
+        pass
+    assert not commands  # run by hand
+    monkeypatch.setenv("DVC_STAGE", "any")
+    with process.running(task):
+        pass
+    assert commands == required
+
+
+def test_a_folder_takes_the_place_of_an_earlier_one_and_stays_where_it_was(folder):
+    for name in ("pool/new", "s0.pool/old", ".s0.pool.part-1/half"):
+        (folder / name).parent.mkdir()
+        (folder / name).touch()
+    os.utime(folder / ".s0.pool.part-1", (0, 0))  # a killed process's
+    process.move_folder(folder / "pool", folder / "s0.pool")
+    assert sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) == [
+        "pool",
+        "pool/new",
+        "s0.pool",
+        "s0.pool/new",
+    ]
+
+
 def test_a_folder_is_moved_without_what_a_killed_writer_left(folder):
     source = folder / "pool"
     source.mkdir()
@@ -207,14 +295,16 @@ def test_a_folder_that_cannot_be_copied_is_one_line_with_the_reason(folder, monk
     def full(source, target):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    (folder / "pool").mkdir()
-    (folder / "pool/round-0001.safetensors").touch()
+    for name in ("pool", "s0.pool"):
+        (folder / name).mkdir()
+        (folder / name / "round-0001.safetensors").touch()
     monkeypatch.setattr(process, "_link_or_copy", full)
     with pytest.raises(
         FerdError, match=r"s0\.pool: cannot be written: \[Errno 28\] No space left on device$"
     ):
         process.move_folder(folder / "pool", folder / "s0.pool")
-    assert [path.name for path in folder.iterdir()] == ["pool"]
+    assert sorted(path.name for path in folder.iterdir()) == ["pool", "s0.pool"]
+    assert (folder / "s0.pool/round-0001.safetensors").exists()
 
 
 def test_states_of_other_settings_stay_until_the_stage_has_finished(folder):
