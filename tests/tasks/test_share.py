@@ -1,8 +1,11 @@
 """What is sent to DVC's remote: of the stages that are named, and all of it or an error."""
 
+import errno
 import shutil
 
 import pytest
+from botocore.exceptions import EndpointConnectionError, NoCredentialsError, PartialCredentialsError
+from dvc.config import RemoteConfigError
 
 from ferd.errors import FerdError, Unreachable
 from tasks import share
@@ -82,8 +85,10 @@ def test_an_entry_that_the_remote_does_not_take_is_an_error(here):
 
 def test_sharing_is_refused_before_anything_is_computed_where_there_is_no_remote(here):
     share.require()
+    assert share.has_remote(here)
     assert [path for path in (here.parent / "remote").rglob("*") if path.is_file()] == []
     assert run_in(here, "dvc", "remote", "remove", "--local", "remote").returncode == 0
+    assert not share.has_remote(here)
     with pytest.raises(FerdError, match=r"^DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`$"):
         share.require()
     with pytest.raises(FerdError, match="DVC has no remote here"):
@@ -145,6 +150,31 @@ def test_what_no_other_try_would_mend_is_no_outage(here, monkeypatch, variables,
     with pytest.raises(FerdError, match=said) as raised:
         share.push(["one"])
     assert not isinstance(raised.value, Unreachable)
+
+
+AWAY = "run it again when the remote answers"
+
+
+@pytest.mark.parametrize(
+    ("error", "said", "may_pass"),
+    [
+        (RemoteConfigError("none"), "DVC has no remote here; `make remote URL=s3://BUCKET/FOLDER`", False),
+        (NoCredentialsError(), r"DVC's remote: Unable to locate credentials; correct the AWS_\*", False),
+        (
+            PartialCredentialsError(provider="env", cred_var="a"),
+            "DVC's remote: Partial cred.*; correct",
+            False,
+        ),
+        (PermissionError(errno.EACCES, "Forbidden"), "DVC's remote: Forbidden; correct its perm", False),
+        (FileNotFoundError(errno.ENOENT, "No bucket", "ferd"), "DVC's remote ferd: No bucket; `dvc", False),
+        (OSError(errno.ENOTCONN, "Not connected"), f"DVC's remote: Not connected; {AWAY}", True),
+        (EndpointConnectionError(endpoint_url="x"), f"DVC's remote: Could not connect .*; {AWAY}", True),
+    ],
+)
+def test_only_of_a_remote_that_does_not_answer_another_try_is_worth_it(error, said, may_pass):
+    with pytest.raises(FerdError, match=f"^{said}") as raised, share._remote_errors():
+        raise error
+    assert isinstance(raised.value, Unreachable) is may_pass
 
 
 def test_a_remote_is_an_address_or_a_folder_that_is_there(here, tmp_path):
