@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from mlflow import MlflowClient
 from safetensors.torch import load_file, save_file
 
 from ferd.adversarial_training import AdversarialTraining
@@ -190,6 +191,48 @@ def test_a_refused_teacher_that_is_then_accepted_is_not_trained_again(folder, ca
     assert TEACHER.read_bytes() == resumed
 
 
+@pytest.mark.parametrize("changed", ["threat model", "augmentation", "images"])
+def test_what_was_trained_under_other_conditions_is_not_taken_up(folder, capsys, changed):
+    acquire()
+    events(capsys)
+    benchmark = benchmark_of()
+    if changed == "threat model":
+        other = benchmark.threat_model.model_copy(update={"epsilon": 0.2})
+        benchmark = benchmark.model_copy(update={"threat_model": other})
+    elif changed == "augmentation":
+        other = benchmark.augmentation.model_copy(update={"padding": 3})
+        benchmark = benchmark.model_copy(update={"augmentation": other})
+    else:
+        train = load_images(paths.images("digits", "train"))
+        save_images(paths.images("digits", "train"), Images(255 - train.images, train.labels))
+    role = teacher.Role("teacher", benchmark.teacher, "teacher")
+    teacher.acquire("digits", benchmark, role, process.Progress("teacher digits"))
+    assert [event["done"] for event in events(capsys) if event["event"] == "progress"] == [1, 2]
+
+
+def test_a_teacher_that_was_stopped_has_the_records_of_all_epochs(folder, monkeypatch, store):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(process.Progress, "advance", stop)
+        with pytest.raises(KeyboardInterrupt):
+            acquire()
+    acquire()
+    assert [json.loads(line)["epoch"] for line in result("rounds.jsonl").splitlines()] == [1, 2]
+    assert json.loads(result("train-cost.json"))["resumed"]
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    run = client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0]
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["settings"] == read_facts(TEACHER)["settings"]
+    points = client.get_metric_history(run.info.run_id, "teacher/loss")
+    assert [point.step for point in points] == [1, 2]
+    measured = json.loads(result("measured.json"))
+    for attack in ("clean", "pgd20"):
+        assert run.data.metrics[f"teacher/measured/{attack}"] == measured[attack]
+
+
 def test_a_robust_enough_teacher_is_used_without_a_word(folder, caplog):
     acquire(training=TRAINING | {"epochs": 15}, measure=REFUSED | {"least_robust": 0.11})
     assert TEACHER.exists() and not caplog.text
@@ -201,6 +244,14 @@ def test_a_teacher_that_does_no_better_than_guessing_is_refused_whatever_is_aske
     line = refusal(weights=foreign, training=None, measure=asked)
     assert "where 10.0 % is what guessing gives; give another one" in line and not TEACHER.exists()
     acquire(weights=foreign, training=None, measure=asked | {"accept_not_robust": True})
+
+
+def test_a_teacher_that_has_just_what_is_asked_for_is_used():
+    settings = benchmark_of(measure=REFUSED | {"least_robust": 0.5}).teacher
+    role = teacher.Role("teacher", settings, "teacher")
+    teacher._refuse_what_is_not_robust({"clean": 0.9, "pgd20": 0.5, "n": 30}, role, 10)
+    with pytest.raises(FerdError, match=r"^the teacher is not robust: .* where 50\.0 % is asked for; train"):
+        teacher._refuse_what_is_not_robust({"clean": 0.9, "pgd20": 0.49, "n": 30}, role, 10)
 
 
 def test_fewer_validation_images_than_asked_for_are_all_used(folder):
