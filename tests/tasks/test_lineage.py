@@ -71,6 +71,27 @@ def test_a_package_is_followed_to_its_own_file(tmp_path, monkeypatch):
     assert lineage.behind("a.py") == {"a.py", "b.py", "pack/__init__.py"}
 
 
+def test_an_import_is_followed_wherever_and_however_it_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pack").mkdir()
+    for name in ("b", "c", "pack/d", "pack/e"):
+        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "a.py").write_text(
+        "import os, b\nimport pack.d as d\ndef f():\n    import c\n    from pack import e\n"
+    )
+    assert lineage.behind("a.py") == {"a.py", "b.py", "c.py", "pack/d.py", "pack/e.py"}
+
+
+def test_a_stage_is_refused_for_its_own_list_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        lineage, "lists", lambda commands: {tmp_path / f"{name}.txt": "" for name in commands}
+    )
+    (tmp_path / "distill.txt").touch()
+    lineage.require("distill")
+    with pytest.raises(FerdError, match=r"evaluate\.txt: is of other code .*; `dvc repro --single-item sou"):
+        lineage.require("evaluate")
+
+
 def test_what_the_method_is_made_of_is_behind_distill_and_its_attacks_behind_evaluate():
     distill, evaluate = (lineage.behind(f"tasks/{name}.py") for name in ("distill", "evaluate"))
     assert {"ferd/bottleneck.py", "ferd/losses.py", "ferd/reweighting.py", "ferd/synthesis.py"} <= distill
@@ -189,7 +210,9 @@ def test_a_file_of_networks_that_no_stage_can_depend_on_is_refused(tmp_path):
         ),
         ("tasks.analyse checkpoints/cifar10-small/teacher.safetensors", {"wide_resnet"}),
         ("tasks.distill nothing mobilenet_v2 ferd s0", set()),
+        ("tasks.distill cifar10-small nobody ferd s0", {"wide_resnet"}),
         ("tasks.data cifar10-small", set()),
+        ("tasks.report", set()),
     ],
 )
 def test_the_lists_of_networks_are_those_of_what_a_command_builds_or_loads(command, networks):
