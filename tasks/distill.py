@@ -80,11 +80,11 @@ def distil_student(
     progress.start(distillation.round)
     for record in distillation.rounds():
         records.append(asdict(record))
+        run.log(metrics_of(record), record.round)
         save_state(
             resume / "state.pt",
             {"distillation": distillation.state_dict(), "records": json.dumps(records)},
         )
-        run.log(metrics_of(record), record.round)
         progress.advance(
             record.round,
             settings.distillation.rounds,

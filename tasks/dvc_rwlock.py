@@ -6,9 +6,8 @@ the file that is there, it is written over it, at its full length.
 """
 
 import io
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +52,21 @@ def overwrite(path: Path, text: bytes) -> None:
         FerdError: the file cannot be written; it is as it was.
     """
     room = path.stat().st_size if path.is_file() else 0
-    if len(text) <= room and os.access(path, os.W_OK):
-        with path.open("rb+", buffering=0) as file:  # one call: no stop leaves a part of it
-            file.write(text.ljust(room))
-    else:
+    if len(text) > room or not _written_over(path, text.ljust(room)):
         with atomic_write(path) as part:
             part.write_bytes(text.ljust(-(-len(text) // BLOCK) * BLOCK))
+
+
+def _written_over(path: Path, text: bytes) -> bool:
+    """Whether a file has these bytes now, as many as it had; else it is as it was."""
+    with suppress(OSError), path.open("rb+", buffering=0) as file:
+        before = file.read()
+        file.seek(0)
+        if file.write(text) == len(text):  # one call: no stop leaves a part of it
+            return True
+        file.seek(0)
+        file.write(before)
+    return False
 
 
 def edit(lock_dir: str, fs: Any, hardlink: bool) -> AbstractContextManager[Any]:

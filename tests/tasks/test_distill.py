@@ -17,7 +17,7 @@ from ferd.datasets import Images, load_images, save_images
 from ferd.errors import FerdError
 from ferd.models.registry import build
 from ferd.pool import Pool
-from tasks import distill, params, paths, process
+from tasks import distill, params, paths, process, tracking
 from tests.conftest import tiny_params
 
 STUDENT = paths.student("digits", "resnet8-w8", "ferd", 0)
@@ -86,6 +86,12 @@ def distil(method="ferd", stop_after=None):
     return progress.done
 
 
+def latest_run(store):
+    client = MlflowClient(store)
+    experiment = client.get_experiment_by_name("digits").experiment_id
+    return client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0]
+
+
 def test_a_student_is_written_with_all_that_is_known_of_it(folder, store):
     distil()
     facts = read_facts(STUDENT)
@@ -95,11 +101,9 @@ def test_a_student_is_written_with_all_that_is_known_of_it(folder, store):
     assert names == {"s0.rounds.jsonl", "s0.distill-cost.json", "s0.images.png"}
     shards = sorted(path.name for path in STUDENT.with_suffix(".pool").iterdir())
     assert shards == [f"round-000{number}.safetensors" for number in (1, 2, 3)]
-    client = MlflowClient(store)
-    experiment = client.get_experiment_by_name("digits").experiment_id
-    run = client.search_runs([experiment], order_by=["attributes.start_time DESC"])[0]
+    run = latest_run(store)
     assert (run.info.status, run.data.tags["settings"]) == ("FINISHED", facts["settings"])
-    points = client.get_metric_history(run.info.run_id, "generator/agreement")
+    points = MlflowClient(store).get_metric_history(run.info.run_id, "generator/agreement")
     assert [point.step for point in points] == [1, 2, 3]
 
 
@@ -113,6 +117,22 @@ def test_a_student_that_was_stopped_has_the_records_of_all_rounds(folder):
     again = (folder / "results/digits/resnet8-w8/ferd/s0.rounds.jsonl").read_text()
     assert again == records.read_text()
     assert [json.loads(line)["round"] for line in again.splitlines()] == [1, 2, 3]
+
+
+def test_a_stop_after_a_round_is_recorded_loses_none_of_its_points(folder, store, monkeypatch):
+    log = tracking.Run.log
+
+    def stop_after(run, metrics, step=0):
+        log(run, metrics, step)
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tracking.Run, "log", stop_after)
+        distil(stop_after=2)
+    distil()
+    points = MlflowClient(store).get_metric_history(latest_run(store).info.run_id, "generator/agreement")
+    assert sorted({point.step for point in points}) == [1, 2, 3]
 
 
 def test_a_student_that_was_stopped_in_its_first_round_begins_anew(folder, monkeypatch):

@@ -49,9 +49,16 @@ def test_a_list_that_does_not_fit_replaces_the_one_that_is_there(tmp_path, holdi
 
 
 def test_a_list_that_may_not_be_written_over_is_replaced(tmp_path, holding, monkeypatch):
+    opened = dvc_rwlock.Path.open
+
+    def refused(path, *mode, **options):  # a user who is root may anything
+        if path.name == "rwlock" and mode == ("rb+",):
+            raise PermissionError
+        return opened(path, *mode, **options)
+
     with holding("out"):
         before = (tmp_path / "rwlock").stat()
-        monkeypatch.setattr(dvc_rwlock.os, "access", lambda *_: False)  # a user who is root may anything
+        monkeypatch.setattr(dvc_rwlock.Path, "open", refused)
     assert (tmp_path / "rwlock").stat().st_ino != before.st_ino
 
 
@@ -69,13 +76,14 @@ def test_on_a_full_disk_the_list_stays_as_it_was(tmp_path, holding, monkeypatch)
     assert not [path for path in tmp_path.iterdir() if ".part-" in path.name]
 
 
-def test_a_list_that_cannot_be_written_over_stays_as_it_was(tmp_path):
+@pytest.mark.parametrize("bytes_taken", [0, 2048])
+def test_a_list_that_cannot_be_written_over_stays_as_it_was(tmp_path, bytes_taken):
     whole = b"{}".ljust(4096)
     (tmp_path / "rwlock").write_bytes(whole)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_taken, hard))
     try:
-        with pytest.raises((OSError, FerdError)):
+        with pytest.raises(FerdError, match="rwlock"):
             dvc_rwlock.overwrite(tmp_path / "rwlock", b'{"write": {}}')
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
