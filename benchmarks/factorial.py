@@ -4,7 +4,8 @@
 benchmark's images and teacher, distils them, judges them on its test images and appends a line a student to
 the file; what the file has is not computed again. Then it prints, over all seeds that the file has whole,
 what the students of each combination have, and the effect of each mechanism: by seed the mean of the four
-students with it less the mean of the four without.
+students with it less the mean of the four without, and of all three the student with them less the one
+with none.
 """
 
 import json
@@ -34,6 +35,7 @@ from tasks.distill import begin
 from tasks.evaluate import SEED as SEED_OF_ATTACKS
 
 MECHANISMS = ("reweighting", "FAE", "UTAE")
+ALL = "all three"
 ATTACKS: tuple[Attack, ...] = ("clean", "pgd20", "cw30")
 FIGURES = ("average", "worst", "nsd")
 
@@ -157,16 +159,22 @@ def whole_seeds(students: Sequence[Student]) -> list[Student]:
 
 
 def effect(students: Sequence[Student], mechanism: str, attack: str, figure: str) -> Effect:
-    """Of a mechanism on a figure; of at least two seeds, each with all combinations."""
-    index, by_seed = MECHANISMS.index(mechanism), []
+    """Of a mechanism, or of ``ALL``, on a figure; of two seeds or more, each with all combinations."""
+    differences = []
     for seed in sorted({student.seed for student in students}):
-        of_seed = [student for student in students if student.seed == seed]
-        sides = {
-            there: mean(student.figure(attack, figure) for student in of_seed if student.has[index] == there)
-            for there in (True, False)
-        }
-        by_seed.append(sides[True] - sides[False])
-    return over_seeds(by_seed)
+        sides: dict[bool | None, list[float]] = {True: [], False: [], None: []}
+        for student in students:
+            if student.seed == seed:
+                sides[is_with(student.has, mechanism)].append(student.figure(attack, figure))
+        differences.append(mean(sides[True]) - mean(sides[False]))
+    return over_seeds(differences)
+
+
+def is_with(has: Combination, mechanism: str) -> bool | None:
+    """Whether it is there; of ``ALL`` None where some are and some are not."""
+    if mechanism == ALL:
+        return has[0] if len({*has}) == 1 else None
+    return has[MECHANISMS.index(mechanism)]
 
 
 def over_seeds(values: Sequence[float]) -> Effect:
@@ -193,7 +201,7 @@ def report(students: Sequence[Student]) -> None:
     print()
     print_row("effect of", (f"{attack} {figure}" for attack, figure in columns))
     print_row("---", ("---" for _ in columns))
-    for mechanism in MECHANISMS:
+    for mechanism in (*MECHANISMS, ALL):
         found = [(effect(students, mechanism, *column), digits(column[1])) for column in columns]
         print_row(
             mechanism,

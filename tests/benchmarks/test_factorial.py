@@ -31,6 +31,7 @@ def test_an_effect_is_the_mean_with_less_the_mean_without():
     assert effect(made, "FAE", "pgd20", "worst").mean == pytest.approx(0)
     assert effect(made, "UTAE", "pgd20", "worst").mean == pytest.approx(-2)
     assert effect(made, "UTAE", "pgd20", "average").mean == pytest.approx(-0.2)
+    assert effect(made, "all three", "pgd20", "worst").mean == pytest.approx(4 - 2)
 
 
 def test_what_is_the_same_on_every_seed_is_certain():
@@ -41,6 +42,7 @@ def test_what_is_the_same_on_every_seed_is_certain():
 def test_a_mechanism_that_helps_beside_another_alone_counts_by_half():
     made = students(lambda seed, has: 0.5 + 0.1 * (has[0] and has[1]) + seed / 100)
     assert effect(made, "reweighting", "pgd20", "worst").mean == pytest.approx(5)
+    assert effect(made, "all three", "pgd20", "worst").mean == pytest.approx(10)
 
 
 def test_each_combination_leaves_out_what_it_has_not():
