@@ -11,9 +11,8 @@ with none.
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,21 +21,19 @@ from typing import Any
 import torch
 from scipy.stats import t
 
-from ferd.config import Attack, Benchmark, Method
-from ferd.datasets import Images, load_images
+from ferd.config import Attack, Method
+from ferd.datasets import load_images
 from ferd.errors import FerdError
-from ferd.evaluation import Evaluation
 from ferd.fairness import nsd
-from ferd.models.classifier import Classifier
 from tasks import checkpoints, params, paths
 from tasks.command import as_command, command_line
 from tasks.device import device_with
-from tasks.distill import begin
-from tasks.evaluate import SEED as SEED_OF_ATTACKS
+from tasks.distill import hash_of_settings
+from tasks.validate import distil, figures_of
 
 MECHANISMS = ("reweighting", "FAE", "UTAE")
 ALL = "all three"
-ATTACKS: tuple[Attack, ...] = ("clean", "pgd20", "cw30")
+ATTACKS: Mapping[Attack, str] = {"clean": "all", "pgd20": "all", "cw30": "all"}
 FIGURES = ("average", "worst", "nsd")
 
 Combination = tuple[bool, ...]  # for each mechanism whether it is there
@@ -45,11 +42,15 @@ COMBINATIONS: Sequence[Combination] = tuple(product((True, False), repeat=len(ME
 
 @dataclass(frozen=True)
 class Student:
-    """A student's seed, its combination, and by attack the accuracy of each class (0-1)."""
+    """A student's seed, its combination, and by attack the accuracy of each class (0-1).
+
+    ``settings`` is a hash of what it was distilled with, teacher and all.
+    """
 
     seed: int
     has: Combination
     per_class: Mapping[str, Sequence[float]]
+    settings: str
 
     def figure(self, attack: str, figure: str) -> float:
         """Average or worst class in percent, or NSD."""
@@ -75,8 +76,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="of the students, a line each")
     args = parser.parse_args()
     with as_command("factorial"):
-        compute(args.benchmark, args.seeds, args.to)
-        report(whole_seeds(read(args.to)))
+        if args.seeds:
+            compute(args.benchmark, args.seeds, args.to)
+        report(whole_seeds([*read(args.to).values()]))
 
 
 def without(method: Method, has: Combination) -> Method:
@@ -91,64 +93,53 @@ def without(method: Method, has: Combination) -> Method:
     return method
 
 
-def compute(benchmark: str, seeds: Sequence[int], file: Path) -> None:
+def compute(name: str, seeds: Sequence[int], file: Path) -> None:
     """Append the students of these seeds that a file does not have.
 
     Raises:
-        FerdError: the benchmark's images or teacher are missing.
+        FerdError: the benchmark's images or teacher are missing, or the file has students of other settings.
     """
-    everything = params.read()
-    settings, ferd = everything.benchmark(benchmark), everything.method("ferd")
-    there = {(student.seed, student.has) for student in read(file)}
-    missing = [key for key in product(seeds, COMBINATIONS) if key not in there]
-    if not missing:
-        return
-    test = load_images(paths.images(benchmark, "test"))
-    for seed, has in missing:
-        network = distilled(benchmark, settings, without(ferd, has), seed)
-        line = json.dumps({"seed": seed, "has": has, "per_class": judged(network, settings, test)})
+    everything, there = params.read(), read(file)
+    benchmark, ferd = everything.benchmark(name), everything.method("ferd")
+    student, device = benchmark.students[0], device_with(benchmark.distillation.threads)
+    teacher = checkpoints.load(name, benchmark, paths.teacher(name))
+    test = load_images(paths.images(name, "test"))
+    for seed, has in product(seeds, COMBINATIONS):
+        method = without(ferd, has)
+        settings = hash_of_settings(name, benchmark, student, method, seed, device, None)
+        if (seed, has) in there:
+            if there[seed, has].settings != settings:
+                raise FerdError(
+                    f"{file}: seed {seed} is of other settings or another teacher; name another file"
+                )
+            continue
+        network, _ = distil(benchmark, teacher, student, method, seed, device)
+        figures = figures_of(network, test, benchmark, ATTACKS, device)
+        per_class: dict[str, list[float]] = {attack: figures[attack]["per_class"] for attack in ATTACKS}
+        there[seed, has] = Student(seed, has, per_class, settings)
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(f"{line}\n")
+            lines.write(f"{json.dumps(asdict(there[seed, has]))}\n")
         print(f"factorial: seed {seed}, {name_of(has)}", file=sys.stderr, flush=True)
 
 
-def distilled(name: str, benchmark: Benchmark, method: Method, seed: int) -> Classifier:
-    """A student as ``tasks.distill`` makes it."""
-    device = device_with(benchmark.distillation.threads)
-    teacher = checkpoints.load(name, benchmark, paths.teacher(name))
-    with tempfile.TemporaryDirectory() as folder:
-        student = benchmark.students[0]
-        run = begin(benchmark, teacher, student, method, seed, Path(folder) / "pool", device, None)
-        for _ in run.rounds():
-            pass
-    return run.student
-
-
-def judged(network: Classifier, benchmark: Benchmark, test: Images) -> dict[str, list[float]]:
-    """By attack the accuracy of each class, as ``tasks.evaluate`` finds it."""
-    attacks: dict[Attack, str] = dict.fromkeys(ATTACKS, "all")
-    settings = benchmark.evaluation.model_copy(update={"attacks": attacks, "other_balls": []})
-    device = device_with(settings.threads)
-    evaluation = Evaluation(network, test, settings, benchmark.threat_model, SEED_OF_ATTACKS, device)
-    for _ in evaluation.batches():
-        pass
-    return {attack: found["per_class"] for attack, found in evaluation.figures().items() if attack in ATTACKS}
-
-
-def read(file: Path) -> list[Student]:
-    """The students of a file, none where it is not there yet.
+def read(file: Path) -> dict[tuple[int, Combination], Student]:
+    """The students of a file by seed and combination, none where it is not there yet.
 
     Raises:
         FerdError: a line is none that ``compute`` wrote.
     """
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
-    students = []
+    students = {}
     for number, line in enumerate(lines, 1):
         try:
             found = json.loads(line)
-            students.append(Student(found["seed"], tuple(found["has"]), found["per_class"]))
-        except (ValueError, KeyError, TypeError):
-            raise FerdError(f"{file}:{number}: no line of a student; remove it, and it is computed") from None
+            student = Student(**found | {"has": tuple(found["has"])})
+            fits = student.has in COMBINATIONS and student.per_class.keys() >= {*ATTACKS}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            fits = False
+        if not fits:
+            raise FerdError(f"{file}:{number}: no line of a student; remove it, and it is computed")
+        students[student.seed, student.has] = student
     return students
 
 

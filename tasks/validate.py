@@ -13,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import yaml
 
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_classifier
-from ferd.config import Benchmark
-from ferd.datasets import dataset, load_images
+from ferd.config import Attack, Benchmark, Method
+from ferd.datasets import Images, dataset, load_images
+from ferd.distillation import RoundRecord
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.models.classifier import Classifier
@@ -31,11 +32,12 @@ from ferd.randomness import stream_seed
 from tasks import paths
 from tasks.command import as_command, command_line
 from tasks.device import device_with
-from tasks.distill import begin, given_images
+from tasks.distill import Given, begin, given_images
+from tasks.evaluate import SEED as SEED_OF_ATTACKS
 from tasks.params import PARAMS, Params, put, read_content, validate
 from tasks.teacher import initial_network
 
-ATTACKS = {"clean": "all", "pgd20": "all"}
+ATTACKS: Mapping[Attack, str] = {"clean": "all", "pgd20": "all"}
 OF_BOTH = ("augmentation", "threat_model", "evaluation.batch_size", "evaluation.threads")
 OF_STUDENTS = (*OF_BOTH, "distillation", "students")  # blocks of a benchmark that a trial looks at
 OF_TEACHERS = (*OF_BOTH, "teacher")
@@ -129,16 +131,10 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
         channels=kind.channels,
     )
     given = given_images(args.benchmark, student_name, method, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        pool = Path(folder) / "pool"
-        distillation = begin(benchmark, teacher, student_name, method, seed, pool, device, given)
-        records = []
-        for record in distillation.rounds():
-            print(f"round {record.round}: {record.agreement:.2f} agree, {record.student}", file=sys.stderr)
-            records.append(record)
+    student, records = distil(benchmark, teacher, student_name, method, seed, device, given)
     last = records[-1]
     return {
-        **judge(distillation.student, args.benchmark, benchmark, device),
+        **judge(student, args.benchmark, benchmark, device),
         "agreement": sum(record.agreement for record in records) / len(records),
         "generator": last.generator,
         "student": last.student,
@@ -146,17 +142,48 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     }
 
 
+def distil(
+    benchmark: Benchmark,
+    teacher: Classifier,
+    student_name: str,
+    method: Method,
+    seed: int,
+    device: torch.device,
+    given: Given = None,
+) -> tuple[Classifier, list[RoundRecord]]:
+    """A student as ``tasks.distill`` makes it, and its rounds; its images are not kept."""
+    records = []
+    with tempfile.TemporaryDirectory() as folder:
+        pool = Path(folder) / "pool"
+        distillation = begin(benchmark, teacher, student_name, method, seed, pool, device, given)
+        for record in distillation.rounds():
+            print(f"round {record.round}: {record.agreement:.2f} agree, {record.student}", file=sys.stderr)
+            records.append(record)
+    return distillation.student, records
+
+
 def judge(network: Classifier, name: str, benchmark: Benchmark, device: torch.device) -> dict[str, Any]:
     """Average and worst-class accuracy, clean and under PGD-20."""
-    settings = benchmark.evaluation.model_copy(update={"attacks": ATTACKS, "other_balls": []})
     images = load_images(paths.images(name, "validation"))
-    evaluation = Evaluation(network, images, settings, benchmark.threat_model, seed=0, device=device)
-    for _ in evaluation.batches():
-        pass
     return {
         attack: {key: round(figures[key], 4) for key in ("average", "worst")}
-        for attack, figures in evaluation.figures().items()
+        for attack, figures in figures_of(network, images, benchmark, ATTACKS, device).items()
     }
+
+
+def figures_of(
+    network: Classifier,
+    images: Images,
+    benchmark: Benchmark,
+    attacks: Mapping[Attack, str],
+    device: torch.device,
+) -> dict[str, dict[str, Any]]:
+    """As ``tasks.evaluate`` finds them, under other attacks and in no further ball."""
+    settings = benchmark.evaluation.model_copy(update={"attacks": attacks, "other_balls": []})
+    evaluation = Evaluation(network, images, settings, benchmark.threat_model, SEED_OF_ATTACKS, device)
+    for _ in evaluation.batches():
+        pass
+    return evaluation.figures()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -10,11 +11,13 @@ from ferd.errors import FerdError
 from ferd.paper import FERD
 from tests.conftest import ROOT, run_in
 
+ROWS = {"clean": [1.0], "pgd20": [1.0], "cw30": [1.0]}
+
 
 def students(worst_of):
     """Two seeds; ``worst_of(seed, has)`` is the worst class, all others are right."""
     return [
-        Student(seed, has, {"pgd20": [1.0] * 9 + [worst_of(seed, has)]})
+        Student(seed, has, {"pgd20": [1.0] * 9 + [worst_of(seed, has)]}, "settings")
         for seed in (3, 4)
         for has in COMBINATIONS
     ]
@@ -62,13 +65,26 @@ def test_a_seed_that_lacks_a_combination_is_left_out():
 
 def test_a_line_that_is_cut_off_is_named(tmp_path):
     file = tmp_path / "students.jsonl"
-    file.write_text('{"seed": 3, "has": [true, true, true], "per_class": {}}\n{"seed": 3, "ha')
-    with pytest.raises(FerdError, match=r"students.jsonl:2: no line of a student; remove it"):
-        read(file)
-    assert read(tmp_path / "none.jsonl") == []
+    whole = {"seed": 3, "has": [True, True, True], "per_class": ROWS, "settings": "abc"}
+    for cut in (
+        '{"seed": 3, "ha',
+        json.dumps(whole | {"per_class": {}}),
+        json.dumps(whole | {"has": [True]}),
+    ):
+        file.write_text(f"{json.dumps(whole)}\n{cut}")
+        with pytest.raises(FerdError, match=r"students.jsonl:2: no line of a student; remove it"):
+            read(file)
+    assert read(tmp_path / "none.jsonl") == {}
 
 
-def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy):
+def test_a_student_that_stands_there_twice_counts_once(tmp_path):
+    file = tmp_path / "students.jsonl"
+    lines = [json.dumps(asdict(Student(3, has, ROWS, "abc"))) for has in COMBINATIONS]
+    file.write_text("\n".join([*lines, lines[0]]))
+    assert len(whole_seeds([*read(file).values()])) == 8
+
+
+def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy, change_params):
     def run(*seeds):
         command = (sys.executable, "-m", "benchmarks.factorial", "digits", "--to", "students.jsonl", *seeds)
         return run_in(finished_copy, *command, PYTHONPATH=f"{finished_copy}:{ROOT}")
@@ -81,7 +97,7 @@ def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy
     assert len(lines) == 8
     of_ferd = finished_copy / "results" / "digits" / "resnet8-w8" / "ferd" / "s0.json"
     expected = json.loads(of_ferd.read_text())["attacks"]
-    [whole] = [student for student in read(file) if all(student.has)]
+    whole = read(file)[0, (True, True, True)]
     shared = expected.keys() & whole.per_class.keys()
     assert shared >= {"clean", "pgd20"}
     for attack in shared:
@@ -89,9 +105,14 @@ def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy
 
     both = [*lines, *(line.replace('"seed": 0', '"seed": 1') for line in lines)]
     file.write_text("\n".join(both) + "\n")
-    done = run("--seeds", "0", "1")
+    done = run("--seeds", "0")
     assert done.returncode == 0, done.stderr
     assert file.read_text().splitlines() == both
     assert done.stdout.startswith("2 seeds: 0, 1\n")
     assert "| reweighting, FAE, UTAE | " in done.stdout
     assert "| UTAE | " in done.stdout
+
+    change_params(finished_copy, 0.3, "methods", "ferd", "utae", "gamma")
+    other = run("--seeds", "0")
+    assert "students.jsonl: seed 0 is of other settings or another teacher; name another" in other.stderr
+    assert other.returncode != 0 and file.read_text().splitlines() == both
