@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks import paths
+from tasks import params, paths
 
 TEACHERS = ("teacher", "judge")  # kinds that make a network on real images, one for all students
 
@@ -47,6 +47,6 @@ def job_of(command: Sequence[str]) -> Job | None:
             checkpoint = paths.student(benchmark, student, method, number)
             return Job("distill", benchmark, student, method, number, checkpoint)
         case ["tasks.evaluate" | "tasks.analyse" as module, file]:
-            identity = paths.identity(Path(file))
-            return Job(module.removeprefix("tasks."), Path(file).parts[1], *identity, Path(file))
+            kind, checkpoint = module.removeprefix("tasks."), Path(file)
+            return Job(kind, params.benchmark_of(checkpoint), *paths.identity(checkpoint), checkpoint)
     return None

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from ferd.errors import FerdError
 from tasks.job import Job, job_of
 
 STUDENT = Path("checkpoints/digits/resnet8-w8/ferd/s2.safetensors")
@@ -45,6 +46,12 @@ def test_a_command_says_what_is_computed_for_whom_and_where_its_cost_is(command,
 @pytest.mark.parametrize("command", ["", "tasks.report", "tasks.distill digits", "mine.train digits"])
 def test_a_command_of_no_benchmark_is_no_job(command):
     assert job_of(command.split(" ")) is None
+
+
+@pytest.mark.parametrize("file", ["mine.safetensors", "/elsewhere/digits/teacher.safetensors"])
+def test_a_checkpoint_that_is_kept_elsewhere_is_refused(file):
+    with pytest.raises(FerdError, match=r"^\S+\.safetensors: no checkpoint's place; from the project's root"):
+        job_of(["tasks.evaluate", file])
 
 
 def test_images_have_no_checkpoint():
