@@ -29,7 +29,7 @@ from tasks import checkpoints, params, paths
 from tasks.command import as_command, command_line
 from tasks.device import device_with
 from tasks.distill import hash_of_settings
-from tasks.validate import distil, figures_of
+from tasks.validate import distil, figures_of, typed_seed
 
 MECHANISMS = ("reweighting", "FAE", "UTAE")
 ALL = "all three"
@@ -72,7 +72,7 @@ def main() -> None:
     """Parse the command line, distil what is missing, print both tables."""
     parser = command_line(__doc__)
     parser.add_argument("benchmark")
-    parser.add_argument("--seeds", type=int, nargs="*", default=[], help="to be computed where missing")
+    parser.add_argument("--seeds", type=typed_seed, nargs="*", default=[], help="computed where missing")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="of the students, a line each")
     args = parser.parse_args()
     with as_command("factorial"):
@@ -104,6 +104,7 @@ def compute(name: str, seeds: Sequence[int], file: Path) -> None:
     student, device = benchmark.students[0], device_with(benchmark.distillation.threads)
     teacher = checkpoints.load(name, benchmark, paths.teacher(name))
     test = load_images(paths.images(name, "test"))
+    file.parent.mkdir(parents=True, exist_ok=True)
     for seed, has in product(seeds, COMBINATIONS):
         method = without(ferd, has)
         settings = hash_of_settings(name, benchmark, student, method, seed, device, None)

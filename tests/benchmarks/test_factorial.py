@@ -86,13 +86,22 @@ def test_a_student_that_stands_there_twice_counts_once(tmp_path):
 
 def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy, change_params):
     def run(*seeds):
-        command = (sys.executable, "-m", "benchmarks.factorial", "digits", "--to", "students.jsonl", *seeds)
+        command = (
+            sys.executable,
+            "-m",
+            "benchmarks.factorial",
+            "digits",
+            "--to",
+            "made/students.jsonl",
+            *seeds,
+        )
         return run_in(finished_copy, *command, PYTHONPATH=f"{finished_copy}:{ROOT}")
 
+    assert "'-1' is no seed; give whole numbers, 0 or more" in run("--seeds", "-1").stderr
     alone = run("--seeds", "0")
     assert alone.returncode != 0
     assert "two seeds or more are needed with all combinations" in alone.stderr
-    file = finished_copy / "students.jsonl"
+    file = finished_copy / "made" / "students.jsonl"
     lines = file.read_text().splitlines()
     assert len(lines) == 8
     of_ferd = finished_copy / "results" / "digits" / "resnet8-w8" / "ferd" / "s0.json"
