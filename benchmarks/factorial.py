@@ -78,7 +78,7 @@ def main() -> None:
     with as_command("factorial"):
         if args.seeds:
             compute(args.benchmark, args.seeds, args.to)
-        report(whole_seeds([*read(args.to).values()]))
+        report(over_two_seeds(str(args.to), whole_seeds([*read(args.to).values()])))
 
 
 def without(method: Method, has: Combination) -> Method:
@@ -150,6 +150,19 @@ def whole_seeds(students: Sequence[Student]) -> list[Student]:
     return [student for student in students if seeds.count(student.seed) == len(COMBINATIONS)]
 
 
+def over_two_seeds(name: str, students: list[Student]) -> list[Student]:
+    """The same students.
+
+    Raises:
+        FerdError: they are of fewer than two seeds.
+    """
+    if len({student.seed for student in students}) < 2:
+        raise FerdError(
+            f"{name}: two seeds or more are needed with all combinations; compute some by --seeds"
+        )
+    return students
+
+
 def effect(students: Sequence[Student], mechanism: str, attack: str, figure: str) -> Effect:
     """Of a mechanism, or of ``ALL``, on a figure; of two seeds or more, each with all combinations."""
     differences = []
@@ -181,8 +194,6 @@ def over_seeds(values: Sequence[float]) -> Effect:
 def report(students: Sequence[Student]) -> None:
     """Print the combinations and the effects as tables."""
     seeds = sorted({student.seed for student in students})
-    if len(seeds) < 2:
-        raise FerdError("two seeds or more are needed with all combinations; compute some by --seeds")
     print(f"{len(seeds)} seeds: {', '.join(map(str, seeds))}\n")
     columns = list(product(ATTACKS, FIGURES))
     print_row("mechanisms", (f"{attack} {figure}" for attack, figure in columns))

@@ -1,0 +1,112 @@
+"""Chart of what each of FERD's mechanisms does, of the students that ``benchmarks.factorial`` has written.
+
+``python -m benchmarks.effects_figure --set "half dose" one.jsonl two.jsonl --to effects.png``: a row a
+mechanism, a colour a set of students; a point is the mean over seeds of the effect, with less without, and a
+line its 95 % interval by Student's t.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import altair as alt
+
+from benchmarks.factorial import ALL, MECHANISMS, Student, effect, over_two_seeds, read, whole_seeds
+from ferd.errors import FerdError
+from tasks.command import as_command, command_line
+from tasks.figures.figure import Figure, panel
+from tasks.figures.style import BLUE, GREEN, ORANGE, PINK, by_colour
+from tasks.results.tidy import Row
+
+COLOURS = (BLUE, ORANGE, GREEN, PINK)  # a set each
+PANELS = {"worst": "Worst class", "average": "Average of the classes"}
+ATTACK = "pgd20"
+ROW_HEIGHT = 22  # of a set, in points
+
+
+def main() -> None:
+    """Parse the command line, write the picture."""
+    parser = command_line(__doc__)
+    parser.add_argument(
+        "--set", nargs="+", action="append", required=True, metavar="LABEL FILE", help="its name, its files"
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="a name in .png or .pdf")
+    args = parser.parse_args()
+    with as_command("effects_figure"):
+        figure({label: students_of(label, files) for label, *files in args.set}).save(args.to)
+
+
+def students_of(label: str, files: Sequence[str]) -> list[Student]:
+    """Of the seeds that these files have whole.
+
+    Raises:
+        FerdError: fewer than two.
+    """
+    students = {key: student for file in files for key, student in read(Path(file)).items()}
+    return over_two_seeds(label, whole_seeds([*students.values()]))
+
+
+def figure(sets: Mapping[str, Sequence[Student]]) -> Figure:
+    """Effects on worst class and average under PGD-20, in points."""
+    if len(sets) > len(COLOURS):
+        raise FerdError(f"{len(sets)} sets of students; at most {len(COLOURS)} can be told apart")
+    rows = [row for label, students in sets.items() for row in rows_of(label, students)]
+    ends = [min(row["low"] for row in rows), max(row["high"] for row in rows)]
+    colours = dict(zip(sets, COLOURS, strict=False))
+    panels = {
+        title: effects([row for row in rows if row["figure"] == key], colours, ends)
+        for key, title in PANELS.items()
+    }
+    reading = "A point: mean over seeds, with less without. A line: 95 % interval."
+    return Figure("effects", "Effects of the mechanisms", reading, "", rows, panels, columns=2)
+
+
+def rows_of(label: str, students: Sequence[Student]) -> list[Row]:
+    """Mean and 95 % interval of each mechanism's effect on each figure."""
+    seeds = len({student.seed for student in students})
+    rows: list[Row] = []
+    for mechanism in (*MECHANISMS, ALL):
+        for key in PANELS:
+            found = effect(students, mechanism, ATTACK, key)
+            rows.append(
+                {
+                    "students": f"{label}, {seeds} seeds",
+                    "mechanism": mechanism,
+                    "figure": key,
+                    "mean": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "says": f"{signed(found.mean)} ({signed(found.low)} to {signed(found.high)})",
+                }
+            )
+    return rows
+
+
+def signed(points: float) -> str:
+    """With its sign, to a tenth."""
+    return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
+
+
+def effects(rows: Sequence[Row], colours: Mapping[str, str], ends: Sequence[float]) -> alt.TopLevelMixin:
+    """Of one figure: a row a mechanism, within it a line a set; ``ends`` of the axis."""
+    sets = list(dict.fromkeys(row["students"] for row in rows))
+    base = panel(rows).encode(
+        y=alt.Y("mechanism:N", title=None, sort=[*MECHANISMS, ALL], axis=alt.Axis(ticks=False)),
+        yOffset=alt.YOffset("students:N", sort=sets, scale=alt.Scale(paddingOuter=0.35)),
+        color=by_colour("students", dict(zip(sets, colours.values(), strict=True))),
+    )
+    x = alt.X(
+        "low:Q",
+        title="points under PGD-20, with less without",
+        scale=alt.Scale(domain=ends),
+        axis=alt.Axis(tickMinStep=1, format="+.0f"),
+    )
+    return alt.layer(
+        panel([{"at": 0}]).mark_rule(style="reference").encode(x="at:Q"),
+        base.mark_rule(strokeWidth=2).encode(x=x, x2="high:Q"),
+        base.mark_point(filled=True, size=70, opacity=1).encode(x="mean:Q"),
+        base.mark_text(align="left").encode(x=alt.value(310), text="says:N"),
+    ).properties(height=alt.Step(ROW_HEIGHT, **{"for": "offset"}))
+
+
+if __name__ == "__main__":
+    main()
