@@ -1,20 +1,18 @@
 """An adversary that picks the class an image is turned into, and so finds the weak classes."""
 
-from collections.abc import Iterator
-from functools import cached_property
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ferd.attack_pass import AttackPass
 from ferd.attacks import pgd, random_start, toward
 from ferd.config import ThreatModel, fingerprint
-from ferd.datasets import Images, require_batches, require_every_class, require_known, shape_of
+from ferd.datasets import Images, require_every_class
 from ferd.errors import FerdError
 from ferd.fairness import nsd, worst, worst_count
 from ferd.models.classifier import Classifier
-from ferd.models.folding import attackable
-from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
@@ -23,7 +21,7 @@ MOST_TARGETS = 9  # an image; all other classes where C <= 10
 PAIRS = 10  # of the matrix, that are listed
 
 
-class AdaptiveAdversary:
+class AdaptiveAdversary(AttackPass):
     """Targeted PGD of each image toward each of its targets; resumable between two batches.
 
     An image's targets are the min(C, 10) − 1 classes, other than its own, of the highest clean logits:
@@ -54,21 +52,21 @@ class AdaptiveAdversary:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        require_batches(data, batch_size)
-        self._twin = attackable(network, "network", shape_of(data), device)
-        require_known(data.labels, network.classes)
-        self.network, self.attacked = network, self._twin.network
-        self.data, self.threat, self.batch_size = data, threat, batch_size
-        self.seed, self.device = seed, torch.device(device)
+        super().__init__(network, "network", data, batch_size, seed, device)
+        self.network, self.threat = network, threat
         self.targets_per_image = min(network.classes - 1, MOST_TARGETS)
         self.clean = torch.empty(0, dtype=torch.int64)
         self.targets = torch.empty((0, self.targets_per_image), dtype=torch.int64)
         self.outcomes = self.targets
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """Attack what is left, by the present weights; after each batch (images attacked, images in all)."""
-        self._twin.refresh()
-        self.__dict__.pop("_origin", None)  # the weights may be others than before
+        """Attack what is left, by the present weights; after each batch (images attacked, images in all).
+
+        Raises:
+            FerdError: the weights are others than those that there are results of, or the twin does not
+                follow the network (``Folded``).
+        """
+        self._begin()
         total = len(self.data.labels)
         while (done := len(self.outcomes)) < total:
             rows = slice(done, done + self.batch_size)
@@ -139,25 +137,14 @@ class AdaptiveAdversary:
             "union": _over_classes([source["union_accuracy"] for source in sources]),
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        """The outcomes so far, and what they are of."""
-        outcomes = {"clean": self.clean, "targets": self.targets, "outcomes": self.outcomes}
-        return {"origin": self._origin, **outcomes}
+    def _results(self) -> dict[str, Any]:
+        return {"clean": self.clean, "targets": self.targets, "outcomes": self.outcomes}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
-
-        Raises:
-            FerdError: the state is of another network, other images, steps or random numbers; nothing of it
-                was taken.
-        """
-        require_same(state.get("origin"), self._origin)
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.clean, self.targets, self.outcomes = state["clean"], state["targets"], state["outcomes"]
 
-    @cached_property
     def _origin(self) -> dict[str, str]:
-        attacks = origin_of_attacks(self.network, self.data, self.seed, self.batch_size)
-        return {"threat model": fingerprint(self.threat)} | attacks
+        return {"threat model": fingerprint(self.threat)} | super()._origin()
 
     def _require_finished(self) -> None:
         if len(self.outcomes) < len(self.data.labels):

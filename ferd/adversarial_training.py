@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
@@ -66,12 +66,18 @@ class WeightAverage:
         """Take in the source's weights."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         self.steps += 1
-        source = self._source.state_dict()
-        for key, value in self.network.state_dict().items():
+        source = dict(_tensors(self._source))
+        for name, value in _tensors(self.network):
             if value.is_floating_point():
-                value.lerp_(source[key], 1 - decay)
+                value.lerp_(source[name], 1 - decay)
             else:
-                value.copy_(source[key])
+                value.copy_(source[name])
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers, one that has two names once."""
+    yield from network.named_parameters()
+    yield from network.named_buffers()
 
 
 class AdversarialTraining:
@@ -155,6 +161,8 @@ class AdversarialTraining:
             FerdError: the training diverges, or an epoch was left half-way.
         """
         self._require_epoch_end()
+        self._twin.refresh()
+        self._twin.require_following("network", to_float(self.images[:2]))
         while self.epoch < self.settings.epochs:
             self._at_epoch_end = False
             record = self._train_epoch()
@@ -197,6 +205,7 @@ class AdversarialTraining:
         if shapes(state["network"]) != shapes(self._trained.state_dict()):
             raise FerdError("the state is of another network; give the one that it was saved with")
         self._trained.load_state_dict(state["network"])
+        self._trained.eval()
         if self._average:
             self._average.network.load_state_dict(state["average"])
             self._average.steps = state["averaged_steps"]

@@ -21,11 +21,19 @@ from torch import Tensor
 from ferd.adversaries import Adversary, build_adversary
 from ferd.attacks import points_right
 from ferd.augmentation import augment
-from ferd.config import Augmentation, DistillationSettings, Method, ThreatModel, fingerprint
+from ferd.config import (
+    Augmentation,
+    DistillationSettings,
+    Method,
+    SynthesisWeights,
+    ThreatModel,
+    fingerprint,
+)
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import require_known
 from ferd.errors import FerdError
 from ferd.image_sources import Drawn, ImageSource, build_source
+from ferd.losses import BatchNormStatistics
 from ferd.models.classifier import (
     Classifier,
     diverged,
@@ -117,6 +125,7 @@ class Distillation:
         given: tuple[Tensor, Tensor] | Path | str | None = None,
     ) -> None:
         _require_fitting(teacher, student, shape)
+        _require_invertible(teacher, shape, method, schedule.synthesis.weights)
         device, classes = torch.device(device), teacher.classes
         schedule.require_fitting(classes)
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
@@ -193,7 +202,8 @@ class Distillation:
         """Run the remaining rounds, one record each; the state may be saved between two.
 
         Raises:
-            FerdError: the pool's folder has rounds of another run, or a round was left half-way.
+            FerdError: the pool's folder has rounds of another run, a round was left half-way, or a network
+                was changed since its twins were made.
         """
         self._require_round_end()
         if self.pool.rounds and not self.round:
@@ -202,6 +212,7 @@ class Distillation:
                 "another pool_folder, or load that run's state"
             )
         self.pool.keep_rounds(self.round)
+        self._require_following()
         while self.round < self.schedule.rounds:
             self._at_round_end = False
             record = self._run_round()
@@ -242,6 +253,7 @@ class Distillation:
         self.round = state["round"]
         self.student.load_state_dict(state["student"])
         self.optimiser.load_state_dict(state["optimiser"])
+        self.student.eval()
         for name in PIECES:
             getattr(self, name).load_state_dict(state[name])
         self.rng.set_state(state["rng"])
@@ -260,6 +272,16 @@ class Distillation:
             raise FerdError(
                 f"round {self.round + 1} was interrupted; load the state that was saved before it"
             )
+
+    def _require_following(self) -> None:
+        """Refuse networks that became other functions than their twins since these were made."""
+        inputs = torch.rand(2, *self.shape, generator=torch.Generator().manual_seed(0)).to(self.device)
+        self.student.eval()
+        for twin in (self._student_twin, self._attacked_student):
+            twin.refresh()
+            twin.require_following("student", inputs)
+        for twin in (self._teacher_twin, self._attacked_teacher):
+            twin.require_following("teacher", inputs)
 
     def _fold(self, dtype: torch.dtype) -> None:
         """Twins in float32, for the teacher's targets and L_adv's student, and in ``dtype``, to be attacked.
@@ -440,3 +462,25 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
     for network, role in ((teacher, "teacher"), (student, "student")):
         require_sound(network, role, shape)
         require_foldable(network, role, shape)
+
+
+def _require_invertible(
+    teacher: Classifier, shape: tuple[int, int, int], method: Method, weights: SynthesisWeights
+) -> None:
+    """Refuse a teacher that images cannot be fitted to, where a method does that.
+
+    That is one without statistics for L_bn, or with features that L_uni's bottleneck cannot mask.
+    """
+    if method.images == "generator" and method.synthesis in ("plain", "fae") and weights.bn:
+        BatchNormStatistics(teacher)
+    if method.images != "generator" or method.synthesis != "fae":
+        return
+    layer = method.nonrobust.layer
+    require_sound(teacher, "teacher", shape, layer)
+    with torch.no_grad():
+        features = teacher.features(torch.zeros(1, *shape, device=next(teacher.parameters()).device), layer)
+    if features.ndim != 4:
+        raise FerdError(
+            f"teacher: its features at layer {layer} are {tuple(features.shape)}, where L_uni's bottleneck "
+            "masks the channels of maps (B, K, H, W); give them such a shape, or take synthesis plain"
+        )

@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ferd.attack_pass import AttackPass
 from ferd.config import EvaluationSettings, OtherBall, ThreatModel, fingerprint, require_even
 from ferd.datasets import (
     Images,
     first_per_class,
-    require_batches,
     require_every_class,
-    require_known,
-    shape_of,
 )
 from ferd.errors import FerdError
 from ferd.evaluation_attacks import (
@@ -29,8 +26,6 @@ from ferd.evaluation_attacks import (
 )
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier
-from ferd.models.folding import attackable
-from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
@@ -48,7 +43,7 @@ class Trial:
     rows: Tensor
 
 
-class Evaluation:
+class Evaluation(AttackPass):
     """Correctness of each example under each attack; resumable between two batches.
 
     Attacks run on a twin with BatchNorm folded in; every verdict is the network's own. The network is moved
@@ -82,14 +77,9 @@ class Evaluation:
         device: torch.device | str,
         own_attacks: Mapping[str, OwnAttack] = MappingProxyType({}),
     ) -> None:
-        require_batches(data, settings.batch_size)
-        self._twin = attackable(network, "network", shape_of(data), device)
-        self.network, self.attacked = network, self._twin.network
-        require_known(data.labels, network.classes)
+        super().__init__(network, "network", data, settings.batch_size, seed, device)
         settings.require_fitting(network.classes)
-        self.data, self.settings, self.threat = data, settings, threat
-        self.seed, self.device = seed, torch.device(device)
-        self.own_attacks = own_attacks
+        self.network, self.settings, self.threat, self.own_attacks = network, settings, threat, own_attacks
         self.trials = self._trials()
         self.verdicts: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in self.trials}
         self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
@@ -98,10 +88,10 @@ class Evaluation:
         """Judge what is left, by the network's present weights; after each batch (trial, judged, in all).
 
         Raises:
-            FerdError: what an attack gave is no adversarial example.
+            FerdError: what an attack gave is no adversarial example, the weights are others than those that
+                there are verdicts of, or the twin does not follow the network (``Folded``).
         """
-        self._twin.refresh()
-        self.__dict__.pop("_origin", None)  # the weights may be others than before
+        self._begin()
         for name, trial in self.trials.items():
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
@@ -160,27 +150,17 @@ class Evaluation:
         rows = self._common_rows(*names)
         return {name: self._finished(name)[torch.isin(self.trials[name].rows, rows)] for name in names}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The verdicts so far, and what they are of."""
-        return {"origin": self._origin, "verdicts": dict(self.verdicts)}
+    def _results(self) -> dict[str, Any]:
+        return {"verdicts": dict(self.verdicts)}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
-
-        Raises:
-            FerdError: the state is of another network, other images, attacks or random numbers; nothing of it
-                was taken.
-        """
-        require_same(state.get("origin"), self._origin)
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.verdicts = dict(state["verdicts"])
 
-    @cached_property
     def _origin(self) -> dict[str, str]:
         own = {name: described(own.attack) for name, own in self.own_attacks.items()}
         numbers = {name: len(trial.rows) for name, trial in self.trials.items()}
         attacks = fingerprint(numbers, own, self.threat, *self.settings.other_balls)
-        batch_size = self.settings.batch_size
-        return {"attacks": attacks} | origin_of_attacks(self.network, self.data, self.seed, batch_size)
+        return {"attacks": attacks} | super()._origin()
 
     def _trials(self) -> dict[str, Trial]:
         trials: dict[str, Trial] = {

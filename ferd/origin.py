@@ -37,12 +37,13 @@ def origin_of_attacks(network: nn.Module, data: Images, seed: int, batch_size: i
     }
 
 
-def require_same(saved: object, here: Mapping[str, str]) -> None:
-    """Refuse a state that was saved with something else than there is here.
+def require_same(saved: object, here: Mapping[str, str], of: str = "what the state was saved with") -> None:
+    """Refuse a state, or results, of something else than there is here.
 
     Args:
         saved: what the state has as its origin.
         here: a hash, or a name, by what it is of.
+        of: what that was, in the message.
 
     Raises:
         FerdError: says what is another.
@@ -51,4 +52,4 @@ def require_same(saved: object, here: Mapping[str, str]) -> None:
         raise FerdError("the state is of another version; begin anew")
     for what, value in here.items():
         if saved.get(what) != value:
-            raise FerdError(f"{what}: not what the state was saved with; give that, or begin anew")
+            raise FerdError(f"{what}: not {of}; give that, or begin anew")

@@ -193,6 +193,8 @@ class FairRslad(StudentLoss):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with these weights."""
         self.kappa.copy_(state["kappa"])
+        self._right.zero_()
+        self._counts.zero_()
 
 
 class Absld(StudentLoss):
@@ -247,6 +249,8 @@ class Absld(StudentLoss):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on with these temperatures."""
         self.temperatures.copy_(state["temperatures"])
+        self._risks.zero_()
+        self._counts.zero_()
 
 
 class HardLabel(StudentLoss):

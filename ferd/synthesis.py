@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -77,11 +77,15 @@ def ferd_loss(
         student: the network to disagree with; None while it is still untrained (no L_adv).
         nonrobust: the features of L_uni, which makes the images fairness-aware; None leaves it out.
         bf16: whether the networks run under autocast; the losses are float32 always.
+
+    Raises:
+        FerdError: L_bn has a weight, and the teacher no BatchNorm, or one without running statistics.
     """
     weights = settings.weights
     layer = nonrobust.layer if nonrobust else LAST_BLOCK
     networks = [teacher] if student is None else [teacher, student]
-    with frozen(*networks), BatchNormStatistics(teacher) as statistics:
+    statistics = BatchNormStatistics(teacher) if weights.bn else None
+    with frozen(*networks), statistics or nullcontext():
 
         def terms(inputs: Tensor) -> Terms:
             with torch.autocast(inputs.device.type, torch.bfloat16, enabled=bf16):
@@ -89,13 +93,17 @@ def ferd_loss(
                 seen = features.clone() if nonrobust else features  # a block may begin by changing its input
                 logits = teacher.head(features, layer).float()
                 student_logits = None if student is None else student(inputs).float()
-            found = {"bn": statistics.loss(), "oh": F.cross_entropy(logits, labels)}
-            loss = weights.bn * found["bn"] + weights.oh * found["oh"]
+            found = {"bn": statistics.loss()} if statistics else {}
+            found["oh"] = F.cross_entropy(logits, labels)
+            if statistics:
+                loss = weights.bn * found["bn"] + weights.oh * found["oh"]
+            else:
+                loss = weights.oh * found["oh"]
             if student_logits is not None:
                 found["adv"] = adversarial_loss(logits, student_logits)
                 loss = loss + weights.adv * found["adv"]
             if nonrobust:
-                with statistics.paused():
+                with statistics.paused() if statistics else nullcontext():
                     found["uni"], found["robust_fraction"] = uniformity_loss(
                         teacher, seen.float(), labels, nonrobust, settings, rng
                     )

@@ -1,27 +1,26 @@
 """Where uniform-target adversarial examples end up: what Eq. 10 claims, looked at on real images."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ferd.attack_pass import AttackPass
 from ferd.attacks import utae
 from ferd.config import ThreatModel, fingerprint
-from ferd.datasets import Images, require_batches, require_known, shape_of
+from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.fairness import normalised_entropy
 from ferd.losses import kl_from_uniform
 from ferd.models.classifier import Classifier, fast_layout, require_classifier
-from ferd.models.folding import attackable
-from ferd.origin import hash_of_weights, origin_of_attacks, require_same
+from ferd.origin import hash_of_weights
 from ferd.pixels import to_float
 from ferd.randomness import stream
 from ferd.tf32 import tf32_convolutions
 
 
-class UtaeOutcomes:
+class UtaeOutcomes(AttackPass):
     """The student's predictions on UTAEs of the same images, for several γ; resumable between two batches.
 
     x' = UTAE of x on the student's folded twin with target q = σ(f^T(x)) (Eq. 10; γ = 0: plain KL-PGD);
@@ -53,25 +52,25 @@ class UtaeOutcomes:
         seed: int,
         device: torch.device | str,
     ) -> None:
-        require_batches(data, batch_size)
-        self._twin = attackable(student, "student", shape_of(data), device)
-        self.student, self.attacked = student, self._twin.network
+        super().__init__(student, "student", data, batch_size, seed, device)
         require_classifier(teacher, "teacher")
-        require_known(data.labels, student.classes)
         if teacher.classes != student.classes:
             raise FerdError(f"the student has {student.classes} classes, the teacher {teacher.classes}")
-        self.device = torch.device(device)
-        self.teacher = fast_layout(teacher, self.device).eval()
-        self.data, self.gammas, self.threat = data, gammas, threat
-        self.batch_size, self.seed = batch_size, seed
+        self.student, self.teacher = student, fast_layout(teacher, self.device)
+        self.gammas, self.threat = gammas, threat
         self.clean = torch.empty(0, dtype=torch.int64)
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]
         self.divergences = [torch.empty(0) for _ in gammas]
 
     def batches(self) -> Iterator[tuple[int, int]]:
-        """Attack what is left, by the present weights; after each batch (attacked, in all), over all γ."""
-        self._twin.refresh()
-        self.__dict__.pop("_origin", None)  # the weights may be others than before
+        """Attack what is left, by the present weights; after each batch (attacked, in all), over all γ.
+
+        Raises:
+            FerdError: the weights are others than those that there are results of, or the twin does not
+                follow the student (``Folded``).
+        """
+        self._begin()
+        self.teacher.eval()
         total = len(self.data.labels)
         if len(self.clean) < total:
             self.clean = self._predict_clean()
@@ -107,34 +106,24 @@ class UtaeOutcomes:
             )
         ]
 
-    def state_dict(self) -> dict[str, Any]:
-        """The outcomes so far, and what they are of."""
+    def _results(self) -> dict[str, Any]:
         return {
-            "origin": self._origin,
             "clean": [self.clean],
             "predicted": list(self.predicted),
             "divergences": list(self.divergences),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken.
-
-        Raises:
-            FerdError: the state is of other networks, images, γ, steps or random numbers; nothing of it was
-                taken.
-        """
-        require_same(state.get("origin"), self._origin)
+    def _take(self, state: Mapping[str, Any]) -> None:
         [self.clean] = state["clean"]
         self.predicted, self.divergences = list(state["predicted"]), list(state["divergences"])
 
-    @cached_property
     def _origin(self) -> dict[str, str]:
         own = {
             "teacher weights": hash_of_weights(self.teacher),
             "γ": fingerprint(list(self.gammas)),
             "threat model": fingerprint(self.threat),
         }
-        return own | origin_of_attacks(self.student, self.data, self.seed, self.batch_size)
+        return own | super()._origin()
 
     @torch.no_grad()
     @tf32_convolutions(False)

@@ -170,7 +170,13 @@ def _zero_share(network: Classifier, images: Tensor, objective: Objective) -> fl
     """
     inputs = images.detach().clone().requires_grad_()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(objective(network(inputs)).sum(), inputs)
+        total = objective(network(inputs)).sum()
+        if not total.requires_grad:
+            raise FerdError(
+                "the network's logits have no gradient by its images, which attacks follow: it rounds "
+                "them, or detaches them on the way; take that out"
+            )
+        (gradient,) = torch.autograd.grad(total, inputs)
     still = (gradient == 0) | gradient.isnan()
     return still.flatten(1).all(1).double().mean().item()
 

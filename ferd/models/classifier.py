@@ -132,24 +132,26 @@ def require_classifier(network: nn.Module, role: str) -> None:
         )
 
 
-def require_sound(network: Classifier, role: str, shape: tuple[int, int, int]) -> None:
+def require_sound(
+    network: Classifier, role: str, shape: tuple[int, int, int], layer: int = LAST_BLOCK
+) -> None:
     """Refuse a network that would be attacked or distilled wrongly; images are (channels, H, W).
 
     Raises:
-        FerdError: it has one class, or its ``forward`` is not ``head(features(x))``, of which losses take
-            the parts.
+        FerdError: it has one class or no such layer, or its ``forward`` is not ``head(features(x))`` there,
+            of which losses take the parts.
     """
     if network.classes < 2:
         raise FerdError(f"{role}: has {network.classes} class; give a network of two or more")
     device = next(network.parameters()).device
     inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad(), frozen(network):
-        logits, parts = network(inputs), network.head(network.features(inputs))
+        logits, parts = network(inputs), network.head(network.features(inputs, layer), layer)
     same = torch.allclose(logits, parts, rtol=SAME, atol=SAME * float(logits.abs().max()))
     if logits.isfinite().all() and not same:
         raise FerdError(
-            f"{role}: its forward is not head(features(x)), of which losses take the parts; put what it does "
-            "beside these into stem or classify, a normalisation into normalise_by"
+            f"{role}: its forward is not head(features(x)) at layer {layer}, of which losses take the parts; "
+            "put what it does beside these into stem or classify, a normalisation into normalise_by"
         )
 
 

@@ -64,6 +64,25 @@ class Folded:
             for name, value in _own_tensors(kept):
                 value.copy_(getattr(whose, name))
 
+    @torch.no_grad()
+    @tf32_convolutions(False)
+    def require_following(self, role: str, inputs: Tensor) -> None:
+        """Refuse a source that became another function than the twin: not by its weights' numbers alone.
+
+        Of a bfloat16 twin only that it takes the images (B, channels, H, W); how near it comes is not asked.
+
+        Raises:
+            FerdError: it was given a normalisation, another layer or another constant since, or does not run
+                in bfloat16.
+        """
+        if next(self.network.parameters()).dtype is not torch.float32:
+            _require_running(role, self.network, inputs)
+        elif apart := _apart(self.source, self.network, inputs):
+            raise FerdError(
+                f"{role}: was changed after its twin for attacks had been made, which gives other logits now "
+                f"({apart}); change a network first, then build what attacks it"
+            )
+
 
 def _own_tensors(layer: nn.Module) -> list[tuple[str, Tensor]]:
     """A layer's own weights and buffers, such as are no part of its state dict, too.
@@ -103,7 +122,14 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
     Raises:
         FerdError: ``folds`` names layers that do not follow each other, or there are not C logits.
     """
-    moved = copy.deepcopy(network).eval()
+    try:
+        moved = copy.deepcopy(network).eval()
+    except RuntimeError as error:
+        raise FerdError(
+            f"{role}: cannot be copied, which attacks need ({error}); weights that are computed from others, "
+            "such as by torch's pruning or its older weight_norm, are to be made plain first "
+            "(prune.remove, remove_weight_norm)"
+        ) from None
     rng = torch.Generator().manual_seed(0)
 
     def between(low: float, high: float, like: Tensor) -> Tensor:
@@ -117,21 +143,41 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
             norm.weight.mul_(between(0.5, 1.5, norm.weight))
             norm.bias.add_(between(-1, 1, norm.bias))
     inputs = between(0, 1, torch.empty(2, *shape, device=next(network.parameters()).device))
-    logits, again, folded = moved(inputs), moved(inputs), Folded(moved).network(inputs)
+    logits = moved(inputs)
     if logits.shape != (2, network.classes):
         raise FerdError(
             f"{role}: gives logits {tuple(logits.shape)} of two images where it has {network.classes} "
             "classes; give `linear` as many outputs"
         )
-    largest = float(logits.abs().max())
-    told = logits.isfinite().all() and torch.allclose(again, logits)  # others are refused elsewhere
-    if told and not torch.allclose(folded, logits, rtol=SAME, atol=SAME * largest):
-        off = float((folded - logits).abs().max())
+    if apart := _apart(moved, Folded(moved).network, inputs):
         raise FerdError(
-            f"{role}: its twin for attacks, with BatchNorm folded into convolutions, gives other logits (off "
-            f"by {off:.2g}, the largest is {largest:.2g}); take out of `folds` what is not a convolution and "
-            "the BatchNorm that its output goes to"
+            f"{role}: its twin for attacks, with BatchNorm folded into convolutions, gives other logits "
+            f"({apart}); take out of `folds` what is not a convolution and the BatchNorm that its output "
+            "goes to"
         )
+
+
+def _require_running(role: str, twin: nn.Module, inputs: Tensor) -> None:
+    try:
+        twin(inputs)
+    except RuntimeError as error:
+        raise FerdError(
+            f"{role}: does not run in bfloat16 ({error}); have tensors that its forward makes take the type "
+            "of its input, or set precision to float32"
+        ) from None
+
+
+def _apart(network: nn.Module, twin: nn.Module, inputs: Tensor) -> str:
+    """How far a twin's logits are from the network's: nothing where they are the same.
+
+    Nor where the network's are random or not finite, which is refused elsewhere.
+    """
+    logits, again, others = network(inputs), network(inputs), twin(inputs)
+    largest = float(logits.abs().max())
+    told = logits.isfinite().all() and torch.allclose(again, logits)
+    if not told or torch.allclose(others, logits, rtol=SAME, atol=SAME * largest):
+        return ""
+    return f"off by {float((others - logits).abs().max()):.2g}, the largest is {largest:.2g}"
 
 
 def settled(precision: Precision, device: torch.device) -> Precision:
@@ -161,8 +207,10 @@ def _pairs(network: nn.Module) -> list[tuple[str, str]]:
 
 def _is_plain(conv: nn.Module, norm: nn.Module) -> bool:
     """Whether their weights are numbers, not computed from others such as by ``weight_norm``."""
-    kinds = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.affine
-    return kinds and not is_parametrized(conv) and not is_parametrized(norm)
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.affine):
+        return False
+    own = isinstance(conv.weight, nn.Parameter) and isinstance(norm.weight, nn.Parameter)
+    return own and not is_parametrized(conv) and not is_parametrized(norm)
 
 
 def _affine(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

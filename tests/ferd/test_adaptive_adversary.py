@@ -270,3 +270,12 @@ def test_a_state_of_another_network_or_other_images_is_refused(teacher, make_net
         AdaptiveAdversary(**given | other[what]).load_state_dict(state)
     with pytest.raises(FerdError, match=r"^the state is of another version; begin anew$"):
         AdaptiveAdversary(**given).load_state_dict({key: state[key] for key in ("clean", "targets")})
+
+
+def test_outcomes_of_earlier_weights_are_not_added_to(make_network, digits, threat):
+    run = AdaptiveAdversary(make_network(), digits["test"], threat, 8, 0, CPU)
+    next(run.batches())
+    with torch.no_grad():
+        run.network.linear.bias[0] += 1
+    with pytest.raises(FerdError, match=r"^weights: not what there are results of already"):
+        next(run.batches())

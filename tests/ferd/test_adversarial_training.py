@@ -317,3 +317,23 @@ def test_the_network_can_be_used_between_epochs(training, digits, weight_average
         run.network(digits["test"].images / 255)
         for key, value in run.network.state_dict().items():
             assert torch.equal(value, before[key]), key
+
+
+def test_a_weight_of_two_names_is_averaged_once():
+    source = build("resnet8-w8", classes=10, channels=1)
+    source.layer1[0].conv2.weight = source.layer1[0].conv1.weight
+    average = WeightAverage(source, decay=0.5)
+    before = average.network.layer1[0].conv1.weight.clone()
+    with torch.no_grad():
+        source.layer1[0].conv1.weight.add_(1)
+    average.update()
+    moved = average.network.layer1[0].conv2.weight - before
+    assert torch.allclose(moved, torch.full_like(moved, 0.9), atol=1e-6)  # 1 − 1/10
+
+
+def test_a_loaded_training_is_in_eval_mode(training):
+    run = training(epochs=2)
+    state = run.state_dict()
+    run.network.train()
+    run.load_state_dict(state)
+    assert not any(module.training for module in run.network.modules())

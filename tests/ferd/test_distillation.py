@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import ferd.distillation
 from ferd.adversaries import UtaeAdversary
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, DistillationSettings, ThreatModel, Utae
+from ferd.config import Augmentation, DistillationSettings, NonRobust, ThreatModel, Utae
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.losses import BatchNormStatistics, kl_divergence
@@ -681,8 +683,16 @@ class NormalisesInForward(Classifier):
 @pytest.mark.parametrize(
     ("role", "change", "said"),
     [
-        ("teacher", NormalisesInForward, r"its forward is not head\(features\(x\)\), .* into normalise_by$"),
-        ("student", NormalisesInForward, r"its forward is not head\(features\(x\)\), .* into normalise_by$"),
+        (
+            "teacher",
+            NormalisesInForward,
+            r"its forward is not head\(features\(x\)\) at layer -1, .* into normalise_by$",
+        ),
+        (
+            "student",
+            NormalisesInForward,
+            r"its forward is not head\(features\(x\)\) at layer -1, .* into normalise_by$",
+        ),
         (
             "teacher",
             lambda network: network.double(),
@@ -886,3 +896,104 @@ def test_a_state_of_another_kind_of_device_is_refused_and_nothing_is_taken(make_
     with pytest.raises(FerdError, match=r"^rng: the state was saved on another kind of device"):
         again.load_state_dict(state)
     assert again.round == 0 and equal(weights(again.student), before)
+
+
+@pytest.mark.parametrize("loss", ["ikl", "fair-rslad", "absld"])
+def test_a_run_that_goes_on_after_an_interrupted_round_ends_at_the_same_bits(make_run, loss):
+    """In the same object, whose pieces have counted a part of the round."""
+    arguments = {"method": method(images="real-data", student_loss=loss), "given": real_images()}
+    whole = make_run("whole", **arguments)
+    list(whole.rounds())
+    run = make_run("interrupted", **arguments)
+    next(rounds := run.rounds())
+    state = run.state_dict()
+    train_batch, left = run._train_batch, iter([True, True])
+
+    def interrupted(*batch):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return train_batch(*batch)
+
+    run._train_batch = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        next(rounds)
+    del run._train_batch
+    run.load_state_dict(state)
+    assert not any(module.training for module in run.student.modules())
+    list(run.rounds())
+    assert equal(weights(run.student), weights(whole.student))
+    pieces = [piece.student_loss.state_dict() for piece in (run, whole)]
+    assert all(torch.equal(pieces[0][key], pieces[1][key]) for key in pieces[1])
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_a_network_that_is_changed_after_it_was_given_is_refused(make_run, role):
+    run = make_run()
+    getattr(run, role).normalise_by(torch.tensor([0.4]), torch.tensor([0.2]))
+    with pytest.raises(FerdError, match=rf"^{role}: was changed after its twin for attacks had been made"):
+        next(run.rounds())
+    assert run.pool.rounds == 0
+
+
+class HeadOfItsOwn(Classifier):
+    """Right for features of the last block, whatever layer it is asked for."""
+
+    def __init__(self, inner):
+        super().__init__(inner.classes, inner.channels)
+        self.inner, self.linear = inner, inner.linear
+
+    def stem(self, inputs):
+        return self.inner.stem(inputs)
+
+    def blocks(self):
+        return self.inner.blocks()
+
+    def head(self, features, layer=-1):
+        return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1)[:, : self.linear.in_features])
+
+
+class Tokens(HeadOfItsOwn):
+    """Features (B, H·W, K), as a vision transformer has them."""
+
+    def features(self, inputs, layer=-1):
+        return super().features(inputs, layer).flatten(2).mT
+
+    def head(self, features, layer=-1):
+        return self.linear(features.mean(1))
+
+
+def test_a_seam_that_holds_at_the_last_layer_alone_is_refused_where_another_is_asked_for(
+    make_run, make_network
+):
+    """The second last block has half the channels, of which the head of its own takes what there are."""
+    teacher = HeadOfItsOwn(make_network())
+    teacher.blocks = lambda: [*teacher.inner.blocks(), nn.Tanh()]
+    make_run(teacher=teacher)
+    layer = NonRobust(layer=-2, threshold_over="sample")
+    with pytest.raises(FerdError, match=r"^teacher: its forward is not head\(features\(x\)\) at layer -2"):
+        make_run("other", teacher=teacher, method=method(nonrobust=layer))
+    make_run("plain", teacher=teacher, method=method(nonrobust=layer, synthesis="plain"))
+
+
+def test_features_that_are_no_maps_are_refused_where_the_bottleneck_needs_them(make_run, make_network):
+    with pytest.raises(FerdError, match=r"^teacher: its features at layer -1 are \(1, 4, 32\)"):
+        make_run(teacher=Tokens(make_network()))
+    next(make_run("plain", teacher=Tokens(make_network()), method=method(synthesis="plain")).rounds())
+
+
+def test_a_teacher_without_batchnorm_is_refused_at_once_unless_its_statistics_have_no_weight(
+    make_run, make_network
+):
+    teacher = make_network()
+    for name, module in [*teacher.named_modules()]:
+        if isinstance(module, nn.BatchNorm2d):
+            parent, _, child = name.rpartition(".")
+            setattr(teacher.get_submodule(parent), child, nn.GroupNorm(2, module.num_features))
+    with pytest.raises(FerdError, match="the teacher has no BatchNorm layer"):
+        make_run(teacher=teacher)
+    without = SCHEDULE.synthesis.weights.model_copy(update={"bn": 0.0})
+    run = make_run(
+        "other", teacher=teacher, synthesis=SCHEDULE.synthesis.model_copy(update={"weights": without})
+    )
+    record = next(run.rounds())
+    assert set(record.generator) == {"loss", "oh", "uni", "robust_fraction"}

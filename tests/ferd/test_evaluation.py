@@ -505,8 +505,10 @@ def test_there_are_no_figures_before_every_image_is_judged(evaluation):
 def test_verdicts_are_the_networks_own_and_not_the_twins(evaluation):
     run, expected = evaluation(WHITE_BOX), evaluation(WHITE_BOX)
     judged(expected)
+    batches = run.batches()
+    next(batches)
     run.attacked.linear.register_forward_hook(lambda _, __, logits: 0 * logits + torch.eye(10)[0])  # class 0
-    list(run.batches())
+    list(batches)
     assert torch.equal(run.verdicts["clean"], expected.verdicts["clean"])
 
 
@@ -658,3 +660,43 @@ def test_verdicts_of_another_attack_of_ones_own_are_refused(evaluation, one, oth
 
 def test_every_attack_that_settings_may_name_is_there():
     assert set(ATTACKS) == set(get_args(Attack))
+
+
+def test_verdicts_of_earlier_weights_are_neither_added_to_nor_saved_as_those_of_later_ones(
+    evaluation, make_network, trained
+):
+    run = evaluation({"clean": "all"}, make_network())
+    next(run.batches())
+    run.network.load_state_dict(trained.state_dict())
+    with pytest.raises(FerdError, match=r"^weights: not what there are results of already; .* begin anew$"):
+        next(run.batches())
+    with pytest.raises(FerdError, match=r"^weights: not what the state was saved with"):
+        evaluation({"clean": "all"}, trained).load_state_dict(run.state_dict())
+    evaluation({"clean": "all"}, make_network()).load_state_dict(run.state_dict())
+
+
+def test_a_state_takes_the_place_of_verdicts_of_other_weights(evaluation, make_network, trained):
+    state = judged(of_trained := evaluation({"clean": "all"}, trained)) and of_trained.state_dict()
+    run = evaluation({"clean": "all"}, make_network())
+    list(run.batches())
+    run.network.load_state_dict(trained.state_dict())
+    run.load_state_dict(state)
+    list(run.batches())
+    assert same(run.verdicts, of_trained.verdicts)
+
+
+def test_a_normalisation_that_comes_after_the_twin_is_refused(evaluation, make_network):
+    run = evaluation({"clean": "all", "pgd20": "all"}, make_network())
+    run.network.normalise_by(torch.tensor([0.4]), torch.tensor([0.2]))
+    with pytest.raises(FerdError, match=r"^network: was changed after its twin for attacks had been made"):
+        next(run.batches())
+    assert len(run.verdicts["clean"]) == 0
+
+
+def test_a_network_left_in_train_mode_after_the_evaluation_was_made_is_judged_in_eval_mode(
+    evaluation, make_network
+):
+    expected = judged(evaluation({"clean": "all"}))
+    run = evaluation({"clean": "all"}, make_network())
+    run.network.train()
+    assert same(judged(run), expected)

@@ -133,3 +133,14 @@ def test_networks_and_global_generator_are_left_alone(outcomes, make_network, te
 def test_there_are_no_figures_before_every_image_is_attacked(outcomes):
     with pytest.raises(FerdError, match=r"go through batches\(\) first$"):
         outcomes().figures()
+
+
+@pytest.mark.parametrize(("role", "what"), [("student", "weights"), ("teacher", "teacher weights")])
+def test_outcomes_of_earlier_weights_are_not_added_to(outcomes, make_network, role, what):
+    networks = {"student": make_network(), "teacher": make_network(seed=1)}
+    run = outcomes(**networks)
+    next(run.batches())
+    with torch.no_grad():
+        networks[role].linear.bias[0] += 1
+    with pytest.raises(FerdError, match=rf"^{what}: not what there are results of already"):
+        next(run.batches())

@@ -205,3 +205,8 @@ def test_pgd_that_fools_nobody_is_suspicious_of_a_hundred_images():
     ]
     assert sentences("clean", "pgd20", verdicts(100, 20), verdicts(99, 21)) == []
     assert sentences("clean", "pgd20", verdicts(99, 21), verdicts(99, 21)) == []
+
+
+def test_logits_without_any_gradient_are_refused_before_an_attack_follows_it(images, labels):
+    with pytest.raises(FerdError, match=r"^the network's logits have no gradient by its images"):
+        inspect(Altered(torch.Tensor.detach), images, labels)

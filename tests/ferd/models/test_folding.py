@@ -1,11 +1,13 @@
 """The twin in which attacks run is the same function as the network."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from ferd.attacks import cross_entropy, pgd, random_start
@@ -166,3 +168,56 @@ def test_a_normalisation_of_another_type_is_refused(make_network):
     network.normalise_by(torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
     with pytest.raises(FerdError, match=r"^network: its weights or buffers are torch\.float64"):
         attackable(network, "network", (1, 8, 8), CPU)
+
+
+def test_a_constant_that_is_no_tensor_is_seen_when_it_is_changed(make_network, images):
+    class Sharpened(type(make_network())):
+        sharpness = 1.0
+
+        def classify(self, pooled):
+            return self.sharpness * super().classify(pooled)
+
+    network = make_network()
+    network.__class__ = Sharpened
+    twin = attackable(network, "student", (1, 8, 8), CPU)
+    twin.require_following("student", images)
+    network.sharpness = 1.5
+    with pytest.raises(
+        FerdError, match=r"^student: was changed after its twin .* \(off by [\d.]+, the largest"
+    ):
+        twin.require_following("student", images)
+
+
+def test_a_network_that_does_not_run_in_bfloat16_is_told_so(make_network, images):
+    class Positioned(type(make_network())):
+        def stem(self, inputs):
+            return super().stem(inputs + torch.zeros(8, 8, dtype=torch.float32))
+
+    network = make_network()
+    network.__class__ = Positioned
+    twin = Folded(network, torch.bfloat16)
+    with pytest.raises(FerdError, match=r"^teacher: does not run in bfloat16 \(.*set precision to float32$"):
+        twin.require_following("teacher", images)
+    Folded(make_network(), torch.bfloat16).require_following("teacher", images)
+
+
+@pytest.mark.parametrize("within", [nn.utils.weight_norm, partial(prune.random_unstructured, amount=0.5)])
+def test_a_network_that_cannot_be_copied_is_told_what_to_do(make_network, within):
+    """Either keeps a weight as the result of a computation, beside the numbers that it is computed from."""
+    network = make_network()
+    conv = network.layer2[0].conv1
+    within(conv, name="weight")
+    network(torch.zeros(1, 1, 8, 8))
+    with pytest.raises(
+        FerdError, match=r"^network: cannot be copied, .* \(prune.remove, remove_weight_norm\)$"
+    ):
+        attackable(network, "network", (1, 8, 8), CPU)
+
+
+def test_pruning_that_was_made_plain_is_folded_as_any_weights(make_network, images):
+    network = make_network()
+    conv = network.layer2[0].conv1
+    prune.random_unstructured(conv, "weight", amount=0.5)
+    prune.remove(conv, "weight")
+    twin = attackable(network, "network", (1, 8, 8), CPU)
+    assert torch.allclose(twin.network(images), network(images), atol=1e-5)
