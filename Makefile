@@ -54,9 +54,11 @@ clean: ## remove .venv; results and checkpoints stay
 	rm -rf $(VENV)
 
 $(READY): pyproject.toml constraints.txt
+	@test -e .git || { echo "this is no Git repository, which DVC needs: git clone it"; exit 1; }
 	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) $(FITS) || { echo "make PYTHON=python3.12 ..."; exit 1; }
-	@$(BIN)/python $(FITS) 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	@# What was stopped, or had no ensurepip, leaves a python without pip.
+	@{ $(BIN)/python $(FITS) && $(BIN)/python -m pip --version > /dev/null; } 2> /dev/null || $(PYTHON) -m venv --clear $(VENV)
+	PIP_USER=0 $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt uv
 	@# uv takes a third of pip's time; pip where uv cannot, such as with an index that only pip is told of.
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(NEEDS) || $(BIN)/pip install --quiet $(NEEDS)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --compile-bytecode $(NEEDS) || PIP_USER=0 $(BIN)/pip install --quiet $(NEEDS)
 	@touch $@

@@ -57,7 +57,7 @@ def peak_mb(call: Call, device: torch.device) -> float | None:
         call()
         return None
     ctypes.CDLL(None).malloc_trim(0)  # freed pages go back, so that they are counted when they are used again
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the high-water mark begins anew
     resident_before = resident_mb("VmRSS")
     call()
     return resident_mb("VmHWM") - resident_before
@@ -65,7 +65,7 @@ def peak_mb(call: Call, device: torch.device) -> float | None:
 
 def resident_mb(key: str) -> float:
     """A figure of this process in MB: VmRSS is resident now, VmHWM was at most (Linux)."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text("utf-8").splitlines():
         if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise ValueError(f"/proc/self/status has no {key}")

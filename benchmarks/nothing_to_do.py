@@ -47,7 +47,7 @@ def _stand_in(stage: Stage) -> None:
         if not path.exists():
             file = path if path.suffix not in ("", ".pool") else path / "stand-in"
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(out.def_path)
+            file.write_text(out.def_path, "utf-8")
 
 
 def nothing_to_do(module: str) -> tuple[float, float]:
@@ -66,7 +66,7 @@ def nothing_to_do(module: str) -> tuple[float, float]:
 def measure() -> None:
     """Print what is up to date, what that takes, and what a stage's reading and writing of its lock takes."""
     stages = finish_all()
-    text = LOCK.read_text()
+    text = LOCK.read_text("utf-8")
     print(f"{stages} stages up to date, dvc.lock of {len(text) / 1000:.0f} KB")
     for module in ("dvc", "tasks.run_dvc"):
         used, passed = nothing_to_do(module)

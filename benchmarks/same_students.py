@@ -29,12 +29,12 @@ def at(commit: str, benchmark: str) -> Iterator[Path]:
         folder = Path(name)
         subprocess.run(["git", "clone", "--quiet", ".", name], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=name, check=True)
-        settings = yaml.safe_load((folder / "params.yaml").read_text())
+        settings = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
         schedule = settings["benchmarks"][benchmark]["distillation"]
         schedule |= {"rounds": ROUNDS, "warmup_rounds": 1}
         for part in ("synthesis", "student"):
             schedule[part]["steps"] = STEPS
-        (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+        (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
         for file in (
             *(paths.images(benchmark, split) for split in ("train", "validation")),
             paths.teacher(benchmark),

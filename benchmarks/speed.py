@@ -62,7 +62,7 @@ def _convolutions() -> str:
 
 def keep(rows: Sequence[dict[str, Any]]) -> None:
     """Write rows in place of those of the same hardware, step, size and precision."""
-    before = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
+    before = json.loads(RESULTS.read_text("utf-8")) if RESULTS.exists() else []
     kept = {tuple(row.get(key) for key in KEY): row for row in [*before, *rows]}
     write_json(RESULTS, list(kept.values()))
 

@@ -71,13 +71,13 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     text = NUMBERS.sub(lambda found: " ".join(found[0].split()).replace("[ ", "[").replace(" ]", "]"), text)
     with atomic_write(path) as part:
-        part.write_text(text)
+        part.write_text(text, "utf-8")
 
 
 def write_json_lines(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """One JSON object a line; NaN is refused."""
     with atomic_write(path) as part:
-        part.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records))
+        part.write_text("".join(json.dumps(record, allow_nan=False) + "\n" for record in records), "utf-8")
 
 
 def read_json(
@@ -147,7 +147,7 @@ def _check(value: Any, kind: Any, where: str, again: str) -> None:
 
 def _text(path: Path, again: str) -> str:
     try:
-        return path.read_text()
+        return path.read_text("utf-8")
     except FileNotFoundError:
         raise FerdError(f"{path}: no such file; {again}") from None
     except OSError as error:

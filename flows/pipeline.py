@@ -1,7 +1,6 @@
 """Stages of ``dvc.yaml`` as Prefect tasks: what every flow of this project shares."""
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -198,12 +197,11 @@ def as_command(name: str) -> Iterator[None]:
     ends, and what stages had removed is put back.
     """
 
-    def end_by(number: int, _frame: Any) -> None:
+    def end(number: int, _frame: Any) -> None:
         print(f"{name}: {command.GOES_ON}", file=sys.stderr)
         sys.exit(128 + number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, end_by)
+    command.end_by(end)
     with command.as_command(name, command.GOES_ON):
         try:
             yield

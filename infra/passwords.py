@@ -61,7 +61,7 @@ def write_private(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as part:
         part.touch(mode=0o600)
-        part.write_text(text)
+        part.write_text(text, "utf-8")
 
 
 def authorization(login: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ class Postgres:
         account = pwd.getpwnam(self.os_user)
         other: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         password_file, cluster = part / "password", part / "cluster"
-        password_file.write_text(password)
+        password_file.write_text(password, "utf-8")
         for path in (part, password_file):
             os.chown(path, account.pw_uid, account.pw_gid)
         user = self._settings["POSTGRES_USER"]
@@ -135,7 +135,7 @@ def postgres_binaries(cluster: Path) -> Path:
     version = cluster / "PG_VERSION"
     if not version.exists():
         return installed[0]
-    made_by = version.read_text().strip()
+    made_by = version.read_text("utf-8").strip()
     for place in installed:
         if _major(place) == made_by:
             return place

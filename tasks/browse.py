@@ -14,11 +14,12 @@ from pathlib import Path
 
 from ferd.errors import FerdError
 from tasks import params, record, tracking
-from tasks.command import as_command, command_line
+from tasks.command import as_command, command_line, end_by
 from tasks.mlflow_view import HOST, PORT, address
 
 LOG = Path("logs/mlflow.log")
 START_SECONDS = 120
+SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")  # without, a browser in the terminal would be waited for
 
 
 def main() -> None:
@@ -27,8 +28,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=PORT)
     port = parser.parse_args().port
     store = tracking.store()
-    for ending in (signal.SIGTERM, signal.SIGHUP):  # the latter when its terminal is closed
-        signal.signal(ending, lambda number, _frame: sys.exit(128 + number))
+    end_by(lambda number, _frame: sys.exit(128 + number))
     with as_command("browse"), suppress(KeyboardInterrupt):
         if not 0 < port < 2**16:
             raise FerdError(f"--port {port}: must be from 1 to {2**16 - 1}")
@@ -47,7 +47,8 @@ def show(server: str, links: dict[str, str]) -> None:
     print(f"MLflow: {server}", flush=True)
     for name, link in links.items():
         print(f"γ on {name}: {server}{link}", flush=True)
-    webbrowser.open(server + next(iter(links.values()), ""))
+    if sys.platform == "darwin" or any(os.environ.get(name) for name in SCREENS):
+        webbrowser.open(server + next(iter(links.values()), ""))
 
 
 def require_free(port: int) -> None:
@@ -79,7 +80,7 @@ def serve(store: str, port: int, links: dict[str, str]) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    with LOG.open("w") as log:
+    with LOG.open("w", encoding="utf-8") as log:
         server = subprocess.Popen(
             command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True
         )
@@ -109,7 +110,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], served: str) -> None
 
 
 def _last_line() -> str:
-    lines = LOG.read_text().strip().splitlines()
+    lines = LOG.read_text("utf-8").strip().splitlines()
     return lines[-1] if lines else "it said nothing"
 
 

@@ -4,10 +4,13 @@ import argparse
 import atexit
 import errno
 import gc
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from ferd.errors import FerdError
@@ -30,6 +33,9 @@ def command_line(doc: str | None) -> argparse.ArgumentParser:
 @contextmanager
 def as_command(name: str, when_stopped: str = "stopped") -> Iterator[None]:
     """Run a command's body; what a person can mend is one line on stderr, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not of UTF-8 has no ± or ∞
     try:
         yield
     except FerdError as error:
@@ -38,6 +44,16 @@ def as_command(name: str, when_stopped: str = "stopped") -> Iterator[None]:
         _end(f"{name}: {not_writable(error)}", BAD_INPUT)
     except KeyboardInterrupt:
         _end(f"{name}: {when_stopped}", INTERRUPTED)
+
+
+def end_by(handler: Callable[[int, Any], None]) -> None:
+    """Have a command ended by SIGTERM, and by SIGHUP, which it gets when its terminal is closed.
+
+    One that is ignored stays so: that is all that ``nohup`` does.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def _end(line: str, code: int) -> None:

@@ -34,7 +34,7 @@ def held(path: Path, *, waiting: str = "", refusal: str = "") -> Iterator[None]:
 
 
 def _locked(path: Path, waiting: str, refusal: str) -> IO[str]:
-    lock = path.open("w")
+    lock = path.open("w", encoding="utf-8")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -94,7 +94,7 @@ class Night:
         forgotten = set(stages) - {lineage.STAGE}
         kept = {name: stage for name, stage in locked.items() if name not in forgotten}
         with atomic_write(self.folder / LOCK) as part:
-            part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False))
+            part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False), "utf-8")
         self._note(what)
 
     def committed(self, path: Path) -> Any:
@@ -166,9 +166,10 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
         FerdError: this is no Git repository with a commit, or it cannot be cloned.
     """
     home = Path.cwd()
-    commit = git_if_there(home, "rev-parse", "--verify", "HEAD")
-    if commit is None:
-        raise FerdError(f"{home}: a nightly compares with what is committed in Git; commit something first")
+    try:
+        commit = git(home, "rev-parse", "--verify", "HEAD")
+    except FerdError as error:
+        raise FerdError(f"{home}: {error}; a nightly compares with what is committed there") from None
     notes = _notes()
     broken_off = _broken_off(notes, now)
     for name, note in broken_off.items():
@@ -235,7 +236,7 @@ def dvc(folder: Path, *arguments: str) -> str:
 
 def _clone(night: Night) -> None:
     """A fresh clone with the DVC cache, the remote and the downloads of the folder."""
-    git(night.home, "clone", "--quiet", str(night.home), str(night.folder))
+    git(night.home, "clone", "--quiet", "--origin", "origin", str(night.home), str(night.folder))
     git(night.folder, "checkout", "--quiet", "--detach", night.commit)
     (night.home / "downloads").mkdir(exist_ok=True)
     (night.folder / "downloads").symlink_to(night.home / "downloads")

@@ -86,7 +86,8 @@ def read_content(path: Path) -> Any:
         FerdError: the file is missing, cannot be read, is not YAML or has a key twice.
     """
     try:
-        loader = yaml.SafeLoader(path.read_text())  # as ``yaml.safe_load``, but for what is looked at between
+        # as ``yaml.safe_load``, but for what is looked at between
+        loader = yaml.SafeLoader(path.read_text("utf-8"))
         node = loader.get_single_node()
         _refuse_keys_given_twice(node, path)
         return loader.construct_document(node) if node else None

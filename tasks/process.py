@@ -135,7 +135,7 @@ def take_slot(own: range) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         for number in own:
-            slot = (folder / f"slot-{number}").open("w")
+            slot = (folder / f"slot-{number}").open("w", encoding="utf-8")
             with suppress(BlockingIOError):
                 fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return slot
@@ -258,7 +258,7 @@ def peak_memory_mb(device: torch.device) -> int:
 def processor() -> str:
     """The processor's model and the instructions that torch uses on it: rounding depends on both."""
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text("utf-8").splitlines() if info.exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -44,7 +44,7 @@ def main() -> None:
         write_plots(groups, settings.benchmarks, settings.methods)
         rendered = render(chapters(settings, groups))
         with atomic_write(PAGE) as part:
-            part.write_text(rendered)
+            part.write_text(rendered, "utf-8")
 
 
 def _load(settings: Params, name: str) -> list[Group]:

@@ -24,6 +24,11 @@ from tasks.locks import held
 
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
 PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
+PLAIN = {  # of a stage's process, whoever runs it: DVC runs commands by $SHELL, which may be none, or nologin
+    "SHELL": "/bin/sh",
+    "PYTHONUTF8": "1",
+    "PYTHONUNBUFFERED": "1",
+}
 KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
 
 
@@ -192,7 +197,7 @@ def _started(
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            env={**os.environ, "PATH": path, "PYTHONUNBUFFERED": "1", **(environment or {})},
+            env={**os.environ, **PLAIN, "PATH": path, **(environment or {})},
             start_new_session=True,  # so that a signal reaches the commands below it, as of DVC, alike
         )
         _running.add(process)

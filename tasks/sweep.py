@@ -109,7 +109,7 @@ class Point:
                 raise StageFailed(self.name, reason, retryable=False)
         settings = FOLDER / self.sweep_id / f"{self.label}-s{self.seed}.yaml"
         with atomic_write(workspace / settings) as part:
-            part.write_text(self.settings)
+            part.write_text(self.settings, "utf-8")
         own = {
             "FERD_PARAMS": str(settings),
             "FERD_OUTPUTS": str(FOLDER / self.sweep_id),

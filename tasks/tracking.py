@@ -19,7 +19,7 @@ from ferd.errors import FerdError, Unreachable
 from ferd.files import atomic_write
 from tasks import params
 from tasks.command import as_command, without_password
-from tasks.git import CHANGED, git_if_there, head
+from tasks.git import BEHIND_RESULTS, CHANGED, git_if_there, head
 from tasks.locks import held
 from tasks.results.stored import FIGURES
 
@@ -93,11 +93,11 @@ def resume_or_start(
 ) -> Run:
     """The run that this stage's interrupted attempt was writing, or a new one."""
     note = resume / "mlflow-run"
-    run = reopen_run(note.read_text()) if note.exists() else None
+    run = reopen_run(note.read_text("utf-8")) if note.exists() else None
     if run is None:
         run = start_run(benchmark, run_key, settings, task, parameters)
         with atomic_write(note) as part:
-            part.write_text(run.run_id)
+            part.write_text(run.run_id, "utf-8")
     _unfinished.add(run)
     return run
 
@@ -123,7 +123,7 @@ def start_run(
             "settings": settings,
             "dvc_stage": os.environ.get("DVC_STAGE", task),
             "mlflow.source.git.commit": head(),
-            "git_dirty": str(bool(git_if_there(Path.cwd(), *CHANGED))).lower(),
+            "git_dirty": str(bool(git_if_there(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS))).lower(),
             "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
         }

@@ -1,11 +1,13 @@
 """What an installation stands on."""
 
+import shutil
 import tomllib
+import venv
 from importlib.metadata import version
 
 from packaging.version import Version
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_in
 
 
 def test_pins_that_no_resolver_knows_of_are_kept():
@@ -36,3 +38,31 @@ def test_an_installation_of_the_library_has_all_of_its_files():
     }
     others = {file for file in (ROOT / "ferd").rglob("*.*") if file.suffix not in (".py", ".pyc")}
     assert others == listed
+
+
+def made(folder, **variables):
+    """`make .venv/.installed` with a Python that only says how it was called."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "python").write_text(
+        '#!/bin/sh\necho "$@" >> called\ncase "$1" in -c) exit 0;; esac\nexit 1\n', "utf-8"
+    )
+    (folder / "python").chmod(0o755)
+    done = run_in(folder, "make", "PYTHON=./python", ".venv/.installed", **variables)
+    called = folder / "called"
+    return done, called.read_text("utf-8") if called.exists() else ""
+
+
+def test_an_environment_without_pip_is_made_anew(tmp_path):
+    (tmp_path / ".git").mkdir()
+    venv.create(tmp_path / ".venv", with_pip=False)
+    done, called = made(tmp_path)
+    assert done.returncode
+    assert "-m venv --clear .venv" in called
+
+
+def test_a_folder_without_git_is_refused_before_anything_is_installed(tmp_path):
+    done, called = made(tmp_path)
+    assert done.returncode
+    assert "this is no Git repository, which DVC needs: git clone it" in done.stdout
+    assert not called and not (tmp_path / ".venv").exists()

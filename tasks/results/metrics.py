@@ -73,7 +73,7 @@ def _means(group: Group, attack: str) -> dict[str, float]:
 
 def _write_table(path: Path, rows: Sequence[tidy.Row]) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with atomic_write(path) as part, part.open("w", newline="") as file:
+    with atomic_write(path) as part, part.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=columns)
         writer.writeheader()
         writer.writerows(rows)

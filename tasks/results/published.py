@@ -22,7 +22,7 @@ WHOLE = 10_000  # test images of each of the paper's datasets
 
 def read() -> dict[str, Any]:
     """The versioned figures."""
-    content: dict[str, Any] = yaml.safe_load(PAPER.read_text())
+    content: dict[str, Any] = yaml.safe_load(PAPER.read_text("utf-8"))
     return content
 
 

@@ -46,7 +46,7 @@ def locked_stages(lock: Path) -> dict[str, dict[str, Any]]:
         return {}
     damaged = FerdError(f"{lock}: cannot be read as DVC wrote it; `git checkout {lock}`")
     try:
-        stages = parse_yaml(lock.read_text(), lock)["stages"]
+        stages = parse_yaml(lock.read_text("utf-8"), lock)["stages"]
         for name, stage in stages.items():
             present = {key: kind for key, kind in OPTIONAL_FIELDS.items() if key in stage}
             check_fields(stage, {"cmd": str, **present}, name)

@@ -130,7 +130,7 @@ def downloaded(page, figure: str) -> list[dict[str, str]]:
     with page.expect_download() as download:
         page.locator(f"#{BENCHMARK}--{figure} a.download").click()
     assert download.value.suggested_filename == f"{BENCHMARK}-{figure}.csv"
-    with open(download.value.path(), newline="") as file:
+    with open(download.value.path(), encoding="utf-8", newline="") as file:
         return list(csv.DictReader(io.StringIO(file.read())))
 
 

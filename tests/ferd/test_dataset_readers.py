@@ -221,7 +221,7 @@ def cut_off(path: Path) -> None:
 
 
 def replace_by_text(path: Path) -> None:
-    path.write_text("not a JPEG")
+    path.write_text("not a JPEG", encoding="utf-8")
 
 
 def enlarge(path: Path) -> None:

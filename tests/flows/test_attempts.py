@@ -133,6 +133,13 @@ def test_a_closed_terminal_ends_a_command_as_a_termination_does(handlers):
     assert ended.value.code == 128 + signal.SIGHUP
 
 
+def test_a_command_that_nohup_began_outlives_its_terminal(handlers):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with pipeline.as_command("reproduce"):
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+
+
 def test_a_stage_is_told_of_its_slots_and_its_gpu(monkeypatch):
     given = []
     monkeypatch.setattr(pipeline, "attempt", lambda _name, _session, work: work(lambda _: None))

@@ -145,7 +145,7 @@ def test_a_sweep_keeps_the_settings_that_it_was_asked_for(workspace, monkeypatch
 def point(tmp_path, monkeypatch):
     """Of a sweep that depends on one file; nothing is computed."""
     monkeypatch.chdir(tmp_path)
-    Path("teacher").write_text("teacher")
+    Path("teacher").write_text("teacher", encoding="utf-8")
     of = ("digits", "resnet8-w8", "ferd", "utae.gamma", 0.3, 0, "settings")
     return Point("digits-0a1b2c3d", *of, {"teacher": input_hash(Path("teacher"))})
 

@@ -45,7 +45,7 @@ def small_params() -> dict:
 def folder(tmp_path, monkeypatch):
     """Networks, images and a pool of two rounds of 16, as the earlier stages leave them."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(yaml.safe_dump(small_params()))
+    Path("params.yaml").write_text(yaml.safe_dump(small_params()), encoding="utf-8")
     for split, part in load_splits(params.read().benchmark("digits").data, None).items():
         save_images(paths.images("digits", split), part)
     for seed, (path, name) in enumerate(NETWORKS.items()):
@@ -87,7 +87,12 @@ def test_a_student_is_analysed_and_recorded(folder, monkeypatch, capsys):
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     done = [(event["done"], event["total"]) for event in events if event["event"] == "progress"]
     assert done == [(n, 62) for n in (8, 16, 20, 22, 30, 38, 42, 50, 58, 62)]
-    assert json.loads(Path("results/digits/resnet8-w8/ferd/s0.analyse-cost.json").read_text())["threads"] == 1
+    assert (
+        json.loads(Path("results/digits/resnet8-w8/ferd/s0.analyse-cost.json").read_text(encoding="utf-8"))[
+            "threads"
+        ]
+        == 1
+    )
     assert [path.name for path in Path(".resume").iterdir()] == ["locks"]
 
     client = MlflowClient("sqlite:///mlflow.db")

@@ -79,7 +79,7 @@ def write_analyses(benchmark: str, analyses: Sequence[dict[str, Any]]) -> None:
         name = "teacher" if analysis["student"] is None else "{student}/{method}/s{seed}".format(**analysis)
         path = Path("results", benchmark, f"{name}.analysis.json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(analysis))
+        path.write_text(json.dumps(analysis), encoding="utf-8")
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_an_unknown_benchmark_is_refused_in_one_line(folder, monkeypatch, capsys
 @pytest.mark.parametrize("content", ["{}", "[]", "cut {"])
 def test_a_foreign_file_is_refused(folder, content):
     write_analyses("digits", [an_analysis()])
-    Path("results/digits/resnet8-w8/ferd/s0.analysis.json").write_text(content)
+    Path("results/digits/resnet8-w8/ferd/s0.analysis.json").write_text(content, encoding="utf-8")
     with pytest.raises(FerdError, match=r"ferd/s0\.analysis\.json: .*; delete .* analyse stage"):
         stored_analyses.load("digits", 10)
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tasks import mlflow_view
+from tasks import browse, mlflow_view
 from tests.conftest import environment, free_port, run_in
 
 CHROMIUM = shutil.which("chromium")
@@ -87,3 +87,20 @@ def test_links_do_not_carry_the_servers_password(monkeypatch):
     assert mlflow_view.address() == "https://mlflow.example"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
     assert mlflow_view.address() == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize(
+    ("screen", "opened"),
+    [({}, []), ({"BROWSER": "firefox"}, ["http://a/γ"]), ({"DISPLAY": ":0"}, ["http://a/γ"])],
+)
+def test_a_page_is_opened_where_there_is_a_screen(monkeypatch, capsys, screen, opened):
+    """Without one a browser of the terminal's would be waited for."""
+    for name in browse.SCREENS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in screen.items():
+        monkeypatch.setenv(name, value)
+    found = []
+    monkeypatch.setattr(browse.webbrowser, "open", found.append)
+    browse.show("http://a", {"digits": "/γ"})
+    assert found == opened
+    assert capsys.readouterr().out == "MLflow: http://a\nγ on digits: http://a/γ\n"

@@ -3,6 +3,9 @@
 import errno
 import importlib
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ import tasks
 from ferd.errors import FerdError
 from tasks import point
 from tasks.command import as_command
+from tests.conftest import environment
 
 
 @pytest.mark.parametrize(
@@ -75,3 +79,19 @@ def test_a_point_without_its_sweep_is_refused(monkeypatch, tmp_path, capsys):
     assert ended.value.code == 2
     assert "FERD_SWEEP_ID not set: a point is run by python -m flows.sweep" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_of_another_encoding_is_no_fault_of_the_files(finished_copy):
+    """All are UTF-8, and what such a terminal lacks becomes a question mark."""
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    for program, says in (
+        (("-m", "tasks.table", "digits"), "| `ferd` |"),
+        (("-c", "from tasks.command import as_command\nwith as_command('a'): print('1 \\xb1 2')"), "1 ? 2"),
+    ):
+        command = [f"{Path(sys.executable).parent}/python", *program]
+        env = environment() | locale | {"PYTHONPATH": str(finished_copy)}
+        done = subprocess.run(
+            command, cwd=finished_copy, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert says in done.stdout

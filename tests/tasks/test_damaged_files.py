@@ -87,18 +87,20 @@ def without(*keys: str) -> Callable[[Path], None]:
     """Take away a key of an object in a file."""
 
     def damage(path: Path) -> None:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         block = content
         for key in keys[:-1]:
             block = block[key]
         del block[keys[-1]]
-        path.write_text(json.dumps(content))
+        path.write_text(json.dumps(content), encoding="utf-8")
 
     return damage
 
 
 def only_schema(path: Path) -> None:
-    path.write_text(json.dumps({"schema": json.loads(path.read_text())["schema"]}))
+    path.write_text(
+        json.dumps({"schema": json.loads(path.read_text(encoding="utf-8"))["schema"]}), encoding="utf-8"
+    )
 
 
 @pytest.mark.parametrize(
@@ -258,9 +260,9 @@ def test_what_is_no_seed_is_refused(monkeypatch, capsys, command, arguments, sai
 
 
 def test_without_the_method_ferd_no_gamma_is_compared_and_the_report_is_made(here, monkeypatch):
-    content = yaml.safe_load(Path("params.yaml").read_text())
+    content = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     del content["methods"]["ferd"]
-    Path("params.yaml").write_text(yaml.safe_dump(content))
+    Path("params.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     assert tidy.gammas(params.read().methods) == {}
     monkeypatch.setattr("sys.argv", ["report"])
     report.main()

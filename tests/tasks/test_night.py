@@ -273,7 +273,28 @@ def test_a_result_is_of_the_environment_of_its_teacher_too(tmp_path, monkeypatch
     for path, content in {**costs, train: record | {"processor": processor}, result: {}}.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
-    Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": {"evaluate": STAGE}}))
+    Path("dvc.lock").write_text(
+        yaml.safe_dump({"schema": "2.0", "stages": {"evaluate": STAGE}}), encoding="utf-8"
+    )
     monkeypatch.setattr(night.Night, "committed", lambda _, path: costs.get(path))
     tonight = night.Night("2026-11-25T020000Z", "0", tmp_path, goes_on=False)
     assert [pair.same_environment for pair in night.pairs(tonight, planned)] == [same]
+
+
+def test_a_night_is_delivered_whatever_a_clones_remote_is_called_here(here, tmp_path, monkeypatch):
+    settings = tmp_path / "gitconfig"
+    settings.write_text("[clone]\n\tdefaultRemoteName = upstream\n", "utf-8")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    tonight = begun()
+    tonight.keep(WHAT)
+    tonight.publish()
+    assert run_in(here, "git", "branch", "--list", tonight.branch).stdout.strip() == tonight.branch
+
+
+def test_git_says_itself_why_there_is_no_commit(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    with pytest.raises(
+        FerdError, match=r"git: fatal: not a git repository.*; a nightly compares with what is"
+    ):
+        night.open_night(WHAT, TWO)

@@ -147,7 +147,7 @@ def test_a_run_that_is_completed_again_keeps_one_table_of_classes(folder):
     client, _, runs, _ = complete(folder)
     run = runs[FERD]
     file = client.download_artifacts(run.info.run_id, "per_class.json", str(folder))
-    table = json.loads(Path(file).read_text())
+    table = json.loads(Path(file).read_text(encoding="utf-8"))
     assert [row[0] for row in table["data"]] == [str(digit) for digit in range(10)]
     assert table["columns"][0] == "class" and {"clean", "pgd20", "all"} <= set(table["columns"])
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [

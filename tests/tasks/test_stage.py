@@ -523,3 +523,14 @@ def test_the_lock_is_that_of_the_task(tmp_path, monkeypatch):
     lock = stage.lock_of(process.resume_folder("distill a/b").parent)
     with process.alone("distill a/b"), pytest.raises(FerdError, match="taken"), held(lock, refusal="taken"):
         pass
+
+
+def test_a_stage_runs_by_the_plain_shell_and_in_utf_8_whatever_its_caller_has(tmp_path, monkeypatch):
+    """DVC runs commands by $SHELL, which a service's account may have none of."""
+    (tmp_path / "telling.py").write_text(
+        "import os, sys; print(f'{os.environ[\"SHELL\"]} {sys.flags.utf8_mode}')", "utf-8"
+    )
+    monkeypatch.setenv("SHELL", "/usr/sbin/nologin")
+    monkeypatch.setenv("PYTHONUTF8", "0")
+    with stage._started("s", ["telling"], None, tmp_path) as process:
+        assert process.stdout.read() == "/bin/sh 1\n"

@@ -79,7 +79,7 @@ def refusal(**changes) -> str:
 
 
 def result(kind: str, role: str = "teacher") -> str:
-    return Path(f"results/digits/{role}.{kind}").read_text()
+    return Path(f"results/digits/{role}.{kind}").read_text(encoding="utf-8")
 
 
 def given(path: Path, state: dict[str, torch.Tensor]) -> dict[str, str]:

@@ -39,7 +39,7 @@ def test_metrics_are_means_over_seeds(tmp_path, monkeypatch):
     for seed, average in enumerate((0.5, 0.75)):
         write_result(tmp_path, "ferd", seed, average)
     metrics.write_metrics({"digits": stored.load("digits")})
-    written = json.loads(Path("results/metrics/digits/resnet8-w8/ferd.json").read_text())
+    written = json.loads(Path("results/metrics/digits/resnet8-w8/ferd.json").read_text(encoding="utf-8"))
     assert written["pgd20"] == {"average": 0.625, "worst": 0.25, "nsd": 0.5}
 
 
@@ -49,7 +49,9 @@ def test_the_table_over_gamma_names_the_students_that_have_several_values(tmp_pa
 
     def written():
         metrics.write_plots({"digits": stored.load("digits")}, known.benchmarks, known.methods)
-        return list(csv.DictReader(Path("results/plots/digits/gamma.csv").read_text().splitlines()))
+        return list(
+            csv.DictReader(Path("results/plots/digits/gamma.csv").read_text(encoding="utf-8").splitlines())
+        )
 
     write_result(tmp_path, "ferd", 0, 0.5, student="resnet8-w16")
     write_result(tmp_path, "no-utae", 0, 0.25, student="resnet8-w16")

@@ -53,7 +53,7 @@ def of_seed(seed, gamma=0.5, rounds=3, teacher="teacher"):
 def remembered(tmp_path, monkeypatch):
     """``remembered(seed=facts, ...)``: the lines of results that were made so."""
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(yaml.safe_dump(PARAMS))
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
 
     def lines(*seeds):
         stages = {"teacher": stage("tasks.teacher digits", {}, {TEACHER: "teacher"})}
@@ -63,7 +63,7 @@ def remembered(tmp_path, monkeypatch):
             results[seed] = Path(RESULT.format(seed))
             results[seed].parent.mkdir(parents=True, exist_ok=True)
             results[seed].write_text(f"result {seed}")
-        Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}))
+        Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}), encoding="utf-8")
         return Remembered().warnings("resnet8-w8/ferd", results)
 
     return lines
@@ -88,15 +88,15 @@ def test_so_is_another_teacher_and_whatever_else_is_different(remembered):
 
 def test_a_lock_that_lost_the_student_s_stage_does_not_vouch_for_its_result(remembered):
     remembered({})
-    lock = yaml.safe_load(Path("dvc.lock").read_text())
+    lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
     del lock["stages"]["distill-s0"]
-    Path("dvc.lock").write_text(yaml.safe_dump(lock))
+    Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
     (line,) = Remembered().warnings("ferd", {0: Path(RESULT.format(0))})
     assert line.startswith(f"ferd s0: made with {STUDENT.format(0)}, of which dvc.lock has no stage")
 
 
 def test_a_setting_that_is_gone_is_named(remembered):
-    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"methods": {}}))
+    Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"methods": {}}), encoding="utf-8")
     assert "gamma 0.5, where params.yaml has none" in remembered({})[0]
 
 
@@ -127,6 +127,6 @@ def test_a_file_that_dvc_did_not_write_has_settings_that_nobody_knows(remembered
 )
 def test_a_damaged_lock_is_one_line(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
-    Path("dvc.lock").write_text(content)
+    Path("dvc.lock").write_text(content, encoding="utf-8")
     with pytest.raises(FerdError, match=r"^dvc\.lock: cannot be read as DVC wrote it; `git checkout"):
         Remembered()

@@ -25,7 +25,7 @@ def groups(tmp_path, monkeypatch):
 
 def write_rounds(*records: dict, seed: int = 0) -> None:
     path = Path(f"results/digits/resnet8-w8/ferd/s{seed}.rounds.jsonl")
-    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
 
 
 def test_accuracy_is_percent_with_the_sample_deviation_of_the_seeds(groups):
@@ -127,7 +127,7 @@ def test_pairs_of_classes_are_percent_without_the_diagonal():
 def write_cost(seed: int, **figures) -> None:
     path = Path(f"results/digits/resnet8-w8/ferd/s{seed}.distill-cost.json")
     cost = {"device": "cpu", "processor": "one", "threads": 1, "torch": "2"} | figures
-    path.write_text(json.dumps(cost))
+    path.write_text(json.dumps(cost), encoding="utf-8")
 
 
 def test_costs_are_seconds_a_seed_of_the_files_there_are(groups):
@@ -148,5 +148,5 @@ def test_costs_of_several_machines_are_no_mean(groups, other):
 
 def test_what_an_interrupted_stage_took_is_not_known(groups):
     cost = {"seconds": 1, "device": "cpu", "threads": 1, "torch": "2", "resumed": True}
-    Path("results/digits/resnet8-w8/ferd/s0.distill-cost.json").write_text(json.dumps(cost))
+    Path("results/digits/resnet8-w8/ferd/s0.distill-cost.json").write_text(json.dumps(cost), encoding="utf-8")
     assert tidy.costs(groups) == []
