@@ -7,12 +7,14 @@ result.
 """
 
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from ferd.checkpoint import load_classifier
 from ferd.config import Benchmark, DistillationSettings, Method, parse
@@ -75,6 +77,7 @@ def complete(name: str, settings: Params) -> str | None:
     with tracking.connected() as client:
         experiment = tracking.experiment(client, name)
     with _alone():
+        _warn_of_another_folder(client, experiment)
         client.set_experiment_tag(experiment, "mlflow.note.content", description(benchmark))
         client.set_experiment_tag(experiment, "mlflow.experimentKind", "custom_model_development")
         known, made_with = own_runs(client, experiment), remembered()
@@ -101,6 +104,19 @@ def _alone() -> Iterator[None]:
     except (MlflowException, OSError) as error:
         reason = tracking.reason_of(error)
         raise FerdError(f"mlflow: {reason}; see to that, then run again: it goes on where it was") from None
+
+
+def _warn_of_another_folder(client: Any, experiment: str) -> None:
+    """Say where artifacts go outside this folder, as after it was moved or copied with its record."""
+    location = urlsplit(client.get_experiment(experiment).artifact_location)
+    folder = Path(unquote(location.path))
+    local = client.tracking_uri.startswith("sqlite:") and location.scheme == "file"
+    if local and not folder.is_relative_to(Path.cwd().resolve()):
+        print(
+            f"mlflow: artifacts go to {folder}, outside this folder, which was moved or copied; to have them "
+            f"here, move {client.tracking_uri} away and run python -m tasks.record",
+            file=sys.stderr,
+        )
 
 
 def _keep_report(client: Any, experiment: str, runs: Sequence[Any]) -> None:

@@ -42,6 +42,15 @@ def test_as_a_command_it_says_what_it_completed(finished_copy):
     assert answer.stdout.splitlines()[-1] == "digits: complete in the record"
 
 
+def test_a_folder_that_was_copied_is_told_where_its_artifacts_go(finished, folder, capsys, monkeypatch):
+    said = f"mlflow: artifacts go to {finished}/mlartifacts/digits, outside this folder, which was moved or"
+    complete(folder)
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith(said)]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/new.db")
+    record.complete("digits", params.read())
+    assert "outside this folder" not in capsys.readouterr().err
+
+
 @pytest.fixture
 def result(finished_copy):
     return json.loads((finished_copy / f"results/digits/{FERD}.json").read_text())
