@@ -50,13 +50,11 @@ def _stand_in(stage: Stage) -> None:
             file.write_text(out.def_path, "utf-8")
 
 
-def nothing_to_do(module: str) -> tuple[float, float]:
-    """Seconds of the processor, and in all, of ``repro`` over everything; when DVC knows the files."""
+def nothing_to_do(*command: str) -> tuple[float, float]:
+    """Seconds of the processor, and in all, of a module over every stage; when DVC knows the files."""
     for _ in range(2):
         before = os.times()
-        done = subprocess.run(
-            [sys.executable, "-m", module, "repro"], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True, check=True)
         after = os.times()
         assert "Running stage" not in done.stdout
     used = after.children_user + after.children_system - before.children_user - before.children_system
@@ -68,11 +66,10 @@ def measure() -> None:
     stages = finish_all()
     text = LOCK.read_text("utf-8")
     print(f"{stages} stages up to date, dvc.lock of {len(text) / 1000:.0f} KB")
-    for module in ("dvc", "tasks.run_dvc"):
-        used, passed = nothing_to_do(module)
-        print(
-            f"python -m {module} repro, nothing to do: {used:.1f} s of processor time, {passed:.1f} s in all"
-        )
+    for module, *options in (("dvc",), ("dvc", "-P"), ("tasks.run_dvc",), ("tasks.run_dvc", "-P")):
+        used, passed = nothing_to_do(module, "repro", *options)
+        command = " ".join(["python -m", module, "repro", *options])
+        print(f"{command}, nothing to do: {used:.1f} s of processor time, {passed:.1f} s in all")
     torch.set_num_threads(1)  # then `seconds_of` is of the processor
     lock = parse_yaml(text, LOCK, typ="rt")
     read, read_again, written = (

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -248,3 +248,12 @@ def set_param(folder: Path, value: object, *keys: str) -> None:
 def change_params() -> Callable[..., None]:
     """``change_params(folder, value, *keys)``: set a value of a workspace's params.yaml."""
     return set_param
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """This process, and what it starts, heeds signals as usual, whoever began it; afterwards as before."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,7 +1,6 @@
 """What tests of flows share."""
 
 import shutil
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -48,12 +47,3 @@ def prefect_server(prefect_homes: Callable[[], Path]) -> Iterator[None]:
         patch.setenv("PREFECT_HOME", str(home))
         with own_server():
             yield
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """This process heeds signals as before when a test has entered ``as_command``."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)

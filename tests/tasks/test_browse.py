@@ -16,7 +16,7 @@ CHROMIUM = shutil.which("chromium")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy):
+def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy, handlers):
     from playwright.sync_api import sync_playwright
 
     add_no_utae(finished_copy)
