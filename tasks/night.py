@@ -169,7 +169,9 @@ def open_night(what: Mapping[str, Any], now: datetime) -> Night:
     try:
         commit = git(home, "rev-parse", "--verify", "HEAD")
     except FerdError as error:
-        raise FerdError(f"{home}: {error}; a nightly compares with what is committed there") from None
+        raise FerdError(
+            f"{home}: {error}; a nightly compares with what is committed: mend it, or commit something first"
+        ) from None
     notes = _notes()
     broken_off = _broken_off(notes, now)
     for name, note in broken_off.items():

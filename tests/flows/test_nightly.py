@@ -169,7 +169,7 @@ def test_a_committed_figure_that_is_not_reproduced_fails_and_alerts(committed, i
 def test_a_folder_without_a_commit_is_refused(finished_copy, prefect_home):
     refused = run_in(finished_copy, *COMMAND, PREFECT_HOME=str(prefect_home))
     assert refused.returncode == 2
-    assert "git: fatal: not a git repository" in refused.stderr.strip().splitlines()[-1]
+    assert "commit something first" in refused.stderr.strip().splitlines()[-1]
 
 
 @pytest.mark.parametrize(

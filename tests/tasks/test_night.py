@@ -295,6 +295,6 @@ def test_git_says_itself_why_there_is_no_commit(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     with pytest.raises(
-        FerdError, match=r"git: fatal: not a git repository.*; a nightly compares with what is"
+        FerdError, match=r"git: fatal: not a git repository.*; a nightly compares with what is committed"
     ):
         night.open_night(WHAT, TWO)
