@@ -51,7 +51,7 @@ def figure(sets: Mapping[str, Sequence[Student]]) -> Figure:
         raise FerdError(f"{len(sets)} sets of students; at most {len(COLOURS)} can be told apart")
     rows = [row for label, students in sets.items() for row in rows_of(label, students)]
     ends = [min(row["low"] for row in rows), max(row["high"] for row in rows)]
-    colours = dict(zip(sets, COLOURS, strict=False))
+    colours = dict(zip(dict.fromkeys(row["students"] for row in rows), COLOURS, strict=False))
     panels = {
         title: effects([row for row in rows if row["figure"] == key], colours, ends)
         for key, title in PANELS.items()
@@ -88,11 +88,10 @@ def signed(points: float) -> str:
 
 def effects(rows: Sequence[Row], colours: Mapping[str, str], ends: Sequence[float]) -> alt.TopLevelMixin:
     """Of one figure: a row a mechanism, within it a line a set; ``ends`` of the axis."""
-    sets = list(dict.fromkeys(row["students"] for row in rows))
     base = panel(rows).encode(
         y=alt.Y("mechanism:N", title=None, sort=[*MECHANISMS, ALL], axis=alt.Axis(ticks=False)),
-        yOffset=alt.YOffset("students:N", sort=sets, scale=alt.Scale(paddingOuter=0.35)),
-        color=by_colour("students", dict(zip(sets, colours.values(), strict=True))),
+        yOffset=alt.YOffset("students:N", sort=list(colours), scale=alt.Scale(paddingOuter=0.35)),
+        color=by_colour("students", colours),
     )
     x = alt.X(
         "low:Q",

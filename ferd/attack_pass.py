@@ -38,11 +38,8 @@ class AttackPass(ABC):
         device: torch.device | str,
     ) -> None:
         require_batches(data, batch_size)
-        self._network, self._role, self._twin = (
-            network,
-            role,
-            attackable(network, role, shape_of(data), device),
-        )
+        self._network, self._role = network, role
+        self._twin = attackable(network, role, shape_of(data), device)
         require_known(data.labels, network.classes)
         self.attacked = self._twin.network
         self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)

@@ -471,9 +471,11 @@ def _require_invertible(
 
     That is one without statistics for L_bn, or with features that L_uni's bottleneck cannot mask.
     """
-    if method.images == "generator" and method.synthesis in ("plain", "fae") and weights.bn:
+    if method.images != "generator" or method.synthesis not in ("plain", "fae"):
+        return
+    if weights.bn:
         BatchNormStatistics(teacher)
-    if method.images != "generator" or method.synthesis != "fae":
+    if method.synthesis == "plain":
         return
     layer = method.nonrobust.layer
     require_sound(teacher, "teacher", shape, layer)

@@ -56,7 +56,7 @@ class UtaeOutcomes(AttackPass):
         require_classifier(teacher, "teacher")
         if teacher.classes != student.classes:
             raise FerdError(f"the student has {student.classes} classes, the teacher {teacher.classes}")
-        self.student, self.teacher = student, fast_layout(teacher, self.device)
+        self.student, self.teacher = student, fast_layout(teacher, self.device).eval()
         self.gammas, self.threat = gammas, threat
         self.clean = torch.empty(0, dtype=torch.int64)
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]

@@ -40,7 +40,7 @@ def test_an_installation_of_the_library_has_all_of_its_files():
     assert others == listed
 
 
-def made(folder, **variables):
+def made(folder):
     """`make .venv/.installed` with a Python that only says how it was called."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -48,7 +48,7 @@ def made(folder, **variables):
         '#!/bin/sh\necho "$@" >> called\ncase "$1" in -c) exit 0;; esac\nexit 1\n', "utf-8"
     )
     (folder / "python").chmod(0o755)
-    done = run_in(folder, "make", "PYTHON=./python", ".venv/.installed", **variables)
+    done = run_in(folder, "make", "PYTHON=./python", ".venv/.installed")
     called = folder / "called"
     return done, called.read_text("utf-8") if called.exists() else ""
 

@@ -663,8 +663,8 @@ def test_pool_images_are_rounded_to_the_nearest_byte(make_run, monkeypatch):
     assert run.pool.images.unique().tolist() == [255]  # 254.7
 
 
-class NormalisesInForward(Classifier):
-    """What somebody's model often does, and what losses on its features would not see."""
+class Wrapped(Classifier):
+    """The same network, as a beginning of another."""
 
     def __init__(self, inner):
         super().__init__(inner.classes, inner.channels)
@@ -675,6 +675,10 @@ class NormalisesInForward(Classifier):
 
     def blocks(self):
         return self.inner.blocks()
+
+
+class NormalisesInForward(Wrapped):
+    """What somebody's model often does, and what losses on its features would not see."""
 
     def forward(self, inputs):
         return super().forward((inputs - 0.5) / 0.2)
@@ -935,18 +939,8 @@ def test_a_network_that_is_changed_after_it_was_given_is_refused(make_run, role)
     assert run.pool.rounds == 0
 
 
-class HeadOfItsOwn(Classifier):
+class HeadOfItsOwn(Wrapped):
     """Right for features of the last block, whatever layer it is asked for."""
-
-    def __init__(self, inner):
-        super().__init__(inner.classes, inner.channels)
-        self.inner, self.linear = inner, inner.linear
-
-    def stem(self, inputs):
-        return self.inner.stem(inputs)
-
-    def blocks(self):
-        return self.inner.blocks()
 
     def head(self, features, layer=-1):
         return self.linear(F.adaptive_avg_pool2d(features, 1).flatten(1)[:, : self.linear.in_features])
