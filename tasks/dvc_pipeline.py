@@ -33,10 +33,9 @@ class Pipeline:
     def __init__(self) -> None:
         from dvc.repo import Repo
 
-        from tasks import dvc_params, dvc_rwlock
+        from tasks import dvc_patches
 
-        dvc_rwlock.write_whole()
-        dvc_params.read_once()
+        dvc_patches.apply()
         # Of a stage that was stopped it would say, each time, that its lock is removed.
         logging.getLogger("dvc.rwlock").setLevel(logging.ERROR)
         with plain_errors():

@@ -10,7 +10,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 
 from ferd.errors import FerdError
-from tasks import dvc_params, dvc_pipeline, dvc_rwlock
+from tasks import dvc_patches, dvc_pipeline
 
 
 @pytest.fixture
@@ -55,10 +55,10 @@ def test_another_fault_is_not_waited_for(pauses):
 
 
 def test_a_pipeline_is_read_by_functions_of_this_project(repository, monkeypatch):
-    monkeypatch.setattr(rwlock, "_edit_rwlock", dvc_rwlock._by_dvc)
-    monkeypatch.setattr(param, "read_param_file", dvc_params._by_dvc)
+    monkeypatch.setattr(rwlock, "rwlock", dvc_patches._hold_by_dvc)
+    monkeypatch.setattr(param, "read_param_file", dvc_patches._read_by_dvc)
     assert dvc_pipeline.Pipeline()._needs == {"one": [], "two": ["one"]}
-    assert rwlock._edit_rwlock is dvc_rwlock.edit and param.read_param_file is dvc_params.read
+    assert rwlock.rwlock is dvc_patches.hold and param.read_param_file is dvc_patches.read_param_file
 
 
 def test_a_pipeline_is_read_once_no_other_process_writes_its_lock(repository, monkeypatch):

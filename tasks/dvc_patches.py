@@ -1,0 +1,167 @@
+"""Functions of DVC that this project's processes replace: files are whole, and hundreds of stages quick.
+
+- ``dvc.lock``: DVC opens it and fills it, seconds long: a stop, or a full disk, in that time leaves a part,
+  which it may later take for the whole, and every stage that is missing is computed again. It also reads the
+  file so as to keep comments, of which a lock has none; without, that takes a sixth of the time.
+- ``.dvc/tmp/rwlock``, the list of who has which files: a full disk leaves it empty, and then no stage of the
+  folder runs any more. DVC edits it eight times a stage, though all but two of the edits change nothing.
+- ``params.yaml``: DVC parses it anew for every stage, half of what it takes to find that all are up to date,
+  and copies all of it for every stage that has variables.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
+from copy import deepcopy
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from dvc import rwlock
+from dvc.dependency import param
+from dvc.fs import LocalFileSystem
+from dvc.parsing.context import CtxDict
+from dvc.utils.serialize import _yaml, load_path
+
+from ferd.errors import FerdError
+from ferd.files import atomic_write
+
+Dumper = Callable[..., Any]
+LOCK = ".lock"
+
+_edit_by_dvc, _hold_by_dvc, _read_by_dvc = rwlock._edit_rwlock, rwlock.rwlock, param.read_param_file
+_held: ContextVar[tuple[frozenset[str], frozenset[str]]] = ContextVar(
+    "files that are held for reading, and for writing", default=(frozenset(), frozenset())
+)
+
+
+def apply() -> None:
+    """Have DVC use the functions of this module, in this process."""
+    _yaml._dump_data = dump_whole
+    _yaml._modify_data = modified
+    rwlock._edit_rwlock = edit
+    rwlock.rwlock = hold
+    param.read_param_file = read_param_file
+    CtxDict.__deepcopy__ = copied
+
+
+def dump_whole(path: str, data: Any, dumper: Dumper, fs: Any = None, **options: Any) -> None:
+    """Write a file of DVC's beside the one that is there, which it then replaces.
+
+    Raises:
+        FerdError: the disk is full, or the folder not writable; the file is as it was.
+    """
+    if fs is not None and not isinstance(fs, LocalFileSystem):
+        raise TypeError(f"{path}: not a file of this machine")
+    with atomic_write(Path(path)) as part, part.open("w", encoding="utf-8") as file:
+        dumper(data, file, **options)
+
+
+@contextmanager
+def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = None) -> Iterator[Any]:
+    """The content of a file of DVC's, to be changed; a lock that stays as it was is not written again."""
+    file = Path(path)
+    parser = _yaml.parse_yaml if file.suffix == LOCK else parser
+    content = _yaml._load_data(path, parser=parser, fs=fs) if file.exists() else {}
+    before = deepcopy(content)
+    yield content
+    if content != before or not file.exists():
+        dump_whole(path, content, dumper, fs)
+
+
+@contextmanager
+def hold(
+    tmp_dir: str, fs: Any, cmd: str, read: Sequence[str], write: Sequence[str], hardlink: bool
+) -> Iterator[None]:
+    """Enter files in the list of who has which; nothing where this thread holds them all already."""
+    reads, writes = _held.get()
+    if writes.issuperset(write) and (reads | writes).issuperset(read):
+        yield
+        return
+    with _hold_by_dvc(tmp_dir, fs, cmd, read, write, hardlink):
+        before = _held.set((reads.union(read), writes.union(write)))
+        try:
+            yield
+        finally:
+            _held.reset(before)
+
+
+def edit(lock_dir: str, fs: Any, hardlink: bool) -> AbstractContextManager[Any]:
+    """The list, to be changed; it is written whole."""
+    return _edit_by_dvc(lock_dir, _WrittenWhole(fs), hardlink)
+
+
+class _WrittenWhole:
+    """A file system of DVC's on this machine, whose files are replaced where they are written."""
+
+    def __init__(self, fs: Any) -> None:
+        self._fs = fs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._fs, name)
+
+    @contextmanager
+    def open(self, path: str, mode: str = "r", **options: Any) -> Iterator[Any]:
+        """As the file system's own.
+
+        Raises:
+            FerdError: the file cannot be written; it is as it was.
+        """
+        if mode == "w":
+            text = io.StringIO()
+            yield text
+            _replace(Path(path), text.getvalue())
+        else:
+            with self._fs.open(path, mode, **options) as file:
+                yield file
+
+
+def _replace(path: Path, text: str) -> None:
+    """Without waiting for the disk, as ``atomic_write`` does: the list is of processes that run now."""
+    part = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        part.write_text(text, "utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise FerdError(
+            f"{path}: cannot be written: {error.strerror}; free space or correct the permissions of "
+            f"{path.parent}, then run again"
+        ) from None
+
+
+def read_param_file(
+    fs: Any, path: str, key_paths: Sequence[str] | None = None, flatten: bool = False, **options: Any
+) -> Any:
+    """What stands in a file under each of some keys, ``a.b.c``; those that are not there are left out."""
+    if not (flatten and key_paths) or options or not Path(path).is_file():
+        return _read_by_dvc(fs, path, key_paths, flatten, **options)
+    stat = Path(path).stat()
+    content = _content(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    try:
+        return deepcopy({key: _value(content, key) for key in key_paths})
+    except (KeyError, TypeError):  # a key is missing, or a pattern
+        return _read_by_dvc(fs, path, key_paths, flatten)
+
+
+def copied(mapping: CtxDict, _: Any = None) -> CtxDict:
+    """A copy of the variables of ``dvc.yaml`` to which others may be added; their values are shared."""
+    new = CtxDict()
+    new.data = {
+        key: copied(value) if isinstance(value, CtxDict) else value for key, value in mapping.data.items()
+    }
+    return new
+
+
+@lru_cache(maxsize=8)
+def _content(path: str, *_as_it_was: int) -> Any:
+    """The file, by its time of change, size and inode."""
+    return load_path(path, LocalFileSystem())
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        content = content[part]
+    return content
