@@ -1,8 +1,9 @@
 """Functions of DVC that this project's processes replace: files are whole, and hundreds of stages quick.
 
 - ``dvc.lock``: DVC opens it and fills it, seconds long: a stop, or a full disk, in that time leaves a part,
-  which it may later take for the whole, and every stage that is missing is computed again. It also reads the
-  file so as to keep comments, of which a lock has none; without, that takes a sixth of the time.
+  which it may later take for the whole, and every stage that is missing is computed again. For each stage
+  it parses the whole file three times, once so as to keep comments, of which a lock has none, and writes all
+  of it anew.
 - ``.dvc/tmp/rwlock``, the list of who has which files: a full disk leaves it empty, and then no stage of the
   folder runs any more. DVC edits it eight times a stage, though all but two of the edits change nothing.
 - ``params.yaml``: DVC parses it anew for every stage, half of what it takes to find that all are up to date,
@@ -11,6 +12,7 @@
 
 import io
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -23,6 +25,7 @@ from dvc import rwlock
 from dvc.dependency import param
 from dvc.fs import LocalFileSystem
 from dvc.parsing.context import CtxDict
+from dvc.utils import strictyaml
 from dvc.utils.serialize import _yaml, load_path
 
 from ferd.errors import FerdError
@@ -30,7 +33,9 @@ from ferd.files import atomic_write
 
 Dumper = Callable[..., Any]
 LOCK = ".lock"
+STAGES = "stages"  # the key of a lock under which they are
 
+_parse_by_dvc = _yaml.parse_yaml
 _edit_by_dvc, _hold_by_dvc, _read_by_dvc = rwlock._edit_rwlock, rwlock.rwlock, param.read_param_file
 _held: ContextVar[tuple[frozenset[str], frozenset[str]]] = ContextVar(
     "files that are held for reading, and for writing", default=(frozenset(), frozenset())
@@ -39,12 +44,27 @@ _held: ContextVar[tuple[frozenset[str], frozenset[str]]] = ContextVar(
 
 def apply() -> None:
     """Have DVC use the functions of this module, in this process."""
+    _yaml.parse_yaml = strictyaml.parse_yaml = parse_yaml
     _yaml._dump_data = dump_whole
     _yaml._modify_data = modified
     rwlock._edit_rwlock = edit
     rwlock.rwlock = hold
     param.read_param_file = read_param_file
     CtxDict.__deepcopy__ = copied
+
+
+def parse_yaml(text: str, path: str, typ: str = "safe") -> Any:
+    """The content of a file of YAML; a lock's text is parsed once, and its comments are not kept."""
+    return deepcopy(_parsed(text, path)) if _is_lock(path) else _parse_by_dvc(text, path, typ)
+
+
+@lru_cache(maxsize=1)
+def _parsed(text: str, path: str) -> Any:
+    return _parse_by_dvc(text, path)
+
+
+def _is_lock(path: str) -> bool:
+    return Path(path).suffix == LOCK
 
 
 def dump_whole(path: str, data: Any, dumper: Dumper, fs: Any = None, **options: Any) -> None:
@@ -61,14 +81,49 @@ def dump_whole(path: str, data: Any, dumper: Dumper, fs: Any = None, **options: 
 
 @contextmanager
 def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = None) -> Iterator[Any]:
-    """The content of a file of DVC's, to be changed; a lock that stays as it was is not written again."""
+    """The content of a file of DVC's, to be changed; of a lock only changed stages are dumped anew."""
     file = Path(path)
-    parser = _yaml.parse_yaml if file.suffix == LOCK else parser
-    content = _yaml._load_data(path, parser=parser, fs=fs) if file.exists() else {}
+    text = _yaml._load_data(path, parser=lambda text, _: text, fs=fs) if file.exists() else None
+    content = {} if text is None else parser(text, path)
     before = deepcopy(content)
     yield content
-    if content != before or not file.exists():
-        dump_whole(path, content, dumper, fs)
+    if text is None or content != before:
+        new = with_stages(text, before, content, dumper) if text and _is_lock(path) else None
+        if new is None:
+            dump_whole(path, content, dumper, fs)
+        else:
+            dump_whole(path, new, lambda changed, stream: stream.write(changed), fs)
+
+
+def with_stages(text: str, before: Any, content: Any, dumper: Dumper) -> str | None:
+    """A lock's text in which stages have changed or are added in the end; None where anything else is new."""
+    old, new = before.get(STAGES), content.get(STAGES)
+    if not old or not new or list(content)[-1] != STAGES or {**before, STAGES: new} != content:
+        return None
+    if list(new)[: len(old)] != list(old):
+        return None
+    for name, stage in new.items():
+        if old.get(name) != stage:
+            block = _block(name, stage, dumper)
+            if name not in old:
+                text += block
+            elif (place := _place_of(block.partition("\n")[0], text)) is not None:
+                text = text[: place.start()] + block + text[place.end() :]
+            else:
+                return None
+    return text
+
+
+def _block(name: str, stage: Any, dumper: Dumper) -> str:
+    """A stage as it stands in a lock."""
+    stream = io.StringIO()
+    dumper({STAGES: {name: stage}}, stream)
+    return stream.getvalue().partition("\n")[2]
+
+
+def _place_of(first_line: str, text: str) -> re.Match[str] | None:
+    """Where a stage stands in the text of a lock: its first line, and all that is indented more or empty."""
+    return re.search(rf"^{re.escape(first_line)}\n(?:(?:   .*)?\n)*", text, re.MULTILINE)
 
 
 @contextmanager

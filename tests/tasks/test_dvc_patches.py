@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from dvc.exceptions import DvcException
 from dvc.fs import LocalFileSystem, localfs
 from dvc.lock import LockError
 from dvc.parsing.context import Context, CtxDict
-from dvc.utils.serialize import _yaml, dump_yaml, modify_yaml
+from dvc.utils import strictyaml
+from dvc.utils.serialize import _yaml, dump_yaml, load_yaml, modify_yaml
 
 from ferd.errors import FerdError
 from tasks import dvc_patches
@@ -25,6 +27,8 @@ from tests.conftest import ROOT, environment, wait_until
 
 FS = LocalFileSystem()
 PLACES = {  # what is replaced: where, by which name, and by what
+    (_yaml, "parse_yaml"): dvc_patches.parse_yaml,
+    (strictyaml, "parse_yaml"): dvc_patches.parse_yaml,
     (_yaml, "_dump_data"): dvc_patches.dump_whole,
     (_yaml, "_modify_data"): dvc_patches.modified,
     (rwlock, "_edit_rwlock"): dvc_patches.edit,
@@ -52,10 +56,22 @@ def replaced(dvcs_own):
     dvc_patches.apply()
 
 
+def part_of_lock():
+    """The first stages of this project's lock, its last one, and those that the tests change."""
+    head, *stages = re.split(r"^(?=  \S)", (ROOT / "dvc.lock").read_text("utf-8"), flags=re.MULTILINE)
+    names = ("  sources:", "  report:")
+    return head + "".join(
+        stages[:5] + [stage for stage in stages[5:-1] if stage.startswith(names)] + stages[-1:]
+    )
+
+
+PART = part_of_lock()
+
+
 @pytest.fixture
 def lock(tmp_path):
     path = tmp_path / "dvc.lock"
-    path.write_bytes((ROOT / "dvc.lock").read_bytes())
+    path.write_text(PART, "utf-8")
     return path
 
 
@@ -67,11 +83,96 @@ def change(path):
 def test_a_changed_lock_is_the_bytes_that_dvc_writes(lock, tmp_path, replaced, monkeypatch):
     change(lock)
     ours = lock.read_bytes()
-    lock.write_bytes((ROOT / "dvc.lock").read_bytes())
+    lock.write_text(PART, "utf-8")
     monkeypatch.undo()
     change(lock)
-    assert ours == lock.read_bytes() != (ROOT / "dvc.lock").read_bytes()
+    assert ours == lock.read_bytes() != PART.encode()
     assert list(tmp_path.iterdir()) == [lock]
+
+
+CHANGES = {
+    "one more": lambda stages: stages.update(
+        {"new@a": {"cmd": f"python -m {10 * 'long '}", "deps": [{"path": "é"}]}}
+    ),
+    "a parameter": lambda stages: list(stages.values())[-1].update(
+        {"params": {"params.yaml": {"x": None, "y": "1"}}}
+    ),
+    "two": lambda stages: [stages[name].update({"cmd": "x"}) for name in ("sources", "report")],
+    "one less": lambda stages: stages.pop("sources"),
+    "another order, and one": lambda stages: stages.update(
+        {"sources": {**stages.pop("sources"), "cmd": "x"}}
+    ),
+    "all": lambda stages: [stage.update({"cmd": "python -m tasks.others"}) for stage in stages.values()],
+    "an empty one": lambda stages: stages.update({"sources": {}}),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_whatever_changes_in_a_lock_its_bytes_are_dvcs(kind, lock, dvcs_own):
+    change, found = CHANGES[kind], []
+    for ours in (False, True):
+        lock.write_text(PART, "utf-8")
+        if ours:
+            dvc_patches.apply()
+        with modify_yaml(str(lock)) as content:
+            change(content["stages"])
+        found.append(lock.read_text("utf-8"))
+    assert found[0] == found[1]
+
+
+def test_every_stage_of_this_projects_lock_is_found_in_it(dvcs_own):
+    text = (ROOT / "dvc.lock").read_text("utf-8")
+    content = load_yaml(str(ROOT / "dvc.lock"))
+    without = {**content, "stages": {name: {"cmd": "x"} for name in content["stages"]}}
+    assert dvc_patches.with_stages(text, without, content, _yaml._dump) == text
+
+
+def test_a_stage_is_written_alone(lock, replaced, monkeypatch):
+    written, dump = [], _yaml._dump
+    monkeypatch.setattr(_yaml, "_dump", lambda data, stream: written.append(data) or dump(data, stream))
+    change(lock)
+    assert [list(data["stages"]) for data in written] == [["sources"]]
+
+
+@pytest.mark.parametrize(
+    "other", ["schema: '3.0'\nstages:\n  sources:\n    cmd: a\n", "stages:\n  a:\n    cmd: b\nx: 1\n"]
+)
+def test_a_lock_in_which_more_changes_is_written_as_a_whole(tmp_path, replaced, other):
+    path = tmp_path / "dvc.lock"
+    path.write_text(other)
+    with modify_yaml(str(path)) as content:
+        content["schema"] = "2.0"
+        content["stages"]["new"] = {"cmd": "c"}
+    assert load_yaml(str(path)) == content
+    assert load_yaml(str(path))["schema"] == "2.0"
+
+
+def test_a_stage_that_stands_in_another_way_is_found_or_all_are_written(tmp_path, replaced):
+    path = tmp_path / "dvc.lock"
+    path.write_text("stages:\n    wide: {cmd: a}\n    'quoted':\n        cmd: b\n")
+    for name in ("quoted", "wide"):
+        with modify_yaml(str(path)) as content:
+            content["stages"][name] = {"cmd": "other"}
+        assert load_yaml(str(path)) == content
+
+
+def test_a_lock_is_parsed_once_and_its_readers_may_change_what_they_have(lock, replaced, monkeypatch):
+    parsed, parse = [], dvc_patches._parse_by_dvc
+    monkeypatch.setattr(dvc_patches, "_parse_by_dvc", lambda *given: parsed.append(given) or parse(*given))
+    for load in (load_yaml, strictyaml.load, load_yaml):
+        content = load(str(lock))
+        stages = (content[0] if isinstance(content, tuple) else content)["stages"]
+        assert stages.pop("sources")["cmd"] == "python -m tasks.sources"
+    assert len(parsed) == 1
+    change(lock)
+    assert load_yaml(str(lock))["stages"]["sources"]["cmd"] == "python -m tasks.others"
+
+
+def test_a_lock_that_is_no_yaml_is_refused_as_by_dvc(tmp_path, replaced):
+    (tmp_path / "dvc.lock").write_text("stages: {")
+    for load in (load_yaml, strictyaml.load):
+        with pytest.raises(DvcException, match=r"dvc\.lock"):
+            load(str(tmp_path / "dvc.lock"))
 
 
 def test_a_lock_that_stays_as_it_was_is_not_written_again(lock, replaced):
@@ -90,16 +191,15 @@ def test_a_file_of_settings_keeps_its_comments(tmp_path, replaced):
 
 
 def test_a_write_that_fails_leaves_what_was_there(lock, tmp_path, replaced, monkeypatch):
-    def full(data, stream):
-        stream.write("schema: '2.0'\n")
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(_yaml, "_dump", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(FerdError, match=r"dvc\.lock: cannot be written: No space left on device; free space"):
         change(lock)
     with pytest.raises(FerdError, match="No space left"):
         dump_yaml(str(lock), {})
-    assert lock.read_bytes() == (ROOT / "dvc.lock").read_bytes()
+    assert lock.read_bytes() == PART.encode()
     assert list(tmp_path.iterdir()) == [lock]
 
 
@@ -142,6 +242,7 @@ def test_as_a_command_it_is_dvcs_own_and_ends_as_that_does(monkeypatch, dvcs_own
 
 STOPPED = """
 import sys, time
+from dvc.utils import strictyaml
 from dvc.utils.serialize import _yaml, modify_yaml
 from tasks import dvc_patches
 
@@ -162,7 +263,7 @@ def test_a_stop_while_a_lock_is_written_leaves_what_was_there(lock, tmp_path):
     with subprocess.Popen([sys.executable, "-c", STOPPED, str(lock)], env=own) as writing:
         wait_until(lambda: any(".part-" in name for name in os.listdir(tmp_path)))
         writing.terminate()
-    assert lock.read_bytes() == (ROOT / "dvc.lock").read_bytes()
+    assert lock.read_bytes() == PART.encode()
 
 
 @pytest.fixture
