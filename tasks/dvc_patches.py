@@ -2,8 +2,7 @@
 
 - ``dvc.lock``: DVC opens it and fills it, seconds long: a stop, or a full disk, in that time leaves a part,
   which it may later take for the whole, and every stage that is missing is computed again. For each stage
-  it parses the whole file three times, once so as to keep comments, of which a lock has none, and writes all
-  of it anew.
+  it parses the whole file twice, once so as to keep comments, of which a lock has none, and writes all anew.
 - ``.dvc/tmp/rwlock``, the list of who has which files: a full disk leaves it empty, and then no stage of the
   folder runs any more. DVC edits it eight times a stage, though all but two of the edits change nothing.
 - ``params.yaml``: DVC parses it anew for every stage, half of what it takes to find that all are up to date,
