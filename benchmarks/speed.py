@@ -22,8 +22,8 @@ from benchmarks.steps import GPU_SIZES, GPU_STEPS, SIZES, STEPS, Bench, Size
 from ferd.files import write_json
 from ferd.tf32 import tf32_convolutions
 from tasks.command import command_line
+from tasks.cost_record import processor
 from tasks.device import device_with
-from tasks.process import processor
 
 RESULTS = Path(__file__).with_name("results.json")
 KEY = ("hardware", "step", "size", "precision", "convolutions")  # the last on a GPU alone

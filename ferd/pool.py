@@ -62,10 +62,13 @@ class Pool:
         """Add a round: images (B, channels, H, W) uint8, labels (B,) int64.
 
         Raises:
-            FerdError: they are of another kind or size, or more than there is room for; nothing is written.
+            FerdError: they are of another kind or size, or more than there is room for, or another process
+                writes to the folder; nothing is written.
         """
         self._refuse_unfit(images, labels)
         shard = self._shard(self.rounds)
+        if shard.exists():
+            raise FerdError(f"{shard}: made by another process meanwhile; give each run a folder of its own")
         with atomic_write(shard) as part:
             save_file({"images": images.cpu().contiguous(), "labels": labels.cpu().contiguous()}, part)
         self._take(images, labels)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.process import SLOT_SHARE
+from tasks import slots
 
 DRIVER = Path("/proc/driver/nvidia")  # where Linux has one loaded
 
@@ -33,7 +33,7 @@ class Gpus:
             self._processes[gpu] += 1
         try:
             number, count = list(self._processes).index(gpu), len(self._processes)
-            yield {"CUDA_VISIBLE_DEVICES": gpu, SLOT_SHARE: f"{number}/{count}"}
+            yield {"CUDA_VISIBLE_DEVICES": gpu, slots.SHARE: f"{number}/{count}"}
         finally:
             with self._lock:
                 self._processes[gpu] -= 1

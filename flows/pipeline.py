@@ -22,7 +22,7 @@ from flows.gpus import Gpus, machine
 from flows.progress import LiveView
 from tasks import command, params, tracking
 from tasks.dvc_pipeline import BUSY_POLL_SECONDS, MOST_POLL_SECONDS, Pipeline
-from tasks.process import SLOTS
+from tasks.slots import SLOTS
 from tasks.stage import Stage, StageBusy, StageFailed, not_run, run, stoppable, stopped
 
 TASK_RUNNER: Any = ThreadPoolTaskRunner(max_workers=1024)  # threads wait; the slots say how many compute

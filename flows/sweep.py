@@ -29,8 +29,8 @@ from flows.progress import LiveView
 from flows.server import own_server
 from tasks.command import command_line
 from tasks.dvc_pipeline import Pipeline
-from tasks.process import SLOTS
 from tasks.results.stored_sweeps import Value
+from tasks.slots import SLOTS
 from tasks.stage import stoppable
 from tasks.sweep import Point, Sweep, parse_value, print_table
 

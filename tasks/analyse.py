@@ -18,7 +18,7 @@ from ferd.image_quality import Embedding, InceptionEmbedding, TeacherEmbedding, 
 from ferd.models.classifier import Classifier
 from ferd.pool import Pool
 from ferd.utae_outcomes import UtaeOutcomes
-from tasks import checkpoints, params, paths, process
+from tasks import checkpoints, cost_record, params, paths, process
 from tasks.device import device_with
 from tasks.storage import fetch_weights
 
@@ -39,7 +39,7 @@ def analyse_checkpoint(benchmark: str, checkpoint: Path, progress: process.Progr
         figures = analysis.of_student() if paths.identity(checkpoint)[0] else analysis.of_teacher()
         write_outputs(benchmark, checkpoint, settings, figures)
         cost = paths.cost_of(paths.result_of(checkpoint), "analyse")
-        process.write_cost(cost, progress, analysis.device)
+        cost_record.write(cost, progress, analysis.device)
         metrics |= metrics_of(figures)
 
 

@@ -22,7 +22,7 @@ from ferd.files import atomic_write, write_json_lines
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.pool import Pool
-from tasks import checkpoints, params, paths, process, tracking
+from tasks import checkpoints, cost_record, params, paths, process, tracking
 from tasks.command import command_line
 from tasks.device import device_with
 
@@ -106,7 +106,7 @@ def distil_student(
     write_image_grid(result.with_suffix(".images.png"), distillation.pool, teacher.classes)
     process.move_folder(resume / "pool", checkpoint.with_suffix(".pool"))
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
-    process.write_cost(paths.cost_of(result, "distill"), progress, device)
+    cost_record.write(paths.cost_of(result, "distill"), progress, device)
     run.finish()
 
 

@@ -13,7 +13,7 @@ from ferd.datasets import load_images
 from ferd.errors import FerdError
 from ferd.evaluation import Evaluation
 from ferd.files import atomic_write, write_json
-from tasks import checkpoints, params, paths, process, tracking
+from tasks import checkpoints, cost_record, params, paths, process, tracking
 from tasks.device import device_with
 
 SEED = 0  # of the attacks; the student's own seed is part of its name
@@ -35,7 +35,7 @@ def evaluate_checkpoint(benchmark: str, checkpoint: Path, progress: process.Prog
         for warning in evaluation.checks().warnings():
             print(f"{progress.task}: warning: {warning}", file=sys.stderr)
         write_outputs(benchmark, checkpoint, evaluation)
-        process.write_cost(paths.cost_of(paths.result_of(checkpoint), "evaluate"), progress, device)
+        cost_record.write(paths.cost_of(paths.result_of(checkpoint), "evaluate"), progress, device)
         metrics |= tracking.robustness(evaluation.figures(), evaluation.other_balls())
 
 

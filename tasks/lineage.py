@@ -33,6 +33,7 @@ PLUMBING = frozenset(
         "tasks/__init__.py",
         "tasks/bare_code.py",
         "tasks/command.py",
+        "tasks/cost_record.py",
         "tasks/download.py",
         "tasks/lineage.py",
         "tasks/params.py",
@@ -40,6 +41,7 @@ PLUMBING = frozenset(
         "tasks/process.py",
         "tasks/robustbench.py",
         "tasks/s3.py",
+        "tasks/slots.py",
         "tasks/storage.py",
         "tasks/tracking.py",
     }

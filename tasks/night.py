@@ -22,7 +22,7 @@ import yaml
 
 from ferd.errors import FerdError
 from ferd.files import atomic_write, check_fields, read_json, write_json
-from tasks import lineage, paths, process, share, tracking
+from tasks import lineage, paths, share, slots, tracking
 from tasks.git import git, git_if_there
 from tasks.locks import held
 from tasks.results.remembered import LOCK, locked_stages
@@ -66,7 +66,7 @@ class Night:
         own = {
             "MLFLOW_TRACKING_URI": _absolute_store(self.home),
             "FERD_SWEEP_ID": self.sweep_id,
-            process.SLOT_FOLDER: str(self.home / process.RESUME),
+            slots.FOLDER: str(self.home / paths.RESUME),
         }
         if images := os.environ.get("FERD_DATA"):
             own["FERD_DATA"] = str(self.home / images)

@@ -8,6 +8,7 @@ from ferd.errors import FerdError
 OUTPUTS = Path(os.environ.get("FERD_OUTPUTS", ""))  # a sweep's points keep theirs apart: tasks/sweep.py
 CHECKPOINTS = OUTPUTS / "checkpoints"
 RESULTS = OUTPUTS / "results"
+RESUME = Path(".resume")  # what stages that were interrupted left, and their locks
 PAGE = RESULTS / "report" / "index.html"
 COST = "-cost.json"  # ends the name of a file that says what a stage took
 RESULT_SCHEMA = "ferd-result/1"

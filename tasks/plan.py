@@ -26,10 +26,10 @@ from ferd.models.generator import Generator
 from ferd.models.registry import build
 from tasks import params, paths
 from tasks.command import as_command, command_line
+from tasks.cost_record import processor
 from tasks.device import device_name, device_type
 from tasks.dvc_pipeline import Pipeline
 from tasks.job import TEACHERS, Job, job_of
-from tasks.process import processor
 from tasks.results.stored import own_seconds, read_cost
 from tasks.stage import Stage
 

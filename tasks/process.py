@@ -1,4 +1,4 @@
-"""What every stage command shares: events on stdout, one-line errors, threads, the resume folder.
+"""What every stage command shares: events on stdout, one-line errors, the resume folder.
 
 A stage prints one JSON line an event, for whoever shows progress (at a terminal, lines to read):
 
@@ -9,18 +9,13 @@ teacher's figures before it is used), ``resumable`` (the folder of an attempt, f
 ``error``.
 """
 
-import fcntl
 import json
 import os
-import platform
-import re
-import resource
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib import metadata
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,19 +23,13 @@ import torch
 
 from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
-from ferd.files import file_hash, remove_leftovers, write_json
-from tasks import lineage, params, tracking
+from ferd.files import file_hash, remove_leftovers
+from tasks import lineage, params, paths, slots, tracking
 from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
-from tasks.device import device_name, device_type
+from tasks.device import device_type
 from tasks.events import figures, progress_line
 from tasks.locks import held
 from tasks.stage import KEEPS_RESUME, discard, lock_of
-
-RESUME = Path(".resume")
-SLOTS = "FERD_SLOTS"  # how many stages of this folder compute at a time; set by flows
-SLOT_FOLDER = "FERD_SLOT_FOLDER"  # where they are, if not in this folder's own .resume
-SLOT_SHARE = "FERD_SLOT_SHARE"  # NUMBER/COUNT of the GPU that a stage is given: which slots are its own
-SLOT_POLL_SECONDS = 0.1
 
 
 class Progress:
@@ -69,9 +58,9 @@ class Progress:
 
     def start(self, done: int = 0) -> None:
         """Computing begins, when a slot is free; ``done`` units were finished by an earlier attempt."""
-        own = own_slots()
+        own = slots.own()
         if own and not self._slot:
-            self._slot = take_slot(own)
+            self._slot = slots.take(own)
         self._started, self._processor_started = time.monotonic(), time.process_time()
         self._first = done
         self.event("computing")
@@ -101,46 +90,6 @@ class Progress:
     def processor_seconds(self) -> float:
         """The same, of all its threads' processor time: what else the machine did hardly counts."""
         return time.process_time() - self._processor_started
-
-
-def own_slots() -> range:
-    """The numbers of the places that this stage may compute in; none where it need not wait for one.
-
-    Where there are as many as GPUs, each belongs to one of them.
-
-    Raises:
-        FerdError: a variable is nothing that a flow sets.
-    """
-    slots = _whole_numbers(SLOTS, "0", r"(\d+)")[0]
-    gpu, count = _whole_numbers(SLOT_SHARE, "0/1", r"(\d+)/(\d+)")
-    if gpu >= count:
-        raise FerdError(f"{SLOT_SHARE}={gpu}/{count}: there is no such GPU; flows set it, so unset it")
-    return range(gpu, slots, count) if slots >= count else range(slots)
-
-
-def _whole_numbers(variable: str, default: str, form: str) -> tuple[int, ...]:
-    value = os.environ.get(variable) or default
-    found = re.fullmatch(form, value, re.ASCII)
-    if not found:
-        raise FerdError(f"{variable}={value!r}: not what a flow sets, {default!r} for example; unset it")
-    return tuple(map(int, found.groups()))
-
-
-def take_slot(own: range) -> IO[str]:
-    """Wait for one of the places to compute in; it is free again when the file is closed.
-
-    A place is a lock on a file, so that a process that is killed gives its own back.
-    """
-    folder = Path(os.environ.get(SLOT_FOLDER) or RESUME)
-    folder.mkdir(parents=True, exist_ok=True)
-    while True:
-        for number in own:
-            slot = (folder / f"slot-{number}").open("w", encoding="utf-8")
-            with suppress(BlockingIOError):
-                fcntl.flock(slot, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return slot
-            slot.close()
-        time.sleep(SLOT_POLL_SECONDS)
 
 
 @contextmanager
@@ -184,7 +133,7 @@ def running(task: str) -> Iterator[Progress]:
 @contextmanager
 def alone(task: str) -> Iterator[None]:
     """Wait until no other process of this folder does the same task, whose resume files they would share."""
-    lock = lock_of(RESUME / _file_name(task))
+    lock = lock_of(paths.RESUME / _file_name(task))
     lock.parent.mkdir(parents=True, exist_ok=True)
     with held(lock, waiting=f"{task}: waiting for another process that does the same"):
         yield
@@ -203,7 +152,9 @@ def resume_folder(task: str, *settings: Any) -> Path:
     own = lineage.behind(f"tasks/{_command(task)}.py", root)
     files = {Path(__file__), *(root / path for path in own), *root.glob("ferd/**/*.py")}
     code = [lineage.code_hash(file) for file in sorted(files)]
-    return RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
+    return (
+        paths.RESUME / _file_name(task) / fingerprint(*settings, code, torch.__version__, device_type())[:16]
+    )
 
 
 def move_folder(source: Path, target: Path) -> None:
@@ -226,41 +177,6 @@ def move_folder(source: Path, target: Path) -> None:
         raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def write_cost(path: Path, progress: Progress, device: torch.device) -> None:
-    """Time, memory, hardware and versions, in a file of their own: results compare bit for bit."""
-    write_json(
-        path,
-        {
-            "seconds": round(progress.seconds, 1),
-            "processor_seconds": round(progress.processor_seconds, 1),
-            "peak_memory_mb": peak_memory_mb(device),
-            **({"resumed": True} if progress.resumed else {}),  # then the seconds are the last attempt's
-            "device": device_name(device),
-            "processor": processor(),
-            "threads": torch.get_num_threads(),
-            "cores": os.cpu_count(),
-            "torch": torch.__version__,
-            **{name: metadata.version(name) for name in ("numpy", "pyautoattack", "scikit-learn")},
-        },
-    )
-
-
-def peak_memory_mb(device: torch.device) -> int:
-    """MB at the process's peak: of tensors on a GPU, else of resident memory."""
-    if device.type == "cuda":
-        return round(torch.cuda.max_memory_allocated() / 1e6)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def processor() -> str:
-    """The processor's model and the instructions that torch uses on it: rounding depends on both."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text("utf-8").splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{(models or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def sha256(path: Path) -> str:

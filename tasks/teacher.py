@@ -21,7 +21,7 @@ from ferd.foreign_checkpoint import load_foreign
 from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.randomness import stream_seed
-from tasks import params, paths, process, tracking
+from tasks import cost_record, params, paths, process, tracking
 from tasks.command import command_line
 from tasks.device import device_with
 from tasks.storage import fetch_weights
@@ -106,7 +106,7 @@ def acquire(name: str, benchmark: Benchmark, role: Role, progress: process.Progr
     result = paths.result_of(path)
     write_json_lines(result.with_suffix(".rounds.jsonl"), records)
     write_json(result.with_suffix(".measured.json"), measured)
-    process.write_cost(paths.cost_of(result, "train"), progress, device)
+    cost_record.write(paths.cost_of(result, "train"), progress, device)
     run.log({f"{role.name}/measured/{attack}": measured[attack] for attack in MEASURED})
     run.finish()
 

@@ -44,7 +44,16 @@ class Classifier(nn.Module, ABC):
         self.register_buffer("input_std", None)
 
     def normalise_by(self, mean: Tensor, std: Tensor) -> None:
-        """From now on, the stem sees (x − mean)/std; both (channels,)."""
+        """From now on, the stem sees (x − mean)/std; both (channels,).
+
+        Raises:
+            FerdError: they are of another number of channels, or a deviation is not positive.
+        """
+        if len(mean) != self.channels or len(std) != self.channels or not (std > 0).all():
+            raise FerdError(
+                f"normalisation by mean {mean.tolist()} and deviation {std.tolist()}: each is of {self.channels} "
+                "channels, and a deviation is positive"
+            )
         self.input_mean, self.input_std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
     @abstractmethod

@@ -165,6 +165,16 @@ def test_a_write_that_fails_leaves_the_pool_as_it_was(folder, monkeypatch):
     assert contents(folder) == before
 
 
+def test_a_second_process_that_writes_to_the_folder_is_refused_before_it_writes(folder):
+    pool, other = open_pool(folder), open_pool(folder)
+    pool.append(*a_round(3))
+    before = (folder / "round-0004.safetensors").read_bytes()
+    with pytest.raises(FerdError, match=r"round-0004\.safetensors: made by another process .* of its own$"):
+        other.append(*a_round(4))
+    assert other.rounds == 3 and (folder / "round-0004.safetensors").read_bytes() == before
+    assert_rounds(open_pool(folder), 4)
+
+
 def test_a_finished_pool_is_only_read(folder):
     shard = folder / "round-0003.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1])

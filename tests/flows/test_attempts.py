@@ -12,7 +12,7 @@ from ferd.errors import FerdError, Unreachable
 from flows import pipeline
 from flows.pipeline import RETRIES, Session
 from flows.progress import LiveView
-from tasks.process import SLOTS
+from tasks.slots import SLOTS
 from tasks.stage import Stage, StageBusy, StageFailed, stopped
 
 STAGE = Stage("distill", (), True, ("tasks.distill",), ())

@@ -7,7 +7,7 @@ import torch
 
 from flows import gpus as flows_gpus
 from flows.gpus import Gpus
-from tasks.process import SLOT_SHARE
+from tasks import slots
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_where_there_is_no_choice_nothing_is_set(machine, count):
 def test_each_process_gets_the_least_busy_one(machine, visible, names):
     gpus = machine(3, visible)
     first, second, third = (
-        {"CUDA_VISIBLE_DEVICES": name, SLOT_SHARE: f"{number}/3"} for number, name in enumerate(names)
+        {"CUDA_VISIBLE_DEVICES": name, slots.SHARE: f"{number}/3"} for number, name in enumerate(names)
     )
     with ExitStack() as running:
         assert [running.enter_context(gpus.one()) for _ in range(2)] == [first, second]

@@ -9,8 +9,8 @@ import torch
 
 from ferd.datasets import Images, save_images
 from tasks import params, plan
+from tasks.cost_record import processor
 from tasks.job import Job, job_of
-from tasks.process import processor
 from tasks.stage import Stage
 from tests.conftest import run_in, tiny_params
 

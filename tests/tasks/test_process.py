@@ -1,10 +1,9 @@
-"""Places to compute in: shared by the stages of a folder, given back by every end of a process."""
+"""What stage commands share: events, ends of a process in one line, the resume folder."""
 
 import errno
 import json
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from contextlib import nullcontext
@@ -17,11 +16,10 @@ import torch
 import yaml
 
 from ferd.errors import FerdError, Unreachable
-from tasks import process
-from tests.conftest import ROOT, environment, tiny_params
+from tasks import process, slots
+from tests.conftest import ROOT, tiny_params
 
 FERD = "distill digits/resnet8-w8/ferd/s0"
-HOLDER = "from tasks import process; slot = process.take_slot(range(1)); print('taken', flush=True); input()"
 
 
 @pytest.fixture
@@ -30,81 +28,10 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_as_many_slots_are_taken_as_there_are_and_a_closed_one_is_free_again(folder):
-    first, second = process.take_slot(range(2)), process.take_slot(range(2))
-    assert {first.name, second.name} == {str(process.RESUME / f"slot-{number}") for number in (0, 1)}
-    taken = []
-    waiting = threading.Thread(target=lambda: taken.append(process.take_slot(range(2))), daemon=True)
-    waiting.start()
-    waiting.join(5 * process.SLOT_POLL_SECONDS)
-    assert waiting.is_alive() and not taken
-    second.close()
-    waiting.join(10)
-    assert [slot.name for slot in taken] == [second.name]
-    first.close()
-    taken[0].close()
-
-
-@pytest.mark.parametrize(
-    ("slots", "own"), [(2, [{1}]), (5, [{1}, {1, 3}]), (1, [{0}])], ids=["one each", "two of five", "too few"]
-)
-def test_a_gpu_has_places_of_its_own(folder, monkeypatch, slots, own):
-    monkeypatch.setenv(process.SLOT_SHARE, "1/2")
-    taken = []
-    for names in own:
-        monkeypatch.setenv(process.SLOTS, str(slots))
-        taken.append(process.take_slot(process.own_slots()))
-        assert {slot.name for slot in taken} == {str(process.RESUME / f"slot-{number}") for number in names}
-    for slot in taken:
-        slot.close()
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "said"),
-    [
-        (process.SLOTS, "abc", r"FERD_SLOTS='abc': not what a flow sets, '0' for example; unset it"),
-        (process.SLOTS, "-1", r"FERD_SLOTS='-1': not what a flow sets"),
-        (process.SLOT_SHARE, "x", r"FERD_SLOT_SHARE='x': not what a flow sets, '0/1' for example; unset it"),
-        (process.SLOT_SHARE, "3/2", r"FERD_SLOT_SHARE=3/2: there is no such GPU; flows set it, so unset it"),
-    ],
-)
-def test_slots_that_no_flow_sets_are_refused(monkeypatch, variable, value, said):
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(FerdError, match=f"^{said}"):
-        process.own_slots()
-
-
-@pytest.mark.parametrize("value", ["", "0"])
-def test_without_slots_nothing_is_waited_for(monkeypatch, value):
-    monkeypatch.setenv(process.SLOTS, value)
-    assert not process.own_slots()
-
-
-def test_a_killed_process_gives_its_slot_back(folder):
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLDER],
-        cwd=folder,
-        env=environment() | {"PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "taken\n"
-        taken = []
-        waiting = threading.Thread(target=lambda: taken.append(process.take_slot(range(1))), daemon=True)
-        waiting.start()
-        waiting.join(5 * process.SLOT_POLL_SECONDS)
-        assert not taken
-        holder.kill()
-        waiting.join(10)
-        assert len(taken) == 1
-    taken[0].close()
-
-
 def test_a_stage_outside_of_a_flow_does_not_wait(folder, monkeypatch, capsys):
-    monkeypatch.setenv(process.SLOTS, "1")
-    held = process.take_slot(range(1))
-    monkeypatch.delenv(process.SLOTS)
+    monkeypatch.setenv(slots.SLOTS, "1")
+    held = slots.take(range(1))
+    monkeypatch.delenv(slots.SLOTS)
     with process.running("report") as progress:
         progress.start()
     assert [line.split('"event": ')[1] for line in capsys.readouterr().out.splitlines()] == [
@@ -115,7 +42,7 @@ def test_a_stage_outside_of_a_flow_does_not_wait(folder, monkeypatch, capsys):
 
 
 def test_a_stage_gives_its_slot_back_when_it_has_computed(folder, monkeypatch):
-    monkeypatch.setenv(process.SLOTS, "1")
+    monkeypatch.setenv(slots.SLOTS, "1")
 
     def twice():
         for _ in range(2):  # the second would wait for ever
@@ -176,13 +103,6 @@ def test_an_attempt_that_goes_on_is_told_from_a_first_one(done, resumed):
     progress = process.Progress(FERD)
     progress.start(done)
     assert progress.resumed is resumed
-
-
-def test_places_may_be_in_the_folder_of_another(folder, monkeypatch):
-    """As of a night, whose stages run in a clone."""
-    monkeypatch.setenv(process.SLOT_FOLDER, str(folder / "others/.resume"))
-    with process.take_slot(range(1)) as slot:
-        assert slot.name == str(folder / "others/.resume/slot-0")
 
 
 @pytest.mark.parametrize(

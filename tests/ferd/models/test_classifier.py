@@ -83,3 +83,15 @@ def test_every_network_gives_a_logit_a_class(name):
         network = build(name, classes=5, channels=3).eval()
         assert network(torch.zeros(2, 3, 8, 8)).shape == (2, 5)
     assert (network.classes, network.channels) == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"), [([0.5], [0.0]), ([0.5], [float("nan")]), ([0.5, 0.5], [0.2, 0.2]), ([0.5], [0.2, 0.2])]
+)
+def test_a_normalisation_that_is_none_is_refused(mean, std):
+    network = build("resnet8-w8", classes=10, channels=1)
+    with pytest.raises(
+        FerdError, match=r"^normalisation by mean .* is of 1 channels, and a deviation is positi"
+    ):
+        network.normalise_by(torch.tensor(mean), torch.tensor(std))
+    assert network.input_mean is None
