@@ -51,8 +51,8 @@ class Classifier(nn.Module, ABC):
         """
         if len(mean) != self.channels or len(std) != self.channels or not (std > 0).all():
             raise FerdError(
-                f"normalisation by mean {mean.tolist()} and deviation {std.tolist()}: each is of {self.channels} "
-                "channels, and a deviation is positive"
+                f"normalisation by mean {mean.tolist()} and deviation {std.tolist()}: each is of "
+                f"{self.channels} channels, and a deviation is positive"
             )
         self.input_mean, self.input_std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
 
