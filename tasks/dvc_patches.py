@@ -2,7 +2,7 @@
 
 - ``dvc.lock``: DVC opens it and fills it, seconds long: a stop, or a full disk, in that time leaves a part,
   which it may later take for the whole, and every stage that is missing is computed again. For each stage
-  it parses the whole file twice, once so as to keep comments, of which a lock has none, and writes all anew.
+  it parses the whole file twice, once so as to keep comments, and writes all anew.
 - ``.dvc/tmp/rwlock``, the list of who has which files: a full disk leaves it empty, and then no stage of the
   folder runs any more. DVC edits it eight times a stage, though all but two of the edits change nothing.
 - ``params.yaml``: DVC parses it anew for every stage, half of what it takes to find that all are up to date,
@@ -10,8 +10,10 @@
 """
 
 import io
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -36,7 +38,9 @@ STAGES = "stages"  # the key of a lock under which they are
 
 _parse_by_dvc = _yaml.parse_yaml
 _edit_by_dvc, _hold_by_dvc, _read_by_dvc = rwlock._edit_rwlock, rwlock.rwlock, param.read_param_file
-_held: ContextVar[tuple[frozenset[str], frozenset[str]]] = ContextVar(
+Held = frozenset[tuple[int, str, str]]  # a process, the folder of its list, and a file
+
+_held: ContextVar[tuple[Held, Held]] = ContextVar(
     "files that are held for reading, and for writing", default=(frozenset(), frozenset())
 )
 
@@ -53,8 +57,10 @@ def apply() -> None:
 
 
 def parse_yaml(text: str, path: str, typ: str = "safe") -> Any:
-    """The content of a file of YAML; a lock's text is parsed once, and its comments are not kept."""
-    return deepcopy(_parsed(text, path)) if _is_lock(path) else _parse_by_dvc(text, path, typ)
+    """The content of a file of YAML; the lock that was read last is not parsed again."""
+    if _is_lock(path) and typ == "safe":
+        return deepcopy(_parsed(text, path))
+    return _parse_by_dvc(text, path, typ)
 
 
 @lru_cache(maxsize=1)
@@ -67,62 +73,93 @@ def _is_lock(path: str) -> bool:
 
 
 def dump_whole(path: str, data: Any, dumper: Dumper, fs: Any = None, **options: Any) -> None:
-    """Write a file of DVC's beside the one that is there, which it then replaces.
+    """Write a file of DVC's beside the one that is there, which it then replaces; its mode stays.
 
     Raises:
         FerdError: the disk is full, or the folder not writable; the file is as it was.
     """
     if fs is not None and not isinstance(fs, LocalFileSystem):
         raise TypeError(f"{path}: not a file of this machine")
-    with atomic_write(Path(path)) as part, part.open("w", encoding="utf-8") as file:
-        dumper(data, file, **options)
+    target = Path(path).resolve()  # where a link leads
+    with atomic_write(target) as part:
+        with part.open("w", encoding="utf-8") as file:
+            dumper(data, file, **options)
+        if target.exists():
+            shutil.copymode(target, part)
 
 
 @contextmanager
 def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = None) -> Iterator[Any]:
-    """The content of a file of DVC's, to be changed; of a lock only changed stages are dumped anew."""
-    file = Path(path)
-    text = _yaml._load_data(path, parser=lambda text, _: text, fs=fs) if file.exists() else None
-    content = {} if text is None else parser(text, path)
-    before = deepcopy(content)
+    """The content of a file of DVC's, to be changed; of a lock only changed stages are dumped anew.
+
+    A lock's comments are lost then; one that stays as it was is not written.
+    """
+    if not _is_lock(path) or not Path(path).exists():
+        with _modified_whole(path, parser, dumper, fs) as content:
+            yield content
+        return
+    text = _yaml._load_data(path, parser=lambda text, _: text, fs=fs)
+    before = parse_yaml(text, path)
+    content = deepcopy(before)
     yield content
-    if text is None or content != before:
-        new = with_stages(text, before, content, dumper) if text and _is_lock(path) else None
-        if new is None:
-            dump_whole(path, content, dumper, fs)
-        else:
+    if _exactly(content) != _exactly(before):
+        new = with_stages(text, before, content, dumper)
+        if new is not None and _reads_as(new, path, content):
             dump_whole(path, new, lambda changed, stream: stream.write(changed), fs)
+        else:
+            dump_whole(path, content, dumper, fs)
+
+
+@contextmanager
+def _modified_whole(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any) -> Iterator[Any]:
+    content = _yaml._load_data(path, parser=parser, fs=fs) if Path(path).exists() else {}
+    yield content
+    dump_whole(path, content, dumper, fs)
 
 
 def with_stages(text: str, before: Any, content: Any, dumper: Dumper) -> str | None:
-    """A lock's text in which stages have changed or are added in the end; None where anything else is new."""
+    """A lock's text in which stages have changed or are added in the end; None where anything else is new.
+
+    It must be read back: a name that is not on one line, or an anchor that another stage has, spoils it.
+    """
     old, new = before.get(STAGES), content.get(STAGES)
-    if not old or not new or list(content)[-1] != STAGES or {**before, STAGES: new} != content:
+    if not old or not new or list(content)[-1] != STAGES or list(new)[: len(old)] != list(old):
         return None
-    if list(new)[: len(old)] != list(old):
+    if _exactly({**before, STAGES: new}) != _exactly(content):  # beside the stages, too
         return None
     for name, stage in new.items():
-        if old.get(name) != stage:
+        if name not in old or _exactly(old[name]) != _exactly(stage):
             block = _block(name, stage, dumper)
-            if name not in old:
-                text += block
-            elif (place := _place_of(block.partition("\n")[0], text)) is not None:
-                text = text[: place.start()] + block + text[place.end() :]
-            else:
+            place = _place_of(block.partition("\n")[0], text) if name in old else (len(text), len(text))
+            if place is None:
                 return None
+            text = text[: place[0]] + block + text[place[1] :]
     return text
 
 
 def _block(name: str, stage: Any, dumper: Dumper) -> str:
-    """A stage as it stands in a lock."""
+    """A stage as it stands in a lock: its first line, and lines that are indented by more."""
     stream = io.StringIO()
     dumper({STAGES: {name: stage}}, stream)
     return stream.getvalue().partition("\n")[2]
 
 
-def _place_of(first_line: str, text: str) -> re.Match[str] | None:
-    """Where a stage stands in the text of a lock: its first line, and all that is indented more or empty."""
-    return re.search(rf"^{re.escape(first_line)}\n(?:(?:   .*)?\n)*", text, re.MULTILINE)
+def _place_of(first_line: str, text: str) -> tuple[int, int] | None:
+    """Where a stage begins and ends in the text of a lock: before the next line indented by two or less."""
+    found = re.search(rf"^{re.escape(first_line)}\n(?:(?:   .*)?\n)*", text, re.MULTILINE)
+    return found.span() if found else None
+
+
+def _exactly(content: Any) -> str:
+    """By which contents are compared: 1, 1.0 and True differ, and so does another order."""
+    return json.dumps(content, default=repr)
+
+
+def _reads_as(text: str, path: str, content: Any) -> bool:
+    try:
+        return _exactly(_parsed(text, path)) == _exactly(content)
+    except _yaml.YAMLFileCorruptedError:
+        return False
 
 
 @contextmanager
@@ -130,16 +167,18 @@ def hold(
     tmp_dir: str, fs: Any, cmd: str, read: Sequence[str], write: Sequence[str], hardlink: bool
 ) -> Iterator[None]:
     """Enter files in the list of who has which; nothing where this thread holds them all already."""
-    reads, writes = _held.get()
-    if writes.issuperset(write) and (reads | writes).issuperset(read):
+    mine = (os.getpid(), tmp_dir)
+    reads, writes = ({(*mine, path) for path in paths} for paths in (read, write))
+    held_reads, held_writes = _held.get()
+    if held_writes >= writes and held_reads | held_writes >= reads:
         yield
         return
     with _hold_by_dvc(tmp_dir, fs, cmd, read, write, hardlink):
-        before = _held.set((reads.union(read), writes.union(write)))
+        outer = _held.set((held_reads | reads, held_writes | writes))
         try:
             yield
         finally:
-            _held.reset(before)
+            _held.reset(outer)
 
 
 def edit(lock_dir: str, fs: Any, hardlink: bool) -> AbstractContextManager[Any]:
@@ -190,7 +229,8 @@ def read_param_file(
     fs: Any, path: str, key_paths: Sequence[str] | None = None, flatten: bool = False, **options: Any
 ) -> Any:
     """What stands in a file under each of some keys, ``a.b.c``; those that are not there are left out."""
-    if not (flatten and key_paths) or options or not Path(path).is_file():
+    local = isinstance(fs, LocalFileSystem) and Path(path).is_file()
+    if not (flatten and key_paths and local) or options:
         return _read_by_dvc(fs, path, key_paths, flatten, **options)
     stat = Path(path).stat()
     content = _content(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -200,8 +240,8 @@ def read_param_file(
         return _read_by_dvc(fs, path, key_paths, flatten)
 
 
-def copied(mapping: CtxDict, _: Any = None) -> CtxDict:
-    """A copy of the variables of ``dvc.yaml`` to which others may be added; their values are shared."""
+def copied(mapping: CtxDict, _memo: Any = None) -> CtxDict:
+    """``copy.deepcopy`` of the variables of ``dvc.yaml``, to which others may be added; values are shared."""
     new = CtxDict()
     new.data = {
         key: copied(value) if isinstance(value, CtxDict) else value for key, value in mapping.data.items()

@@ -23,6 +23,7 @@ from tasks.command import IN_THE_WAY, NOT_WRITABLE
 from tasks.locks import held
 
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
+CANNOT = ": cannot be written: "  # by tasks.dvc_patches, of a lock
 PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
 PLAIN = {  # of a stage's process, whoever runs it: DVC runs commands by $SHELL, which may be none, or nologin
     "SHELL": "/bin/sh",
@@ -237,9 +238,9 @@ def _last_error(tail: Iterable[str], code: int) -> str:
 
 
 def _is_permanent(message: str) -> bool:
-    """Whether DVC says of a file what no other attempt would mend, such as ``[Errno 20] Not a directory``."""
+    """Whether a file is at fault by what no other attempt would mend: ``[Errno 20] Not a directory``."""
     number = re.search(r"\[Errno (\d+)\]", message)
-    return number is not None and int(number[1]) in PERMANENT
+    return CANNOT in message or (number is not None and int(number[1]) in PERMANENT)
 
 
 def _files(output: Path) -> list[Path]:

@@ -14,7 +14,7 @@ import pytest
 from dvc import rwlock
 from dvc.dependency import param
 from dvc.exceptions import DvcException
-from dvc.fs import LocalFileSystem, localfs
+from dvc.fs import LocalFileSystem, MemoryFileSystem, localfs
 from dvc.lock import LockError
 from dvc.parsing.context import Context, CtxDict
 from dvc.utils import strictyaml
@@ -103,6 +103,13 @@ CHANGES = {
         {"sources": {**stages.pop("sources"), "cmd": "x"}}
     ),
     "all": lambda stages: [stage.update({"cmd": "python -m tasks.others"}) for stage in stages.values()],
+    "the same, shared by two": lambda stages: [
+        stages[name].update({"params": {"a": shared, "b": shared}})
+        for shared in [{"size": 8}]
+        for name in ("sources", "report")
+    ],
+    "a long name": lambda stages: stages.update({"x" * 130: {"cmd": "a", "n": 1}}),
+    "a number of another kind": lambda stages: stages["sources"].update({"n": 1.0}),
     "an empty one": lambda stages: stages.update({"sources": {}}),
 }
 
@@ -118,6 +125,56 @@ def test_whatever_changes_in_a_lock_its_bytes_are_dvcs(kind, lock, dvcs_own):
             change(content["stages"])
         found.append(lock.read_text("utf-8"))
     assert found[0] == found[1]
+
+
+LAYOUTS = {
+    "aliases in two stages": "stages:\n  a:\n    p: &id001 {x: 1}\n    q: *id001\n  b:\n    r: *id001\n",
+    "a long name": f"stages:\n  ? {'x' * 130}\n  : cmd: a\n  b:\n    cmd: c\n",
+    "no last newline": "stages:\n  a:\n    size: 3",
+    "datasets before": "datasets:\n- name: d\n  a:\n    cmd: x\n  b: 1\nstages:\n  a:\n    cmd: y\n",
+    "a comment": "stages:\n  a:\n    cmd: y\n# said\n    size: 3\n",
+    "an end": "stages:\n  a:\n    cmd: y\n...\n",
+    "flow": "stages: {a: {cmd: y}}\n",
+    "indented by four": "stages:\n    a:\n        cmd: y\n",
+    "indented by one": "stages:\n a:\n  cmd: y\n",
+    "other kinds": "stages:\n  a:\n    n: 1\n    t: true\n",
+}
+EDITS = {
+    "changed": lambda stages: stages.update({next(iter(stages)): {"n": 2}}),
+    "added": lambda stages: stages.update({"new": {"cmd": "n", "p": {"x": 1}}}),
+    "of other kinds": lambda stages: stages.update({"a": {"n": 1.0, "t": 1}}),
+    "shared": lambda stages: stages.update(
+        {name: {"p": both, "q": both} for both in [{"x": 1}] for name in "ab"}
+    ),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_lock_of_any_layout_is_read_as_what_it_should_hold(tmp_path, replaced, layout, edit):
+    path = tmp_path / "dvc.lock"
+    path.write_text(LAYOUTS[layout])
+    with modify_yaml(str(path)) as content:
+        EDITS[edit](content["stages"])
+    read = dvc_patches._parse_by_dvc(path.read_text(), str(path))
+    assert json.dumps(read) == json.dumps(content)
+
+
+def test_a_setting_of_another_kind_is_written(tmp_path, replaced):
+    path = tmp_path / "params.yaml"
+    path.write_text("flag: true\nrate: 1 # of learning\n")
+    with modify_yaml(str(path)) as content:
+        content.update({"flag": 1, "rate": 1.0})
+    assert path.read_text() == "flag: 1\nrate: 1.0 # of learning\n"
+
+
+def test_a_file_behind_a_link_is_replaced_and_keeps_its_mode(lock, tmp_path, replaced):
+    lock.chmod(0o664)
+    link = tmp_path / "link.lock"
+    link.symlink_to(lock)
+    change(link)
+    assert link.is_symlink() and lock.stat().st_mode & 0o777 == 0o664
+    assert load_yaml(str(lock))["stages"]["sources"]["cmd"] == "python -m tasks.others"
 
 
 def test_every_stage_of_this_projects_lock_is_found_in_it(dvcs_own):
@@ -324,6 +381,13 @@ def test_what_is_asked_for_in_another_way_is_left_to_dvc(path, monkeypatch):
     assert asked == [{"encoding": "latin-1"}]
 
 
+def test_a_file_of_another_file_system_is_read_there(path):
+    elsewhere = MemoryFileSystem()
+    with elsewhere.open(path, "w") as file:
+        file.write("a: other\n")
+    assert dvc_patches.read_param_file(elsewhere, path, ["a"], flatten=True) == {"a": "other"}
+
+
 def test_a_file_that_is_gone_is_dvcs_to_name(tmp_path):
     with pytest.raises(FileNotFoundError):
         dvc_patches.read_param_file(FS, str(tmp_path / "none.yaml"), ["a"], flatten=True)
@@ -385,6 +449,13 @@ def test_files_that_are_held_are_not_listed_again(tmp_path, holding, listed):
         assert listed() == ({"dep"}, {"out"})
     with holding(read=["dep"]):
         assert listed() == ({"dep"}, set())
+
+
+def test_files_of_another_list_are_not_held(tmp_path, holding):
+    (tmp_path / "other").mkdir()
+    out = [str(tmp_path / "out")]
+    with holding("out"), rwlock.rwlock(str(tmp_path / "other"), localfs, "a command", [], out, False):
+        assert json.loads((tmp_path / "other/rwlock").read_text())["write"].keys() == {*out}
 
 
 def test_files_that_were_held_when_a_stage_failed_are_listed_anew(holding, listed):

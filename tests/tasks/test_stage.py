@@ -253,6 +253,7 @@ def test_a_file_in_the_way_is_not_worth_a_retry(here, change_params):
     [
         ("[Errno 28] No space left on device", False),
         ("[Errno 13] Permission denied: 'a'", False),
+        ("dvc.lock: cannot be written: Permission denied; free space or correct it, then run again", False),
         ("[Errno 111] Connection refused", True),
         ("[Errno 5] Input/output error", True),
         ("failed to pull", True),
