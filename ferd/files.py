@@ -23,8 +23,11 @@ NUMBERS = re.compile(r"\[\n\s+(?:[-\d.e+]+|null)(?:,\n\s+(?:[-\d.e+]+|null))*\n\
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; it replaces ``path`` when the block succeeds.
+
+    Args:
+        durable: wait until the disk has it, so that it is whole after a power cut, too.
 
     Raises:
         FerdError: the folder is not writable or the disk is full; ``path`` is as it was.
@@ -34,8 +37,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(path)
         yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
+        if durable:
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
         os.replace(part, path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

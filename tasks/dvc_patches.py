@@ -27,16 +27,15 @@ from dvc.dependency import param
 from dvc.fs import LocalFileSystem
 from dvc.parsing.context import CtxDict
 from dvc.utils import strictyaml
-from dvc.utils.serialize import _yaml, load_path
+from dvc.utils.serialize import _common, _yaml, load_path
 
-from ferd.errors import FerdError
 from ferd.files import atomic_write
 
 Dumper = Callable[..., Any]
 LOCK = ".lock"
 STAGES = "stages"  # the key of a lock under which they are
 
-_parse_by_dvc = _yaml.parse_yaml
+_parse_by_dvc, _modify_by_dvc = _yaml.parse_yaml, _yaml._modify_data
 _edit_by_dvc, _hold_by_dvc, _read_by_dvc = rwlock._edit_rwlock, rwlock.rwlock, param.read_param_file
 Held = frozenset[tuple[int, str, str]]  # a process, the folder of its list, and a file
 
@@ -48,7 +47,7 @@ _held: ContextVar[tuple[Held, Held]] = ContextVar(
 def apply() -> None:
     """Have DVC use the functions of this module, in this process."""
     _yaml.parse_yaml = strictyaml.parse_yaml = parse_yaml
-    _yaml._dump_data = dump_whole
+    _common._dump_data = _yaml._dump_data = dump_whole
     _yaml._modify_data = modified
     rwlock._edit_rwlock = edit
     rwlock.rwlock = hold
@@ -95,7 +94,7 @@ def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = No
     A lock's comments are lost then; one that stays as it was is not written.
     """
     if not _is_lock(path) or not Path(path).exists():
-        with _modified_whole(path, parser, dumper, fs) as content:
+        with _modify_by_dvc(path, parser, dumper, fs) as content:  # by ``dump_whole``
             yield content
         return
     text = _yaml._load_data(path, parser=lambda text, _: text, fs=fs)
@@ -108,13 +107,6 @@ def modified(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any = No
             dump_whole(path, new, lambda changed, stream: stream.write(changed), fs)
         else:
             dump_whole(path, content, dumper, fs)
-
-
-@contextmanager
-def _modified_whole(path: str, parser: Callable[..., Any], dumper: Dumper, fs: Any) -> Iterator[Any]:
-    content = _yaml._load_data(path, parser=parser, fs=fs) if Path(path).exists() else {}
-    yield content
-    dump_whole(path, content, dumper, fs)
 
 
 def with_stages(text: str, before: Any, content: Any, dumper: Dumper) -> str | None:
@@ -205,24 +197,11 @@ class _WrittenWhole:
         if mode == "w":
             text = io.StringIO()
             yield text
-            _replace(Path(path), text.getvalue())
+            with atomic_write(Path(path), durable=False) as part:  # the list is of processes that run now
+                part.write_text(text.getvalue(), "utf-8")
         else:
             with self._fs.open(path, mode, **options) as file:
                 yield file
-
-
-def _replace(path: Path, text: str) -> None:
-    """Without waiting for the disk, as ``atomic_write`` does: the list is of processes that run now."""
-    part = path.with_name(f".{path.name}.part-{os.getpid()}")
-    try:
-        part.write_text(text, "utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise FerdError(
-            f"{path}: cannot be written: {error.strerror}; free space or correct the permissions of "
-            f"{path.parent}, then run again"
-        ) from None
 
 
 def read_param_file(
@@ -240,15 +219,6 @@ def read_param_file(
         return _read_by_dvc(fs, path, key_paths, flatten)
 
 
-def copied(mapping: CtxDict, _memo: Any = None) -> CtxDict:
-    """``copy.deepcopy`` of the variables of ``dvc.yaml``, to which others may be added; values are shared."""
-    new = CtxDict()
-    new.data = {
-        key: copied(value) if isinstance(value, CtxDict) else value for key, value in mapping.data.items()
-    }
-    return new
-
-
 @lru_cache(maxsize=8)
 def _content(path: str, *_as_it_was: int) -> Any:
     """The file, by its time of change, size and inode."""
@@ -259,3 +229,12 @@ def _value(content: Mapping[str, Any], key: str) -> Any:
     for part in key.split("."):
         content = content[part]
     return content
+
+
+def copied(mapping: CtxDict, _memo: Any = None) -> CtxDict:
+    """``copy.deepcopy`` of the variables of ``dvc.yaml``, to which others may be added; values are shared."""
+    new = CtxDict()
+    new.data = {
+        key: copied(value) if isinstance(value, CtxDict) else value for key, value in mapping.data.items()
+    }
+    return new

@@ -18,7 +18,7 @@ from dvc.fs import LocalFileSystem, MemoryFileSystem, localfs
 from dvc.lock import LockError
 from dvc.parsing.context import Context, CtxDict
 from dvc.utils import strictyaml
-from dvc.utils.serialize import _yaml, dump_yaml, load_yaml, modify_yaml
+from dvc.utils.serialize import _common, _yaml, dump_yaml, load_yaml, modify_yaml
 
 from ferd.errors import FerdError
 from tasks import dvc_patches
@@ -29,6 +29,7 @@ FS = LocalFileSystem()
 PLACES = {  # what is replaced: where, by which name, and by what
     (_yaml, "parse_yaml"): dvc_patches.parse_yaml,
     (strictyaml, "parse_yaml"): dvc_patches.parse_yaml,
+    (_common, "_dump_data"): dvc_patches.dump_whole,
     (_yaml, "_dump_data"): dvc_patches.dump_whole,
     (_yaml, "_modify_data"): dvc_patches.modified,
     (rwlock, "_edit_rwlock"): dvc_patches.edit,
