@@ -5,14 +5,17 @@ benchmark's images and teacher, distils them, judges them on its test images and
 the file; what the file has is not computed again. Then it prints, over all seeds that the file has whole,
 what the students of each combination have, and the effect of each mechanism: by seed the mean of the four
 students with it less the mean of the four without, and of all three the student with them less the one
-with none.
+with none. ``--combinations "reweighting, FAE" none`` takes these two alone, and prints the first less the
+other.
 """
 
+import argparse
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
@@ -74,11 +77,24 @@ def main() -> None:
     parser.add_argument("benchmark")
     parser.add_argument("--seeds", type=typed_seed, nargs="*", default=[], help="computed where missing")
     parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="of the students, a line each")
+    parser.add_argument(
+        "--combinations", type=typed_combination, nargs="+", default=COMBINATIONS, help="default: all eight"
+    )
     args = parser.parse_args()
     with as_command("factorial"):
         if args.seeds:
-            compute(args.benchmark, args.seeds, args.to)
-        report(over_two_seeds(str(args.to), whole_seeds([*read(args.to).values()])))
+            compute(args.benchmark, args.seeds, args.combinations, args.to)
+        students = whole_seeds([*read(args.to).values()], args.combinations)
+        report(over_two_seeds(str(args.to), students), args.combinations)
+
+
+def typed_combination(text: str) -> Combination:
+    """As ``name_of`` names it."""
+    named = {name_of(has): has for has in COMBINATIONS}
+    if text not in named:
+        known = ", ".join(f'"{name}"' for name in named)
+        raise argparse.ArgumentTypeError(f"no combination {text!r}; there are {known}")
+    return named[text]
 
 
 def without(method: Method, has: Combination) -> Method:
@@ -93,8 +109,8 @@ def without(method: Method, has: Combination) -> Method:
     return method
 
 
-def compute(name: str, seeds: Sequence[int], file: Path) -> None:
-    """Append the students of these seeds that a file does not have.
+def compute(name: str, seeds: Sequence[int], combinations: Sequence[Combination], file: Path) -> None:
+    """Append the students of these seeds and combinations that a file does not have.
 
     Raises:
         FerdError: the benchmark's images or teacher are missing, or the file has students of other settings.
@@ -105,7 +121,7 @@ def compute(name: str, seeds: Sequence[int], file: Path) -> None:
     teacher = checkpoints.load(name, benchmark, paths.teacher(name))
     test = load_images(paths.images(name, "test"))
     file.parent.mkdir(parents=True, exist_ok=True)
-    for seed, has in product(seeds, COMBINATIONS):
+    for seed, has in product(seeds, combinations):
         method = without(ferd, has)
         settings = hash_of_settings(name, benchmark, student, method, seed, device, None)
         if (seed, has) in there:
@@ -144,10 +160,13 @@ def read(file: Path) -> dict[tuple[int, Combination], Student]:
     return students
 
 
-def whole_seeds(students: Sequence[Student]) -> list[Student]:
-    """Those of seeds that have all combinations."""
+def whole_seeds(
+    students: Sequence[Student], combinations: Sequence[Combination] = COMBINATIONS
+) -> list[Student]:
+    """The students of these combinations, of the seeds that have them all."""
+    students = [student for student in students if student.has in combinations]
     seeds = [student.seed for student in students]
-    return [student for student in students if seeds.count(student.seed) == len(COMBINATIONS)]
+    return [student for student in students if seeds.count(student.seed) == len({*combinations})]
 
 
 def over_two_seeds(name: str, students: list[Student]) -> list[Student]:
@@ -165,21 +184,29 @@ def over_two_seeds(name: str, students: list[Student]) -> list[Student]:
 
 def effect(students: Sequence[Student], mechanism: str, attack: str, figure: str) -> Effect:
     """Of a mechanism, or of ``ALL``, on a figure; of two seeds or more, each with all combinations."""
+    if mechanism == ALL:
+        return less(students, [COMBINATIONS[0]], [COMBINATIONS[-1]], attack, figure)
+    index = MECHANISMS.index(mechanism)
+    those_with = [has for has in COMBINATIONS if has[index]]
+    return less(students, those_with, [has for has in COMBINATIONS if not has[index]], attack, figure)
+
+
+def less(
+    students: Sequence[Student],
+    these: Sequence[Combination],
+    those: Sequence[Combination],
+    attack: str,
+    figure: str,
+) -> Effect:
+    """By seed the mean of these combinations' students less the mean of those; of two seeds or more."""
     differences = []
     for seed in sorted({student.seed for student in students}):
-        sides: dict[bool | None, list[float]] = {True: [], False: [], None: []}
-        for student in students:
-            if student.seed == seed:
-                sides[is_with(student.has, mechanism)].append(student.figure(attack, figure))
-        differences.append(mean(sides[True]) - mean(sides[False]))
+        sides = [
+            [s.figure(attack, figure) for s in students if s.seed == seed and s.has in side]
+            for side in (these, those)
+        ]
+        differences.append(mean(sides[0]) - mean(sides[1]))
     return over_seeds(differences)
-
-
-def is_with(has: Combination, mechanism: str) -> bool | None:
-    """Whether it is there; of ``ALL`` None where some are and some are not."""
-    if mechanism == ALL:
-        return has[0] if len({*has}) == 1 else None
-    return has[MECHANISMS.index(mechanism)]
 
 
 def over_seeds(values: Sequence[float]) -> Effect:
@@ -191,25 +218,37 @@ def over_seeds(values: Sequence[float]) -> Effect:
     return Effect(middle, middle - margin, middle + margin, p)
 
 
-def report(students: Sequence[Student]) -> None:
-    """Print the combinations and the effects as tables."""
+def report(students: Sequence[Student], combinations: Sequence[Combination]) -> None:
+    """Print what the students of each combination have, and the effects, as tables."""
     seeds = sorted({student.seed for student in students})
     print(f"{len(seeds)} seeds: {', '.join(map(str, seeds))}\n")
     columns = list(product(ATTACKS, FIGURES))
     print_row("mechanisms", (f"{attack} {figure}" for attack, figure in columns))
     print_row("---", ("---" for _ in columns))
-    for has in COMBINATIONS:
+    for has in combinations:
         cell = [student for student in students if student.has == has]
         print_row(name_of(has), (spread([s.figure(*column) for s in cell], column[1]) for column in columns))
     print()
     print_row("effect of", (f"{attack} {figure}" for attack, figure in columns))
     print_row("---", ("---" for _ in columns))
-    for mechanism in (*MECHANISMS, ALL):
-        found = [(effect(students, mechanism, *column), digits(column[1])) for column in columns]
+    for label, of in effects(students, combinations).items():
+        found = [(of(*column), digits(column[1])) for column in columns]
         print_row(
-            mechanism,
-            (f"{e.mean:+.{n}f} ({e.low:+.{n}f} to {e.high:+.{n}f}), p {e.p:.2g}" for e, n in found),
+            label, (f"{e.mean:+.{n}f} ({e.low:+.{n}f} to {e.high:+.{n}f}), p {e.p:.2g}" for e, n in found)
         )
+
+
+def effects(
+    students: Sequence[Student], combinations: Sequence[Combination]
+) -> dict[str, Callable[[str, str], Effect]]:
+    """By label: of each mechanism where all combinations are there, or of the first less each other one."""
+    if {*combinations} == {*COMBINATIONS}:
+        return {mechanism: partial(effect, students, mechanism) for mechanism in (*MECHANISMS, ALL)}
+    first, *others = combinations
+    return {
+        f"{name_of(first)} less {name_of(other)}": partial(less, students, [first], [other])
+        for other in others
+    }
 
 
 def print_row(first: str, cells: Iterator[str]) -> None:

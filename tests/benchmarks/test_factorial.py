@@ -1,12 +1,25 @@
 """The eight combinations of FERD's mechanisms: their students, and the effects that derive from them."""
 
+import argparse
 import json
 import sys
 from dataclasses import asdict
 
 import pytest
 
-from benchmarks.factorial import COMBINATIONS, Effect, Student, effect, over_seeds, read, whole_seeds, without
+from benchmarks.factorial import (
+    COMBINATIONS,
+    Effect,
+    Student,
+    effect,
+    effects,
+    name_of,
+    over_seeds,
+    read,
+    typed_combination,
+    whole_seeds,
+    without,
+)
 from ferd.errors import FerdError
 from ferd.paper import FERD
 from tests.conftest import ROOT, run_in
@@ -46,6 +59,23 @@ def test_a_mechanism_that_helps_beside_another_alone_counts_by_half():
     made = students(lambda seed, has: 0.5 + 0.1 * (has[0] and has[1]) + seed / 100)
     assert effect(made, "reweighting", "pgd20", "worst").mean == pytest.approx(5)
     assert effect(made, "all three", "pgd20", "worst").mean == pytest.approx(10)
+
+
+def test_of_some_combinations_the_first_is_compared_with_each_other_one():
+    two, none = (True, True, False), (False, False, False)
+    made = students(lambda seed, has: 0.5 + 0.1 * (has == two) + seed / 100)
+    some = whole_seeds([student for student in made if student.has in (two, none)], [two, none])
+    assert len(some) == 4 and not whole_seeds(some)
+    ((label, of),) = effects(some, [two, none]).items()
+    assert label == "reweighting, FAE less none"
+    assert of("pgd20", "worst").mean == pytest.approx(10)
+    assert list(effects(made, COMBINATIONS)) == ["reweighting", "FAE", "UTAE", "all three"]
+
+
+def test_a_combination_is_named_by_its_mechanisms():
+    assert [typed_combination(name_of(has)) for has in COMBINATIONS] == [*COMBINATIONS]
+    with pytest.raises(argparse.ArgumentTypeError, match=r'no combination .FAE, UTA.; there are "reweighting'):
+        typed_combination("FAE, UTA")
 
 
 def test_each_combination_leaves_out_what_it_has_not():
@@ -120,6 +150,9 @@ def test_students_are_those_of_the_pipeline_and_are_not_made_twice(finished_copy
     assert done.stdout.startswith("2 seeds: 0, 1\n")
     assert "| reweighting, FAE, UTAE | " in done.stdout
     assert "| UTAE | " in done.stdout
+    two = run("--seeds", "0", "--combinations", "reweighting, FAE", "none")
+    assert two.returncode == 0 and file.read_text().splitlines() == both
+    assert "| reweighting, FAE less none | " in two.stdout and "| UTAE | " not in two.stdout
 
     change_params(finished_copy, 0.3, "methods", "ferd", "utae", "gamma")
     other = run("--seeds", "0")
