@@ -74,7 +74,9 @@ def test_of_some_combinations_the_first_is_compared_with_each_other_one():
 
 def test_a_combination_is_named_by_its_mechanisms():
     assert [typed_combination(name_of(has)) for has in COMBINATIONS] == [*COMBINATIONS]
-    with pytest.raises(argparse.ArgumentTypeError, match=r'no combination .FAE, UTA.; there are "reweighting'):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match=r'no combination .FAE, UTA.; there are "reweighting'
+    ):
         typed_combination("FAE, UTA")
 
 
