@@ -27,7 +27,7 @@ from scipy.stats import t
 from ferd.config import Attack, Method
 from ferd.datasets import load_images
 from ferd.errors import FerdError
-from ferd.fairness import nsd
+from ferd.fairness import nsd, worst
 from tasks import checkpoints, params, paths
 from tasks.command import as_command, command_line
 from tasks.device import device_with
@@ -57,8 +57,8 @@ class Student:
 
     def figure(self, attack: str, figure: str) -> float:
         """Average or worst class in percent, or NSD."""
-        row = self.per_class[attack]
-        return {"average": 100 * mean(row), "worst": 100 * min(row), "nsd": nsd(torch.tensor(row))}[figure]
+        row = torch.tensor(self.per_class[attack], dtype=torch.float64)
+        return {"average": 100 * row.mean().item(), "worst": 100 * worst(row), "nsd": nsd(row)}[figure]
 
 
 @dataclass(frozen=True)

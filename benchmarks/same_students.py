@@ -18,6 +18,7 @@ from safetensors import safe_open
 
 from tasks import paths
 from tasks.command import command_line
+from tasks.params import read_content
 
 ROUNDS, STEPS = 4, 6  # of the generator and of the student, a round
 
@@ -29,7 +30,7 @@ def at(commit: str, benchmark: str) -> Iterator[Path]:
         folder = Path(name)
         subprocess.run(["git", "clone", "--quiet", ".", name], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=name, check=True)
-        settings = yaml.safe_load((folder / "params.yaml").read_text("utf-8"))
+        settings = read_content(folder / "params.yaml")
         schedule = settings["benchmarks"][benchmark]["distillation"]
         schedule |= {"rounds": ROUNDS, "warmup_rounds": 1}
         for part in ("synthesis", "student"):

@@ -3,6 +3,7 @@
 python -m flows.grid --benchmark digits
 """
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
@@ -75,7 +76,7 @@ def grid(
     # a worker in this folder has changed its dvc.lock, which a pipeline reads once
     whole = [name for name in targets if name not in ended or ended[name].is_completed()]
     if whole:
-        run_stale(benchmark, Pipeline().plan(whole, report=True), slots=1, pull=True)
+        run_stale(benchmark, Pipeline().plan(whole, report=True), slots=1, pull=True, began=time.time())
     if failures := failures_of(ended):
         raise FerdError("; ".join(failures))
 

@@ -75,7 +75,7 @@ def nightly(
         with tonight.entered():
             planned = reproduce(tonight, what, names, slots)
             tonight.keep(what)
-            verdicts = verdict.judge(night.pairs(tonight, planned), settings.nightly.tolerances)
+            verdicts = verdict.compare(night.pairs(tonight, planned), settings.nightly.tolerances)
             undelivered = deliver(tonight, names, verdicts, planned)
         tonight.finish(what)
     print(f"night {tonight.name}: {verdict.headline(verdicts)}")

@@ -261,7 +261,13 @@ def evaluations(
 
 
 def run_stale(
-    title: str, stages: Sequence[Stage], slots: int | None, *, pull: bool = False, anew: bool = False
+    title: str,
+    stages: Sequence[Stage],
+    slots: int | None,
+    *,
+    pull: bool = False,
+    anew: bool = False,
+    began: float | None = None,
 ) -> None:
     """Run those of the planned stages that are out of date, and say how the time was spent.
 
@@ -269,6 +275,7 @@ def run_stale(
         slots: how many compute at a time; None where a worker's limit says it.
         pull: take their outputs from DVC's remote where another machine has computed the same.
         anew: compute them, even where DVC's run cache has the outputs of the same inputs.
+        began: since when the time counts, a ``time.time()``; default: the start of this process.
 
     Raises:
         FerdError: stages failed: says which, and why.
@@ -279,7 +286,7 @@ def run_stale(
         return
     at_a_time = f", {slots} at a time" if slots else ""
     print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}, on {machine()}", flush=True)
-    with LiveView(stale) as view:
+    with LiveView(stale, began) as view:
         failures = failures_of(run_stages(stages, view, slots, pull=pull, anew=anew))
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "

@@ -19,9 +19,15 @@ class LiveView:
 
     Also keeps the account of time: ``computing_seconds`` is how long at least one stage was
     computing; the rest of the wall time is orchestration.
+
+    Args:
+        total: how many stages there are.
+        began: since when it counts, a ``time.time()``; default: the start of this process, so that imports
+            and the start of Prefect are included.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, began: float | None = None) -> None:
+        self._began = psutil.Process().create_time() if began is None else began
         self.console = Console(soft_wrap=True)
         self._total, self._finished = total, 0
         self._lock = threading.Lock()
@@ -49,8 +55,8 @@ class LiveView:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since this process began, imports and the start of Prefect included."""
-        return time.time() - psutil.Process().create_time()
+        """Seconds since ``began``."""
+        return time.time() - self._began
 
     @property
     def orchestration_seconds(self) -> float:

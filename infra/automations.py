@@ -1,8 +1,8 @@
 """``python -m infra.automations``: what Prefect's server does by itself, kept as this file says.
 
-One automation: a flow run whose heartbeats have stopped, since its machine lost power or its network, is
-marked as crashed. A run marks its own end otherwise, and one that cannot would be "running" for ever,
-and a grid would wait for it.
+One automation: a flow run whose heartbeats have stopped or never come, since its machine lost power or its
+network, is marked as crashed. A run marks its own end otherwise, and one that cannot would be "running" for
+ever, and a grid would wait for it.
 """
 
 import os
@@ -20,6 +20,7 @@ from infra.passwords import LOGIN
 from infra.settings import LEAST
 from tasks.command import as_command, command_line, without_password
 
+TAKEN = "prefect.flow-run.Pending"  # by a worker, whose process sends heartbeats when it has begun
 HEARTBEAT = "prefect.flow-run.heartbeat"  # of a run every three minutes: PREFECT_FLOWS_HEARTBEAT_FREQUENCY
 ENDS = ("Completed", "Failed", "Crashed", "Cancelled")
 NAME = "Crash silent flow runs"
@@ -35,7 +36,7 @@ def silent_runs(seconds: int) -> AutomationCore:
             posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             for_each={"prefect.resource.id"},
-            after={HEARTBEAT},
+            after={TAKEN, HEARTBEAT},
             expect={HEARTBEAT, *(f"prefect.flow-run.{state}" for state in ENDS)},
             threshold=1,
             within=timedelta(seconds=seconds),

@@ -23,20 +23,28 @@ class Postgres:
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
         self._folder, self._settings = folder, settings
-        self.data = folder / "postgresql"
+        self.data, self._pgpass = folder / "postgresql", folder / "pgpass"
         self.binaries = postgres_binaries(self.data)
         self.os_user = _unprivileged_user()
 
     def initialise(self, password: str) -> None:
         """Create the cluster, and the file by which MLflow and Prefect log in, where they are not there."""
-        port, user = self._settings["POSTGRES_PORT"], self._settings["POSTGRES_USER"]
-        write_private(self._folder / "pgpass", f"127.0.0.1:{port}:*:{user}:{password}\n")
+        write_private(self._pgpass, self._login(password))
         for leftover in self.data.parent.glob(f"{PART}*"):  # of a start that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         if (self.data / "PG_VERSION").exists():
             return
         with tempfile.TemporaryDirectory(prefix=PART, dir=self.data.parent) as part:
             self._create(Path(part), password)
+
+    def logs_in_by(self, password: str) -> bool:
+        """Whether MLflow and Prefect do, as the last start left it."""
+        return not self._pgpass.exists() or self._pgpass.read_text("utf-8") == self._login(password)
+
+    def _login(self, password: str) -> str:
+        """What ``pgpass`` holds."""
+        port, user = self._settings["POSTGRES_PORT"], self._settings["POSTGRES_USER"]
+        return f"127.0.0.1:{port}:*:{user}:{password}\n"
 
     def _create(self, part: Path, password: str) -> None:
         """Make the cluster in a folder beside it, so that a whole one or none is there."""
@@ -85,8 +93,8 @@ class Postgres:
         except psycopg2.OperationalError as error:
             if "authentication failed" in str(error):
                 raise FerdError(
-                    f"{self._folder / 'secrets.env'}: not the POSTGRES_PASSWORD that {self.data} was "
-                    "made with; put that one back"
+                    f"{self._folder / 'secrets.env'}: not the POSTGRES_PASSWORD of {self.data}, or another "
+                    f"POSTGRES_USER than {self._settings['POSTGRES_USER']} made that; put those back"
                 ) from None
             return False
         return True
@@ -111,7 +119,7 @@ class Postgres:
             port=self._settings["POSTGRES_PORT"],
             user=self._settings["POSTGRES_USER"],
             dbname="postgres",
-            passfile=str(self._folder / "pgpass"),
+            passfile=str(self._pgpass),
             connect_timeout=5,
         )
 

@@ -38,6 +38,8 @@ CONFIGURATION = Path(__file__).with_name("supervisord.conf")
 PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order of their start
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
+FAILED_STARTS = 4  # after so many `make up` waits no longer; supervisord goes on
+HANDED_ON = ("FERD_DATA", "FERD_ALERT_WEBHOOK")  # to the worker, from the environment of `make up`
 
 
 class Stack:
@@ -173,22 +175,32 @@ class Stack:
             yield
 
     def _refuse_what_runs(self) -> None:
-        """Other settings than these, programs without supervisord, a port's other user."""
+        """Other settings or passwords than these, programs without supervisord, a port's other user."""
         with control(self.folder) as supervisor:
             running = psutil.Process(supervisor.getPID()).environ() if supervisor else None
         if running is not None:
-            other = [
-                f"{key}={running.get(key)!r}, not {value!r}"
-                for key, value in self.settings.items()
-                if running.get(key) != value
-            ]
-            if other:
+            if other := self._other_than(running):
                 raise FerdError(f"the stack in {self.folder} runs with {'; '.join(other)}: `make down` first")
         elif left := processes.running(self.folder):
             raise FerdError(f"supervisord does not answer; {_still(left)}")
         else:
             for name in PORTS:
                 _refuse_taken(name, int(self.settings[name]))
+
+    def _other_than(self, running: Mapping[str, str]) -> list[str]:
+        """What a stack that runs in such an environment has otherwise; of secrets the names alone."""
+        other = [
+            f"{key}={running.get(key)!r}, not {value!r}"
+            for key, value in self.settings.items()
+            if running.get(key) != value
+        ]
+        given = {key: os.environ[key] for key in HANDED_ON if os.environ.get(key)}
+        secrets = passwords.keep(self.folder)
+        postgres_has = Postgres(self.folder, self.settings).logs_in_by(secrets["POSTGRES_PASSWORD"])
+        secret = {**given, **{key: secrets[key] for key in SECRETS if key != "POSTGRES_PASSWORD"}}
+        changed = [key for key, value in secret.items() if running.get(key) != value]
+        changed += [] if postgres_has else ["POSTGRES_PASSWORD"]
+        return other + [f"another {key} than there is now" for key in changed]
 
     def _runs(self) -> bool:
         with control(self.folder) as supervisor:
@@ -244,22 +256,30 @@ class Stack:
             if supervisor is None:
                 raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
             for name, log in logs.items():
-                if supervisor.getProcessInfo(name)["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
+                state = supervisor.getProcessInfo(name)["statename"]
+                if state == "BACKOFF":  # waits for its next start, perhaps for minutes
+                    supervisor.stopProcess(name, False)
+                if state not in ("RUNNING", "STARTING"):
                     try:
                         supervisor.startProcess(name, False)  # waiting is done below, side by side
                     except xmlrpc.client.Fault:
                         raise FerdError(f"{name} does not start; see {log}") from None
         answering = self._answering()
         for name in programs:
-            _wait_until(name, answering[name], logs[name], partial(self._refuse_given_up, name, logs[name]))
+            refuse = partial(self._refuse_failing, name, logs[name], set())
+            _wait_until(name, answering[name], logs[name], refuse)
             print(f"{name:<11} answers after {time.monotonic() - began:.0f} s", flush=True)
 
-    def _refuse_given_up(self, name: str, log: Path) -> None:
+    def _refuse_failing(self, name: str, log: Path, failed: set[int]) -> None:
+        """A program whose starts fail; ``failed`` takes up when those seen so far were."""
         with control(self.folder) as supervisor:
             if supervisor is None:
                 raise FerdError(f"supervisord has ended; see {self.folder / 'logs/supervisord.log'}")
-            if supervisor.getProcessInfo(name)["statename"] in ("FATAL", "STOPPED"):
-                raise FerdError(f"{name} does not start; see {log}")
+            program = supervisor.getProcessInfo(name)
+        if program["statename"] == "BACKOFF":
+            failed.add(program["start"])
+        if program["statename"] in ("FATAL", "STOPPED") or len(failed) >= FAILED_STARTS:
+            raise FerdError(f"{name} does not start; see {log}")
 
     def _s3_command(self) -> str:
         """SeaweedFS, which keeps what it is given below the stack's folder.

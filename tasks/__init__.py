@@ -1,4 +1,4 @@
-"""The stages of the pipeline, each a command: ``python -m tasks.<stage>``."""
+"""Stages (data, teacher, judge, distill, evaluate, analyse, report), other commands, and what they share."""
 
 import os
 

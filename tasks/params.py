@@ -8,8 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from ferd.config import Benchmark, Fraction, Method, NonNegative, Settings, parse
 from ferd.datasets import dataset
@@ -80,45 +81,25 @@ def read(path: Path = PARAMS) -> Params:
 
 
 def read_content(path: Path) -> Any:
-    """The settings as they are written, not validated.
+    """The settings as they are written, not validated, by the reader and the dialect (YAML 1.2) of DVC.
 
     Raises:
         FerdError: the file is missing, cannot be read, is not YAML or has a key twice.
     """
     try:
-        # as ``yaml.safe_load``, but for what is looked at between
-        loader = yaml.SafeLoader(path.read_text("utf-8"))
-        node = loader.get_single_node()
-        _refuse_keys_given_twice(node, path)
-        return loader.construct_document(node) if node else None
+        return parsed(path.read_text("utf-8"))
     except FileNotFoundError:
         raise FerdError(f"{path}: not found; run from the project's root folder") from None
     except OSError as error:
         raise FerdError(f"{path}: cannot be read: {error.strerror or error}; correct that") from None
-    except (yaml.YAMLError, ValueError) as error:  # the second: not UTF-8, or a date that there is not
-        raise FerdError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from None
+    except (YAMLError, ValueError) as error:  # the second: not UTF-8, or a date that there is not
+        said = " ".join(str(error).partition("To suppress")[0].split())
+        raise FerdError(f"{path}: not valid YAML in UTF-8: {said}") from None
 
 
-def _refuse_keys_given_twice(root: yaml.Node | None, path: Path) -> None:
-    """YAML itself would take the last one without a word."""
-    waiting, seen = [root], set()  # by identity: an alias is the node that it is of
-    while waiting:
-        node = waiting.pop()
-        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
-            continue
-        seen.add(id(node))
-        if isinstance(node, yaml.SequenceNode):
-            waiting += node.value
-            continue
-        keys = set()
-        for key, value in node.value:
-            waiting.append(value)
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in keys:
-                line = key.start_mark.line + 1
-                raise FerdError(f"{path}: line {line}: {key.value!r} is there twice; remove one of them")
-            keys.add(key.value)
+def parsed(text: str) -> Any:
+    """YAML 1.2 by ``ruamel.yaml``'s safe reader, which refuses a key given twice."""
+    return YAML(typ="safe").load(text)
 
 
 def put(content: Any, key: str, value: Any) -> None:

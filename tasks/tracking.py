@@ -208,6 +208,8 @@ def experiment(client: Any, benchmark: str) -> str:
 
     found = client.get_experiment_by_name(benchmark)
     if found:
+        if found.lifecycle_stage == "deleted":  # on MLflow's page; it would take no run
+            client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
     location = None
     if client.tracking_uri.startswith("sqlite:"):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from ruamel.yaml.error import YAMLError
 
 from ferd.adversarial_training import AdversarialTraining
 from ferd.checkpoint import load_classifier
@@ -34,7 +34,7 @@ from tasks.command import as_command, command_line
 from tasks.device import device_with
 from tasks.distill import Given, begin, given_images
 from tasks.evaluate import SEED as SEED_OF_ATTACKS
-from tasks.params import PARAMS, Params, put, read_content, validate
+from tasks.params import PARAMS, Params, parsed, put, read_content, validate
 from tasks.teacher import initial_network
 
 ATTACKS: Mapping[Attack, str] = {"clean": "all", "pgd20": "all"}
@@ -92,8 +92,8 @@ def override(path: Path, overrides: list[str], blocks: Sequence[str]) -> Params:
         if not any(f"{key}.".startswith(f"{block}.") for block in blocks):
             raise FerdError(f"--set {item}: not looked at here; these are: {', '.join(blocks)}")
         try:
-            put(content, key, yaml.safe_load(text))
-        except (yaml.YAMLError, ValueError, RecursionError):  # the second: a date that there is not
+            put(content, key, parsed(text))
+        except (YAMLError, ValueError, RecursionError):  # the second: a date that there is not
             raise FerdError(f"--set {item}: {text!r} is not valid YAML; put it in quotes") from None
     return validate(content)
 
@@ -117,7 +117,7 @@ def try_teacher(params: Params, args: argparse.Namespace, seed: int) -> dict[str
     )
     for record in training.epochs():
         print(record, file=sys.stderr, flush=True)
-    return judge(training.network, args.benchmark, benchmark, device)
+    return validation_accuracy(training.network, args.benchmark, benchmark, device)
 
 
 def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def try_method(params: Params, args: argparse.Namespace, seed: int) -> dict[str,
     student, records = distil(benchmark, teacher, student_name, method, seed, device, given)
     last = records[-1]
     return {
-        **judge(student, args.benchmark, benchmark, device),
+        **validation_accuracy(student, args.benchmark, benchmark, device),
         "agreement": sum(record.agreement for record in records) / len(records),
         "generator": last.generator,
         "student": last.student,
@@ -162,7 +162,9 @@ def distil(
     return distillation.student, records
 
 
-def judge(network: Classifier, name: str, benchmark: Benchmark, device: torch.device) -> dict[str, Any]:
+def validation_accuracy(
+    network: Classifier, name: str, benchmark: Benchmark, device: torch.device
+) -> dict[str, Any]:
     """Average and worst-class accuracy, clean and under PGD-20."""
     images = load_images(paths.images(name, "validation"))
     return {

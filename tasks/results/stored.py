@@ -56,13 +56,13 @@ class Group:
 
     @property
     def in_other_balls(self) -> list[str]:
-        """The same in further balls, as ``judged`` names them."""
-        first, *others = map(judged, self.results)
+        """The same in further balls, as ``figures_by_attack`` names them."""
+        first, *others = map(figures_by_attack, self.results)
         return [name for name in first if name not in self.attacks and all(name in other for other in others)]
 
     def values(self, attack: str, figure: str) -> list[float]:
         """One value a seed; none where a result lacks the attack."""
-        found = [judged(result).get(attack) for result in self.results]
+        found = [figures_by_attack(result).get(attack) for result in self.results]
         return [figures[figure] for figures in found if figures] if all(found) else []
 
     def on_the_images_of(self, stronger: str, weaker: str) -> tuple[int, list[float]]:
@@ -87,7 +87,7 @@ class Group:
 
     def images(self, attack: str) -> int:
         """How many test images the attack was run on."""
-        return int(judged(self.results[0])[attack]["n"])
+        return int(figures_by_attack(self.results[0])[attack]["n"])
 
     @property
     def name(self) -> str:
@@ -101,7 +101,7 @@ class Group:
             for result in self.results
             for warning in result.get("checks", {}).get("warnings", [])
         ]
-        seeds = [judged(result) for result in self.results]
+        seeds = [figures_by_attack(result) for result in self.results]
         unlike = [
             f"{self.name}: under {attack} its seeds have different numbers of images, or none; "
             "evaluate them alike"
@@ -111,7 +111,7 @@ class Group:
         return [*of_seeds, *unlike, *self.outdated]
 
 
-def judged(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def figures_by_attack(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each attack's figures with the ball it was run in; attacks in a further ball are named so.
 
     ``pgd20`` and ``pgd20 at ε 0.0157``.

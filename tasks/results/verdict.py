@@ -15,7 +15,7 @@ from typing import Any
 
 from tasks.params import Tolerances
 from tasks.results import text_table
-from tasks.results.stored import FIGURES, judged
+from tasks.results.stored import FIGURES, figures_by_attack
 
 # What makes two computations the same to the last bit, as a stage's cost record has it.
 ENVIRONMENT = ("device", "processor", "threads", "torch", "numpy", "pyautoattack", "scikit-learn")
@@ -81,7 +81,7 @@ def same_environment(
     )
 
 
-def judge(pairs: Sequence[Pair], tolerances: Tolerances) -> list[Verdict]:
+def compare(pairs: Sequence[Pair], tolerances: Tolerances) -> list[Verdict]:
     """A verdict for each figure of each (benchmark, student, method), the worst outcomes first."""
     groups: dict[Identity, list[Pair]] = {}
     for pair in pairs:
@@ -173,7 +173,7 @@ def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) ->
     ]
     if not known:
         return verdicts
-    then, now = ([judged(result) for result in side] for side in zip(*known, strict=True))
+    then, now = ([figures_by_attack(result) for result in side] for side in zip(*known, strict=True))
     for attack in {attack: None for figures in (*then, *now) for attack in figures}:  # in order
         before = [figures.get(attack) for figures in then]
         after = [figures.get(attack) for figures in now]
@@ -224,7 +224,7 @@ def _setting(figures: Mapping[str, Any] | None) -> tuple[Any, ...]:
 
 
 def _means(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
-    figures = [judged(result) for result in results]
+    figures = [figures_by_attack(result) for result in results]
     return [
         (attack, figure, mean(one[attack][figure] for one in figures if attack in one))
         for attack in figures[0]

@@ -80,6 +80,12 @@ def test_a_combination_is_named_by_its_mechanisms():
         typed_combination("FAE, UTA")
 
 
+def test_of_many_classes_the_worst_are_a_tenth():
+    """As everywhere (``ferd.fairness.worst``)."""
+    student = Student(0, COMBINATIONS[0], {"pgd20": [0.0, 0.2, *[1.0] * 18]}, "settings")
+    assert student.figure("pgd20", "worst") == pytest.approx(10)
+
+
 def test_each_combination_leaves_out_what_it_has_not():
     assert len(set(COMBINATIONS)) == 8
     assert without(FERD, (True, True, True)) == FERD

@@ -25,7 +25,7 @@ from prefect.states import Failed
 from ferd.errors import FerdError
 from flows import nightly
 from flows.alert import alert, check
-from tests.conftest import environment, heed_interrupts, run_in
+from tests.conftest import ROOT, environment, heed_interrupts, run_in
 
 COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
 RESULT = Path("results/digits/resnet8-w8/uniform-noise/s0.json")
@@ -254,6 +254,33 @@ def test_a_webhook_that_does_not_answer_does_not_silence_the_block(monkeypatch, 
     alert(nightly.nightly, run, Failed(message="pgd20 worst: fell"))
     assert said == [("nightly late-owl: Failed", "pgd20 worst: fell")]
     assert capsys.readouterr().out == "alert: FERD_ALERT_WEBHOOK did not take the message: ConnectError\n"
+
+
+def test_an_address_that_is_none_is_refused_before_the_night_without_being_shown(monkeypatch):
+    monkeypatch.setenv("FERD_ALERT_WEBHOOK", "hooks.example/a-secret")
+    with pytest.raises(
+        FerdError, match=r"^FERD_ALERT_WEBHOOK: does not begin with https:// or http://; correct"
+    ):
+        check(None)
+
+
+def test_messages_can_be_tried_before_a_night_fails(inbox, tmp_path):
+    command = (sys.executable, "-m", "flows.alert")
+    nobody = run_in(ROOT, *command)
+    assert (nobody.returncode, nobody.stderr) == (
+        2,
+        "alert: nobody to tell; set FERD_ALERT_WEBHOOK, or name an --alert-block\n",
+    )
+    address, messages = inbox
+    told = run_in(ROOT, *command, FERD_ALERT_WEBHOOK=address)
+    assert told.returncode == 0, told.stderr
+    assert messages == [{"text": "ferd\nA test: messages arrive."}]
+    assert told.stdout.splitlines()[-1] == "alert: FERD_ALERT_WEBHOOK took the message"
+    silent = run_in(ROOT, *command, FERD_ALERT_WEBHOOK="http://127.0.0.1:9/a-secret")
+    assert silent.returncode == 1
+    assert (
+        silent.stdout.splitlines()[-1] == "alert: FERD_ALERT_WEBHOOK did not take the message: ConnectError"
+    )
 
 
 def test_a_night_that_crashes_alerts_too():

@@ -41,6 +41,13 @@ def test_plain_lines_are_few(clock, capsys):
     assert len(lines) == 4
 
 
+def test_time_counts_since_the_process_began_or_as_it_is_told(monkeypatch):
+    monkeypatch.setattr(progress.time, "time", lambda: 1_000.0)
+    monkeypatch.setattr(progress.psutil.Process, "create_time", lambda _: 900.0)
+    assert progress.LiveView(total=1).wall_seconds == 100
+    assert progress.LiveView(total=1, began=990.0).wall_seconds == 10
+
+
 def test_the_last_figures_stand_at_the_end_of_a_line(clock, capsys):
     view = progress.LiveView(total=1)
     clock[0] = 20.0

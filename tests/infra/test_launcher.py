@@ -160,3 +160,42 @@ def test_another_users_process_is_said_to_be_theirs(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "running", lambda _: {"postgresql": [own]})
     with pytest.raises(FerdError, match=f"^process {own.pid} is of the user {own.username()}; end it as"):
         processes.end(tmp_path, "postgresql")
+
+
+SUPERVISED = """
+[supervisord]
+pidfile={folder}/supervisord.pid
+logfile={folder}/supervisord.log
+[unix_http_server]
+file={folder}/supervisor.sock
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory=supervisor.rpcinterface:make_main_rpcinterface
+[program:mlflow]
+command=sh -c 'test -e {folder}/room && exec sleep 600'
+autostart=false
+startretries=500
+stdout_logfile={folder}/mlflow.log
+"""
+
+
+def test_a_service_whose_starts_fail_is_named_and_begins_when_it_can(tmp_path, monkeypatch):
+    """A real supervisord; a shell that ends at once stands for a service on a full disk."""
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    configuration, room = tmp_path / "supervisord.conf", tmp_path / "room"
+    configuration.write_text(SUPERVISED.format(folder=tmp_path))
+    supervisord = (sys.executable, "-m", "supervisor.supervisord", "-c", str(configuration))
+    subprocess.run(supervisord, check=True, capture_output=True)
+    own = stack.Stack()
+    monkeypatch.setattr(stack.Stack, "_answering", lambda _: {"mlflow": room.exists})
+    try:
+        with pytest.raises(FerdError, match=r"^mlflow does not start; see .*mlflow.log$"):
+            own._start("mlflow")
+        with stack.control(tmp_path) as supervisor:
+            assert supervisor.getProcessInfo("mlflow")["statename"] == "BACKOFF"  # is tried again
+        room.touch()
+        own._start("mlflow")
+        with stack.control(tmp_path) as supervisor:  # at once, not when its wait is over
+            assert supervisor.getProcessInfo("mlflow")["statename"] in ("STARTING", "RUNNING")
+    finally:
+        with stack.control(tmp_path) as supervisor:
+            supervisor.shutdown()

@@ -57,10 +57,10 @@ def undisturbed(reproduced, tmp_path_factory) -> dict[str, bytes]:
     return found
 
 
-def a_running_run(services: Services) -> str:
+def a_run(services: Services, state: str) -> str:
     """A run that no machine works at; -> its id."""
     flow = services.api("/flows/", {"name": "silent"})["id"]
-    return services.api("/flow_runs/", {"flow_id": flow, "state": {"type": "RUNNING"}})["id"]
+    return services.api("/flow_runs/", {"flow_id": flow, "state": {"type": state}})["id"]
 
 
 def send_heartbeat(services: Services, run: str) -> None:
@@ -89,12 +89,12 @@ def test_a_run_whose_machine_is_gone_is_marked_as_crashed(services):
     """
     declare_silence(services, "20")
     try:
-        lost, alive = a_running_run(services), a_running_run(services)
+        lost, alive, taken = (a_run(services, state) for state in ("RUNNING", "RUNNING", "PENDING"))
         send_heartbeat(services, lost)
 
         def is_lost():
             send_heartbeat(services, alive)
-            return services.state(lost) == "CRASHED"
+            return [services.state(run) for run in (lost, taken)] == ["CRASHED", "CRASHED"]
 
         wait_until(is_lost, 180, lambda: services.log("prefect"))
         assert services.message(lost).startswith("no heartbeat for 20 s")

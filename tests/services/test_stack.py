@@ -1,5 +1,6 @@
 """The services as a person starts them: on the loopback, once, and with no secret in what they keep."""
 
+import re
 import stat
 import subprocess
 import sys
@@ -113,7 +114,22 @@ def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
         services, MLFLOW_PORT=port
     )
     assert "POSTGRES_PASSWORD" in refused(services, POSTGRES_PASSWORD="another")
+    said = refused(services, FERD_ALERT_WEBHOOK="https://chat.example/a-secret", FERD_DATA="/other")
+    assert "runs with another FERD_DATA than there is now; another FERD_ALERT_WEBHOOK than" in said
+    assert "secret" not in said
     assert [path.read_bytes() for path in files] == before
+
+
+@pytest.mark.parametrize("key", ["POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", passwords.LOGIN])
+def test_a_password_that_was_changed_while_the_services_run_is_refused(services, key):
+    kept = services.folder / "secrets.env"
+    before, login = kept.read_text(), (services.folder / "pgpass").read_text()
+    kept.write_text(re.sub(rf"^({key}=.*?)('?)$", r"\1x\2", before, flags=re.M))
+    try:
+        assert f"runs with another {key} than there is now: `make down` first" in refused(services)
+        assert (services.folder / "pgpass").read_text() == login
+    finally:
+        kept.write_text(before)
 
 
 def test_another_password_than_the_cluster_has_is_said_in_one_line(services, tmp_path, monkeypatch):
@@ -126,7 +142,8 @@ def test_another_password_than_the_cluster_has_is_said_in_one_line(services, tmp
     assert Postgres(Stack().folder, Stack().settings).answers()
     (tmp_path / "pgpass").write_text(login.replace(login.split(":")[-1], "another\n"))
     with pytest.raises(
-        FerdError, match=r"secrets\.env: not the POSTGRES_PASSWORD that .*postgresql was made with"
+        FerdError,
+        match=r"secrets\.env: not the POSTGRES_PASSWORD of .*postgresql, or another POSTGRES_USER than ferd",
     ):
         Postgres(Stack().folder, Stack().settings).answers()
 

@@ -37,7 +37,10 @@ def test_a_workers_limit_says_how_many_stages_of_a_clone_compute_at_a_time(repro
 def test_a_clone_at_another_commit_refuses_a_grids_stage(reproduced):
     run = reproduced.submit("stage/stage", name="data@digits", commit="f" * 40)
     assert reproduced.wait(run) == "FAILED"
-    assert "ffffffffff is asked for; check it out there" in reproduced.message(run)
+    assert (
+        "ffffffffff is asked for; there, `git fetch && git checkout --force ffffffffff`"
+        in reproduced.message(run)
+    )
 
 
 def test_only_stages_may_be_computed_by_a_further_machine(reproduced):

@@ -193,8 +193,8 @@ def test_a_port_that_there_is_not_is_refused(here, refusal):
     [
         ("# \xe9".encode("latin-1"), "not valid YAML in UTF-8"),
         (b"benchmarks: [", "not valid YAML"),
-        (b"methods:\n  ferd: {utae: {gamma: 0.5,\n    gamma: 0.3}}", "line 3: 'gamma' is there twice"),
-        (b"? [a, b]\n: 1", "not valid YAML"),
+        (b"methods:\n  ferd: {utae: {gamma: 0.5,\n    gamma: 0.3}}", "not valid YAML"),
+        (b"a: b: c", "not valid YAML"),
         (b"a: 2026-13-45", "not valid YAML"),
         (None, "cannot be read: Is a directory"),
     ],

@@ -158,6 +158,15 @@ def test_a_run_that_was_deleted_or_never_was_is_gone(monkeypatch, tmp_path):
     assert tracking.reopen_run(run) is None
 
 
+def test_an_experiment_that_was_deleted_takes_runs_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with tracking.connected() as client:
+        made = tracking.experiment(client, "digits")
+        client.delete_experiment(made)
+        assert tracking.experiment(client, "digits") == made
+        assert client.create_run(made).info.experiment_id == made
+
+
 def test_an_experiment_that_another_process_makes_meanwhile_is_taken(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with tracking.connected() as client:

@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+from dvc.utils.serialize import LOADERS
 
 from ferd.errors import FerdError
+from tasks.params import read_content
 from tasks.validate import looked_at, override
 from tests.conftest import ROOT, run_in
 
@@ -40,6 +42,19 @@ def test_every_override_counts_also_of_options_that_are_repeated(workspace):
 def test_an_override_of_what_nothing_looks_at_is_refused(key, method):
     with pytest.raises(FerdError, match=rf"^--set {key}=1: not looked at here; these are: benchmarks.digits"):
         override(PARAMS, [f"{key}=1"], looked_at("digits", method))
+
+
+def test_settings_are_read_as_dvc_reads_them(tmp_path):
+    """YAML 1.2: what is no number or word of truth in ``dvc.lock`` is none for us."""
+    path = tmp_path / "params.yaml"
+    path.write_text("{small: 1e-4, padded: 010, word: no, truth: false}")
+    expected = {"small": 0.0001, "padded": 10, "word": "no", "truth": False}
+    assert read_content(path) == expected == LOADERS[".yaml"](str(path))
+    path.write_text("{gamma: 0.5, gamma: 0.3}")
+    with pytest.raises(
+        FerdError, match=r'params.yaml: not valid YAML in UTF-8: .* found duplicate key "gamma"'
+    ):
+        read_content(path)
 
 
 def test_a_teacher_without_a_method_is_refused(workspace):

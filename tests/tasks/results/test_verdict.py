@@ -10,9 +10,9 @@ from tasks.results.verdict import (
     ENVIRONMENT,
     Outcome,
     Pair,
+    compare,
     faults,
     headline,
-    judge,
     markdown,
     same_environment,
     tolerance,
@@ -39,7 +39,7 @@ def result(seed=0, average=0.74, worst=0.5, nsd=0.16, method="ferd", n=500):
 def outcomes(committed, tonight, same):
     """{figure: outcome} of one result."""
     return {
-        verdict.figure: verdict.outcome for verdict in judge([Pair(committed, tonight, same)], TOLERANCES)
+        verdict.figure: verdict.outcome for verdict in compare([Pair(committed, tonight, same)], TOLERANCES)
     }
 
 
@@ -65,7 +65,7 @@ def test_in_one_environment_one_seed_that_fell_is_not_made_good_by_another():
         Pair(result(0, worst=0.5), result(0, worst=0.4), True),
         Pair(result(1, worst=0.5), result(1, worst=0.6), True),
     ]
-    worst = [verdict for verdict in judge(pairs, TOLERANCES) if verdict.figure == "worst"]
+    worst = [verdict for verdict in compare(pairs, TOLERANCES) if verdict.figure == "worst"]
     assert [verdict.outcome for verdict in worst] == [Outcome.FELL]
 
 
@@ -74,7 +74,7 @@ def test_where_one_seed_is_of_another_environment_all_are_compared_by_the_tolera
         Pair(result(0), result(0, worst=0.45), True),
         Pair(result(1), result(1, worst=0.45), False),
     ]
-    assert headline(judge(pairs, TOLERANCES)) == "1 within tolerance, 2 identical"
+    assert headline(compare(pairs, TOLERANCES)) == "1 within tolerance, 2 identical"
 
 
 @pytest.mark.parametrize(
@@ -106,19 +106,19 @@ def test_several_seeds_are_compared_as_means_by_their_standard_error():
             Pair(result(seed, worst=worst), result(seed, worst=worst + shift), False)
             for seed, worst in enumerate(spread)
         ]
-        (verdict,) = [found for found in judge(pairs, TOLERANCES) if found.figure == "worst"]
+        (verdict,) = [found for found in compare(pairs, TOLERANCES) if found.figure == "worst"]
         assert (verdict.outcome, verdict.seeds) == (outcome, 3)
         assert (verdict.committed, verdict.tonight) == (pytest.approx(0.5), pytest.approx(0.5 + shift))
 
 
 def test_what_was_not_committed_is_new_and_no_fault():
-    verdicts = judge([Pair(None, result(), False)], TOLERANCES)
+    verdicts = compare([Pair(None, result(), False)], TOLERANCES)
     assert {verdict.outcome for verdict in verdicts} == {Outcome.NEW}
     assert faults(verdicts) == []
     further = result()
     further["attacks"]["fgsm"] = further["attacks"]["pgd20"]
     found = {
-        (verdict.attack, verdict.outcome) for verdict in judge([Pair(result(), further, True)], TOLERANCES)
+        (verdict.attack, verdict.outcome) for verdict in compare([Pair(result(), further, True)], TOLERANCES)
     }
     assert ("fgsm", Outcome.NEW) in found and ("pgd20", Outcome.IDENTICAL) in found
 
@@ -130,7 +130,7 @@ def test_other_images_another_ball_or_a_missing_attack_cannot_be_compared():
     before = result()
     before["attacks"]["fgsm"] = before["attacks"]["pgd20"]
     missing = [
-        verdict for verdict in judge([Pair(before, result(), True)], TOLERANCES) if verdict.attack == "fgsm"
+        verdict for verdict in compare([Pair(before, result(), True)], TOLERANCES) if verdict.attack == "fgsm"
     ]
     assert [(verdict.outcome, verdict.tonight) for verdict in missing] == [(Outcome.INCOMPARABLE, None)] * 3
 
@@ -143,7 +143,7 @@ def test_further_balls_are_compared_too():
     after = deepcopy(before)
     after["other_balls"][0]["attacks"]["pgd20"]["worst"] = 0.1
     fell = [
-        verdict for verdict in judge([Pair(before, after, True)], TOLERANCES) if verdict.outcome == "fell"
+        verdict for verdict in compare([Pair(before, after, True)], TOLERANCES) if verdict.outcome == "fell"
     ]
     assert [(verdict.attack, verdict.figure) for verdict in fell] == [("pgd20 at ε 0.05", "worst")]
 
@@ -151,7 +151,7 @@ def test_further_balls_are_compared_too():
 def test_in_one_environment_the_rest_of_the_file_counts_too():
     after = result()
     after["attacks"]["pgd20"]["per_class"] = [0.5, 0.74]
-    (verdict, *_) = judge([Pair(result(), after, True)], TOLERANCES)
+    (verdict, *_) = compare([Pair(result(), after, True)], TOLERANCES)
     assert (verdict.outcome, verdict.figure) == (Outcome.CHANGED, "anything else in the file")
     assert set(outcomes(result(), after, same=False).values()) == {Outcome.IDENTICAL}
 
@@ -179,7 +179,7 @@ def test_the_worst_comes_first_in_words_and_in_the_table():
         Pair(result(method="teacher"), result(method="teacher"), True),
         Pair(result(), result(worst=0.4, average=0.75), True),
     ]
-    verdicts = judge(pairs, TOLERANCES)
+    verdicts = compare(pairs, TOLERANCES)
     assert headline(verdicts) == "1 fell, 1 changed, 4 identical"
     assert faults(verdicts) == [
         "digits/resnet8-w8/ferd pgd20 worst: fell, 40.0 where 50.0 is committed",
@@ -193,11 +193,11 @@ def test_the_worst_comes_first_in_words_and_in_the_table():
 
 def test_where_nothing_is_compared_nothing_is_tolerated():
     for pair in (Pair(None, result(), True), Pair(result(), result(n=100), True)):
-        rows = markdown(judge([pair], TOLERANCES)).splitlines()[2:]
+        rows = markdown(compare([pair], TOLERANCES)).splitlines()[2:]
         assert [row.split("|")[-2].strip() for row in rows] == [""] * 3
 
 
 def test_a_seed_that_was_not_committed_is_new_beside_those_that_were():
-    found = judge([Pair(result(), result(), True), Pair(None, result(seed=1, worst=0.0), True)], TOLERANCES)
+    found = compare([Pair(result(), result(), True), Pair(None, result(seed=1, worst=0.0), True)], TOLERANCES)
     assert headline(found) == "3 new, 3 identical"
     assert [verdict.tonight for verdict in found if verdict.figure == "worst"] == [0.0, 0.5]
