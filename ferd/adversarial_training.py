@@ -204,6 +204,8 @@ class AdversarialTraining:
         require_same(state.get("origin"), self._origin)
         if shapes(state["network"]) != shapes(self._trained.state_dict()):
             raise FerdError("the state is of another network; give the one that it was saved with")
+        if state["rng"].shape != self.rng.get_state().shape:
+            raise FerdError("rng: the state was saved on another kind of device; go on there, or begin anew")
         self._trained.load_state_dict(state["network"])
         self._trained.eval()
         if self._average:
@@ -220,6 +222,7 @@ class AdversarialTraining:
                 f"epoch {self.epoch + 1} was interrupted; load the state that was saved before it"
             )
 
+    @torch.enable_grad()
     @tf32_convolutions(False)
     def _train_epoch(self) -> EpochRecord:
         size = self.settings.batch_size

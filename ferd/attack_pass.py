@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ferd.datasets import Images, require_batches, require_known, shape_of
-from ferd.models.classifier import Classifier
+from ferd.models.classifier import Classifier, refuse_inference_mode
 from ferd.models.folding import attackable
 from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
@@ -77,8 +77,10 @@ class AttackPass(ABC):
         """Have the twin follow the network's present weights.
 
         Raises:
-            FerdError: there are results of others, or the twin is another function by now.
+            FerdError: there are results of others, the twin is another function by now, or inference mode is
+                on.
         """
+        refuse_inference_mode()
         here = self._origin()
         if self._results_of is not None:
             require_same(self._results_of, here, RESULTS)

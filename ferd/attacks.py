@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ferd.config import ThreatModel
 from ferd.errors import FerdError
 from ferd.losses import kl_divergence, kl_from_uniform
-from ferd.models.classifier import frozen
+from ferd.models.classifier import frozen, refuse_inference_mode
 
 Objective = Callable[[Tensor], Tensor]
 
@@ -95,7 +95,11 @@ def pgd(
 
     Returns:
         Adversarial images (B, channels, H, W), within ε of ``inputs`` and in [0, 1].
+
+    Raises:
+        FerdError: inference mode is on.
     """
+    refuse_inference_mode()
     adv_inputs = start.detach()
     with frozen(network), torch.enable_grad():
         for _ in range(threat.steps):
@@ -137,9 +141,9 @@ def utae(
         x', shaped as x: from x + 0.001·N(0, 1), within ε of x and in [0, 1].
 
     Raises:
-        FerdError: γ, where it is a number, is below 0.
+        FerdError: γ, where it is a number, is not 0 or more.
     """
-    if not isinstance(gamma, Tensor) and gamma < 0:
+    if not isinstance(gamma, Tensor) and not gamma >= 0:
         raise FerdError(f"gamma {gamma}: must be 0 or more")
     start = gaussian_start(inputs, threat.epsilon, rng)
     return pgd(network, inputs, uniform_target(clean_probs, gamma), threat, start)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -124,18 +125,20 @@ def save_state(path: Path | str, state: Mapping[str, Any]) -> None:
     Raises:
         FerdError: it holds something else, which ``load_state`` would refuse; or it cannot be written.
     """
-    _require_plain(state, "state")
+    _require_plain(dict(state), "state")
     with atomic_write(Path(path)) as part:
         buffer = io.BytesIO()
         torch.save(dict(state), buffer)  # in memory first: torch reports a full disk as a RuntimeError
         part.write_bytes(buffer.getvalue())
 
 
-def _require_plain(value: object, where: str) -> None:
-    if isinstance(value, Mapping):
+def _require_plain(value: Any, where: str) -> None:
+    """Of the very types that ``torch.load`` takes, no kind of them."""
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
+            _require_plain(key, f"{where}: the key {key!r}")
             _require_plain(item, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple | set):
+    elif type(value) in (list, tuple, set):
         for number, item in enumerate(value):
             _require_plain(item, f"{where}[{number}]")
     elif not isinstance(value, Tensor) and type(value) not in PLAIN:
@@ -159,4 +162,8 @@ def load_state(path: Path | str) -> dict[str, Any] | None:
         raise FerdError(
             f"{path}: unreadable resume state ({type(error).__name__}); delete it to begin anew"
         ) from None
-    return dict(state)
+    if not isinstance(state, dict):
+        raise FerdError(
+            f"{path}: holds no resume state, but a {type(state).__name__}; delete it to begin anew"
+        )
+    return state

@@ -28,14 +28,14 @@ AUTOATTACK_CLASSES = 4  # at least: its targeted loss ranks four logits
 
 
 class Settings(BaseModel):
-    """Base of every settings block: immutable, strictly typed, closed."""
+    """Base of every settings block: its fields cannot be set anew, are strictly typed, and all there are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:  # noqa: ARG002
         """A copy with some values changed, validated like any block; pydantic's own takes whatever comes.
 
-        ``deep`` makes no difference: nothing in a block can be changed.
+        ``deep`` makes no difference: the copy is built anew.
 
         Raises:
             FerdError: a key is unknown, or a value is not accepted.

@@ -18,6 +18,8 @@ from ferd.files import atomic_write
 class Images:
     """images (N, channels, H, W) uint8 and labels (N,) int64.
 
+    Images are kept in this order in memory, too, whatever theirs was: random numbers fall on pixels by it.
+
     Raises:
         FerdError: they are something else, such as images of floats in [0, 1].
     """
@@ -34,6 +36,7 @@ class Images:
             raise FerdError(
                 f"wanted are {wanted}, found {found}; floats become bytes by ferd.pixels.to_uint8"
             )
+        object.__setattr__(self, "images", images.contiguous())
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from ferd.config import (
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import require_known
 from ferd.errors import FerdError
-from ferd.image_sources import Drawn, ImageSource, build_source
+from ferd.image_sources import Drawn, ImageSource, ReplayedPool, build_source
 from ferd.losses import BatchNormStatistics
 from ferd.models.classifier import (
     Classifier,
@@ -68,7 +68,8 @@ ABOUT_ONE = 1e-4  # how far from 1 float32 proportions may add up
 class RoundRecord:
     """What one round did.
 
-    ``proportions`` are the class shares its labels were drawn from, ``difficulty`` D after it
+    ``proportions`` are the class shares that were asked for (controls and replayed pools have their own
+    labels), ``difficulty`` D after it
     (None for a class never seen), ``agreement`` the share of its images that the teacher gives the
     requested label; ``generator`` holds the loss terms of the kept step (of a control or a replayed pool,
     none), ``student`` the mean losses over the round's steps (in warm-up, none).
@@ -174,7 +175,7 @@ class Distillation:
             "settings": fingerprint(schedule, augmentation, method, threat),
             "precision": settled(schedule.precision, device),
             "teacher weights": hash_of_weights(self.teacher),
-            "given images": hash_of(*given) if isinstance(given, tuple) else "",
+            "given images": self._hash_of_given(given),
         }
         self._complete = True
 
@@ -259,6 +260,12 @@ class Distillation:
         self.rng.set_state(state["rng"])
         self._at_round_end = True
 
+    def _hash_of_given(self, given: tuple[Tensor, Tensor] | Path | str | None) -> str:
+        """Of the images that were given, or of those of the replayed pool; empty where there are none."""
+        if isinstance(self.source, ReplayedPool):
+            return self.source.pool.hash(self.schedule.rounds)
+        return hash_of(*given) if isinstance(given, tuple) else ""
+
     def _own_origin(self, rounds: int) -> dict[str, str]:
         """What a state of so many rounds belongs to beside what was given: pieces, and the pool.
 
@@ -298,6 +305,7 @@ class Distillation:
             )
         self._target_teacher = self._attacked_teacher if self._bf16 else self._teacher_twin
 
+    @torch.enable_grad()
     @tf32_convolutions(False)
     def _run_round(self) -> RoundRecord:
         self._student_twin.refresh()

@@ -26,6 +26,7 @@ from ferd.evaluation_attacks import (
 )
 from ferd.fairness import nsd, per_class_accuracy, worst
 from ferd.models.classifier import Classifier
+from ferd.origin import hash_of_weights
 from ferd.pixels import to_float
 from ferd.randomness import stream_seed
 from ferd.tf32 import tf32_convolutions
@@ -82,7 +83,7 @@ class Evaluation(AttackPass):
         self.network, self.settings, self.threat, self.own_attacks = network, settings, threat, own_attacks
         self.trials = self._trials()
         self.verdicts: dict[str, Tensor] = {name: torch.empty(0, dtype=torch.bool) for name in self.trials}
-        self.zero_gradients = inspect(self.network, *self._batch(slice(settings.batch_size)))
+        self._inspect()
 
     def batches(self) -> Iterator[tuple[str, int, int]]:
         """Judge what is left, by the network's present weights; after each batch (trial, judged, in all).
@@ -92,6 +93,8 @@ class Evaluation(AttackPass):
                 there are verdicts of, or the twin does not follow the network (``Folded``).
         """
         self._begin()
+        if hash_of_weights(self.network) != self._inspected:
+            self._inspect()
         for name, trial in self.trials.items():
             total = len(trial.rows)
             while (done := len(self.verdicts[name])) < total:
@@ -122,8 +125,10 @@ class Evaluation(AttackPass):
         """For each further ball its threat model, and the figures of each attack in it.
 
         Raises:
-            FerdError: there are images that no verdict is there for yet; so do ``checks`` and ``common``.
+            FerdError: images are left to judge (so say ``checks`` and ``common``), or there are none of a
+                class.
         """
+        require_every_class(self.data.labels, self.network.classes)
         return [
             {
                 "threat_model": self._ball(ball).model_dump(),
@@ -149,6 +154,11 @@ class Evaluation(AttackPass):
         """The verdicts of some trials on the images that all of them were given, row by row the same."""
         rows = self._common_rows(*names)
         return {name: self._finished(name)[torch.isin(self.trials[name].rows, rows)] for name in names}
+
+    def _inspect(self) -> None:
+        """Look at the outputs and gradients of the present weights, before they are attacked."""
+        self.zero_gradients = inspect(self.network, *self._batch(slice(self.settings.batch_size)))
+        self._inspected = hash_of_weights(self.network)
 
     def _results(self) -> dict[str, Any]:
         return {"verdicts": dict(self.verdicts)}

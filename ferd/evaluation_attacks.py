@@ -5,9 +5,12 @@ ones of the same shape, within ε and [0, 1]; labels (B,). The network is a twin
 same function, in eval mode. The random numbers are the batch's own, on the images' device.
 """
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import MethodType
 from typing import Any, Literal
 
 import torch
@@ -84,7 +87,7 @@ def autoattack(
     """
     from pyautoattack import AutoAttack
 
-    with torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with _tracing_kept(), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
         attack = AutoAttack(
             network,
             norm="Linf",
@@ -99,6 +102,16 @@ def autoattack(
     return torch.as_tensor(adv_images)
 
 
+@contextmanager
+def _tracing_kept() -> Iterator[None]:
+    """A debugger's or coverage's, which the package takes off."""
+    before = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(before)
+
+
 ATTACKS: Mapping[Attack, ImageAttack] = {
     "clean": no_attack,
     "fgsm": one_step,
@@ -109,12 +122,18 @@ ATTACKS: Mapping[Attack, ImageAttack] = {
 
 
 def described(attack: object) -> list[Any]:
-    """Its name, and what it holds or encloses: of numbers and words themselves, of functions the name.
+    """Its name, and what it, or the object that it is a method of, holds, encloses or has as defaults.
 
-    Whatever else it depends on is not seen.
+    Of numbers and words themselves, of functions the name. Whatever else it depends on is not seen.
     """
     named = attack if hasattr(attack, "__qualname__") else type(attack)
     held: list[tuple[Any, Any]] = [*getattr(attack, "__dict__", {}).items()]
+    if isinstance(attack, MethodType):
+        held += [(f"self.{key}", value) for key, value in getattr(attack.__self__, "__dict__", {}).items()]
+    held += [
+        (f"default {place}", value) for place, value in enumerate(getattr(attack, "__defaults__", None) or ())
+    ]
+    held += (getattr(attack, "__kwdefaults__", None) or {}).items()
     if isinstance(attack, partial):
         held += [("func", attack.func), *enumerate(attack.args), *attack.keywords.items()]
     held += enumerate(cell.cell_contents for cell in getattr(attack, "__closure__", None) or ())

@@ -43,8 +43,8 @@ def load_foreign(
     _refuse(path, name, "lacks", expected.keys() - tensors.keys())
     _refuse(path, name, "has more than", tensors.keys() - expected.keys())
     other = {key for key in expected if expected[key].shape != tensors[key].shape}
-    if other == {"linear.weight", "linear.bias"}:
-        found = len(tensors["linear.bias"])
+    if other in ({"linear.weight", "linear.bias"}, {"fc.weight", "fc.bias"}):
+        found = len(tensors[next(key for key in other if key.endswith("bias"))])
         raise FerdError(f"{path}: {name} of {found} classes, where {classes} are needed; give another one")
     _refuse(path, name, "has other shapes than", other)
     network.load_state_dict({key: value.to(expected[key].dtype) for key, value in tensors.items()})

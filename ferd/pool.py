@@ -143,10 +143,14 @@ class Pool:
             if shard != self._shard(number):
                 raise FerdError(f"{self._shard(number)}: missing, with later shards behind it; {again}")
             try:
-                self._take(**load_file(shard))
+                tensors = load_file(shard)
             except SafetensorError:
                 if not self.grows:
                     raise FerdError(f"{shard}: cut off; {again}") from None
                 if number + 1 < len(shards):
                     raise FerdError(f"{shard}: cut off, with later shards behind it; {again}") from None
                 shard.unlink()
+                break
+            if tensors.keys() != {"images", "labels"}:
+                raise FerdError(f"{shard}: no shard of a pool; move it away")
+            self._take(**tensors)

@@ -37,8 +37,8 @@ class UtaeOutcomes(AttackPass):
 
     Raises:
         FerdError: the student is none that can be attacked (``ferd.models.folding.attackable``), the teacher
-            no ``Classifier`` of as many classes, ``data`` no ``Images`` of these, or none, or ``batch_size``
-            not 1 or more.
+            no ``Classifier`` of as many classes, a γ not 0 or more, ``data`` no ``Images`` of these, or none,
+            or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class UtaeOutcomes(AttackPass):
         if teacher.classes != student.classes:
             raise FerdError(f"the student has {student.classes} classes, the teacher {teacher.classes}")
         self.student, self.teacher = student, fast_layout(teacher, self.device).eval()
+        if wrong := [gamma for gamma in gammas if not gamma >= 0]:
+            raise FerdError(f"gamma {wrong[0]}: must be 0 or more")
         self.gammas, self.threat = gammas, threat
         self.clean = torch.empty(0, dtype=torch.int64)
         self.predicted = [torch.empty(0, dtype=torch.int64) for _ in gammas]

@@ -98,11 +98,25 @@ class Classifier(nn.Module, ABC):
         return blocks + 1 + layer
 
 
+def refuse_inference_mode() -> None:
+    """Before attacks, or anything that would leave a network's weights unable to be trained.
+
+    Raises:
+        FerdError: inference mode is on; ``torch.no_grad()`` does no harm.
+    """
+    if torch.is_inference_mode_enabled():
+        raise FerdError("inference mode records no gradients, which attacks follow; take torch.no_grad()")
+
+
 def fast_layout(network: N, device: torch.device) -> N:
     """The network on a device, its weights in the order in which convolutions run fastest.
 
     Channels last, but on a CPU for blocks that say ``small_maps`` (docs/evidence/speed.md).
+
+    Raises:
+        FerdError: inference mode is on.
     """
+    refuse_inference_mode()
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         for module in network.modules():

@@ -22,7 +22,7 @@ class Shortcut(nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(B, K, H, W) -> (B, K', H/stride, W/stride)."""
-        if self.in_channels >= self.FEWEST_CHANNELS or inputs.shape[-1] <= self.LARGEST_MAP:
+        if self.in_channels >= self.FEWEST_CHANNELS or max(inputs.shape[-2:]) <= self.LARGEST_MAP:
             return super().forward(inputs)
         down, across = self.stride
         return F.conv2d(inputs[:, :, ::down, ::across], self.weight, self.bias)

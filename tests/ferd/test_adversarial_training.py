@@ -284,6 +284,11 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_taken(training):
     narrow = {name: weight[:1] for name, weight in state["network"].items() if weight.dim()}
     with pytest.raises(FerdError, match=r"^the state is of another network"):
         training().load_state_dict(state | {"network": narrow})
+    another = training()
+    before = {name: weight.clone() for name, weight in another.network.state_dict().items()}
+    with pytest.raises(FerdError, match=r"^rng: the state was saved on another kind of device"):
+        another.load_state_dict(state | {"rng": torch.zeros(16, dtype=torch.uint8)})
+    assert all(torch.equal(weight, before[name]) for name, weight in another.network.state_dict().items())
     assert other.epoch == 0
     other = training()
     other._origin["images"] = "another"

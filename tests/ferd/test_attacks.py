@@ -19,7 +19,9 @@ from ferd.attacks import (
     utae,
 )
 from ferd.config import ThreatModel
+from ferd.errors import FerdError
 from ferd.losses import kl_from_uniform
+from ferd.models.classifier import fast_layout
 from ferd.reweighting import adversarial_margins
 
 PROBS = torch.full((16, 10), 0.05).index_fill(1, torch.tensor(3), 0.55)
@@ -177,6 +179,26 @@ def test_an_attack_works_where_gradients_are_switched_off(teacher, images, label
         adv = fgsm(teacher, images, labels, 0.1)
     assert not torch.equal(adv, images)
     assert not images.requires_grad
+
+
+def test_inference_mode_is_refused_and_leaves_the_network_as_it_was(
+    make_network, images, labels, threat, rng
+):
+    network = make_network()
+    with torch.inference_mode():
+        for attack in (
+            lambda: fgsm(network, images, labels, 0.1),
+            lambda: fast_layout(network, torch.device("cpu")),
+        ):
+            with pytest.raises(FerdError, match=r"^inference mode records no gradients, .*torch.no_grad"):
+                attack()
+    network(images).sum().backward()
+
+
+@pytest.mark.parametrize("gamma", [-0.1, float("nan")])
+def test_a_gamma_below_0_or_that_is_no_number_is_refused(teacher, images, threat, rng, gamma):
+    with pytest.raises(FerdError, match=rf"^gamma {gamma}: must be 0 or more"):
+        utae(teacher, images, torch.full((16, 10), 0.1), gamma, threat, rng)
 
 
 def test_one_gamma_a_sample_is_the_attack_with_that_gamma(teacher, images, threat):

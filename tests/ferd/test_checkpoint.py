@@ -1,4 +1,5 @@
 import json
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from safetensors.torch import save_file
 
 import ferd.checkpoint
 from ferd.checkpoint import FORMAT, load_classifier, load_state, read_facts, save_classifier, save_state
+from ferd.config import ThreatModel
 from ferd.errors import FerdError
 from ferd.models.classifier import fast_layout
 from ferd.models.registry import build
@@ -182,12 +184,21 @@ def test_weights_under_two_names_are_written_under_both(tmp_path, network, image
         (np.float64(0.5), r"state\['sampler'\]\['d'\] is a numpy\.float64, which cannot be read back"),
         (np.zeros(2), r"numpy\.ndarray"),
         ([1, Path("x")], r"state\['sampler'\]\['d'\]\[1\] is a pathlib\.\w+Path"),
+        ({np.int64(3): 1}, r"\['d'\]: the key np\.int64\(3\) is a numpy\.int64, which cannot be read back"),
+        (defaultdict(int), r"\['d'\] is a collections\.defaultdict"),
+        (ThreatModel.model_fields, r"\['d'\]\['norm'\] is a pydantic"),
     ],
 )
 def test_a_state_that_could_not_be_read_back_is_not_written(tmp_path, value, said):
     with pytest.raises(FerdError, match=said):
         save_state(tmp_path / "state.pt", {"sampler": {"d": value}})
     assert not (tmp_path / "state.pt").exists()
+
+
+def test_a_file_that_holds_no_state_is_refused(tmp_path):
+    torch.save([1], tmp_path / "state.pt")
+    with pytest.raises(FerdError, match=r"state\.pt: holds no resume state, but a list; delete it"):
+        load_state(tmp_path / "state.pt")
 
 
 def test_a_network_with_further_weights_is_not_saved_under_a_known_name(tmp_path, network):

@@ -18,6 +18,7 @@ from ferd.models.classifier import Classifier
 from ferd.models.registry import build
 from ferd.paper import FERD
 from ferd.pixels import to_float
+from ferd.pool import Pool
 from ferd.samplers import Sampler, UniformSampler
 from ferd.student_losses import Rslad, StudentLoss
 from ferd.synthesis import SynthesisResult
@@ -780,6 +781,28 @@ def test_a_state_does_not_go_on_with_other_real_images(make_run, digits):
     state = make_run("one", method=real, given=(data.images, data.labels)).state_dict()
     with pytest.raises(FerdError, match=r"^given images: not what the state was saved with"):
         make_run("two", method=real, given=(255 - data.images, data.labels)).load_state_dict(state)
+
+
+def test_a_state_does_not_go_on_with_another_replayed_pool(make_run, tmp_path):
+    rounds, batch = SCHEDULE.rounds, SCHEDULE.batch_size
+    for name in ("pool-a", "pool-b"):
+        pool = Pool(tmp_path / name, rounds * batch, (1, 8, 8), CPU)
+        images, labels = real_images(count=rounds * batch)
+        for rows in torch.arange(rounds * batch).split(batch):
+            pool.append(images[rows] if name == "pool-a" else 255 - images[rows], labels[rows])
+    replayed = method(images="pool-of-ferd")
+    state = make_run("one", method=replayed, given=tmp_path / "pool-a").state_dict()
+    make_run("two", method=replayed, given=tmp_path / "pool-a").load_state_dict(state)
+    with pytest.raises(FerdError, match=r"^given images: not what the state was saved with"):
+        make_run("three", method=replayed, given=tmp_path / "pool-b").load_state_dict(state)
+
+
+def test_rounds_may_be_gone_through_where_gradients_are_switched_off(make_run):
+    runs = make_run("one"), make_run("two")
+    list(runs[0].rounds())
+    with torch.no_grad():
+        list(runs[1].rounds())
+    assert equal(*(weights(run.student) for run in runs))
 
 
 @pytest.mark.parametrize("name", ["threat", "student", "schedule", "device"])

@@ -1,3 +1,4 @@
+import sys
 from functools import partial
 from typing import get_args
 
@@ -102,6 +103,40 @@ def judged(evaluation):
 
 def same(one, two):
     return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_what_is_said_of_gradients_is_of_the_weights_that_are_judged(evaluation, make_network):
+    network = make_network()
+    right = network.linear.weight.detach().clone()
+    with torch.no_grad():
+        network.linear.weight.zero_()
+    run = evaluation({"clean": "all"}, network)
+    assert run.zero_gradients.cross_entropy == 1
+    with torch.no_grad():
+        network.linear.weight.copy_(right)
+    judged(run)
+    assert run.zero_gradients.cross_entropy == 0
+
+
+def test_images_are_attacked_alike_in_whatever_order_they_lie_in_memory(evaluation, digits):
+    data = digits["test"]
+    other = Images(data.images.movedim(1, -1).contiguous().movedim(-1, 1), data.labels)
+    one, two = evaluation({"pgd20": "all"}), evaluation({"pgd20": "all"}, data=other)
+    assert other.images.is_contiguous()
+    assert same(judged(one), judged(two))
+
+
+def test_autoattack_leaves_a_debuggers_tracing_on(evaluation):
+    def trace(*_):
+        return None
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        judged(evaluation({"autoattack": 10}))
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
 
 
 def test_every_attack_gives_a_verdict_on_each_of_its_images(evaluation):
@@ -636,6 +671,21 @@ def pushed(_network, images, *_, by):
     return (images + by).clamp(0, 1)
 
 
+class Pushing:
+    def __init__(self, by):
+        self.by = by
+
+    def attack(self, network, images, *_):
+        return pushed(network, images, by=self.by)
+
+
+def defaulting(given):
+    def attack(network, images, labels, threat, rng, by=given):
+        return pushed(network, images, by=by)
+
+    return attack
+
+
 def pusher(by):
     return lambda _network, images, *_: pushed(None, images, by=by)
 
@@ -648,8 +698,10 @@ def pusher(by):
         (pusher(0.05), pusher(0.06)),
         (partial(pushed, by=0.05), partial(pushed, by=0.06)),
         (ATTACKS["fgsm"], ATTACKS["clean"]),
+        (Pushing(0.05).attack, Pushing(0.06).attack),
+        (defaulting(0.05), defaulting(0.06)),
     ],
-    ids=["another loss", "other steps", "another closure", "another argument", "another function"],
+    ids=["loss", "steps", "closure", "argument", "function", "object of a method", "default"],
 )
 def test_verdicts_of_another_attack_of_ones_own_are_refused(evaluation, one, other):
     state = evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(one)}).state_dict()

@@ -71,6 +71,9 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(tmp_path, state):
     path = tmp_path / "net.pt"
     torch.save(state, path)
     assert "resnet8-w8 of 10 classes, where 7 are needed" in refused(path, classes=7)
+    torch.save(build("wrn-16-1", classes=100, channels=1).state_dict(), path)
+    with pytest.raises(FerdError, match="wrn-16-1 of 100 classes, where 10 are needed"):
+        load_foreign(path, "wrn-16-1", classes=10, channels=1)
     torch.save(build("resnet8-w16", classes=10, channels=1).state_dict(), path)
     assert "has other shapes than resnet8-w8: bn1.bias" in refused(path)
     torch.save(state, path)

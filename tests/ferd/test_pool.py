@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ferd.errors import FerdError
 from ferd.pixels import to_float, to_uint8
@@ -253,3 +254,9 @@ def test_labels_and_images_in_any_memory_order_are_kept(folder):
     images, labels = a_round(3)
     pool.append(images.movedim(1, -1).contiguous().movedim(-1, 1), torch.stack([labels, labels], 1)[:, 0])
     assert_rounds(open_pool(folder), 4)
+
+
+def test_a_file_of_other_tensors_is_refused(folder):
+    save_file({"a": torch.zeros(1)}, folder / "round-0004.safetensors")
+    with pytest.raises(FerdError, match=r"round-0004\.safetensors: no shard of a pool; move it away"):
+        open_pool(folder)

@@ -83,6 +83,11 @@ def test_a_state_of_other_gammas_is_refused(outcomes):
         outcomes(gammas=(0.3, 0.5)).load_state_dict(state)
 
 
+def test_a_gamma_below_0_is_refused_before_anything_is_attacked(outcomes):
+    with pytest.raises(FerdError, match=r"^gamma -0.5: must be 0 or more"):
+        outcomes((0.0, -0.5))
+
+
 def test_every_gamma_attacks_every_image(outcomes):
     run = outcomes()
     assert list(run.batches()) == [(8, 40), (16, 40), (20, 40), (28, 40), (36, 40), (40, 40)]
