@@ -1,12 +1,12 @@
 """What each of FERD's three mechanisms does: students of all eight combinations, over seeds.
 
 ``python -m benchmarks.factorial digits --seeds 20 21 --to students.jsonl``, in a folder that has the
-benchmark's images and teacher, distils them, judges them on its test images and appends a line a student to
-the file; what the file has is not computed again. Then it prints, over all seeds that the file has whole,
-what the students of each combination have, and the effect of each mechanism: by seed the mean of the four
-students with it less the mean of the four without, and of all three the student with them less the one
-with none. ``--combinations "reweighting, FAE" none`` takes these two alone, and prints the first less the
-other.
+benchmark's images and teacher, distils them, judges them on as many of its test images as its ``evaluation``
+says, and appends a line a student to the file; what the file has is not computed again. Then it prints, over
+all seeds that the file has whole, what the students of each combination have, and the effect of each
+mechanism: by seed the mean of the four students with it less the mean of the four without, and of all three
+the student with them less the one with none. ``--combinations "reweighting, FAE" none`` takes these two
+alone, and prints the first less the other.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from tasks.validate import distil, figures_of, typed_seed
 
 MECHANISMS = ("reweighting", "FAE", "UTAE")
 ALL = "all three"
-ATTACKS: Mapping[Attack, str] = {"clean": "all", "pgd20": "all", "cw30": "all"}
+ATTACKS: Sequence[Attack] = ("clean", "pgd20", "cw30")
 FIGURES = ("average", "worst", "nsd")
 
 Combination = tuple[bool, ...]  # for each mechanism whether it is there
@@ -113,11 +113,17 @@ def compute(name: str, seeds: Sequence[int], combinations: Sequence[Combination]
     """Append the students of these seeds and combinations that a file does not have.
 
     Raises:
-        FerdError: the benchmark's images or teacher are missing, or the file has students of other settings.
+        FerdError: the benchmark's images, teacher or one of the attacks are missing, or the file has students
+            of other settings.
     """
     everything, there = params.read(), read(file)
     benchmark, ferd = everything.benchmark(name), everything.method("ferd")
     student, device = benchmark.students[0], device_with(benchmark.distillation.threads)
+    if lacking := [attack for attack in ATTACKS if attack not in benchmark.evaluation.attacks]:
+        raise FerdError(
+            f"benchmarks.{name}.evaluation.attacks: lacks {', '.join(lacking)}; add what is looked at"
+        )
+    numbers = {attack: benchmark.evaluation.attacks[attack] for attack in ATTACKS}
     teacher = checkpoints.load(name, benchmark, paths.teacher(name))
     test = load_images(paths.images(name, "test"))
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -131,7 +137,7 @@ def compute(name: str, seeds: Sequence[int], combinations: Sequence[Combination]
                 )
             continue
         network, _ = distil(benchmark, teacher, student, method, seed, device)
-        figures = figures_of(network, test, benchmark, ATTACKS, device)
+        figures = figures_of(network, test, benchmark, numbers, device)
         per_class: dict[str, list[float]] = {attack: figures[attack]["per_class"] for attack in ATTACKS}
         there[seed, has] = Student(seed, has, per_class, settings)
         with file.open("a", encoding="utf-8") as lines:

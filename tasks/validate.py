@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from ruamel.yaml.error import YAMLError
@@ -37,7 +37,7 @@ from tasks.evaluate import SEED as SEED_OF_ATTACKS
 from tasks.params import PARAMS, Params, parsed, put, read_content, validate
 from tasks.teacher import initial_network
 
-ATTACKS: Mapping[Attack, str] = {"clean": "all", "pgd20": "all"}
+ATTACKS: Mapping[Attack, Literal["all"] | int] = {"clean": "all", "pgd20": "all"}
 OF_BOTH = ("augmentation", "threat_model", "evaluation.batch_size", "evaluation.threads")
 OF_STUDENTS = (*OF_BOTH, "distillation", "students")  # blocks of a benchmark that a trial looks at
 OF_TEACHERS = (*OF_BOTH, "teacher")
@@ -177,7 +177,7 @@ def figures_of(
     network: Classifier,
     images: Images,
     benchmark: Benchmark,
-    attacks: Mapping[Attack, str],
+    attacks: Mapping[Attack, Literal["all"] | int],
     device: torch.device,
 ) -> dict[str, dict[str, Any]]:
     """As ``tasks.evaluate`` finds them, under other attacks and in no further ball."""
