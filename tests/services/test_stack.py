@@ -120,7 +120,7 @@ def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
     assert [path.read_bytes() for path in files] == before
 
 
-@pytest.mark.parametrize("key", ["POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", passwords.LOGIN])
+@pytest.mark.parametrize("key", ["POSTGRES_PASSWORD", passwords.LOGIN])
 def test_a_password_that_was_changed_while_the_services_run_is_refused(services, key):
     kept = services.folder / "secrets.env"
     before, login = kept.read_text(), (services.folder / "pgpass").read_text()
