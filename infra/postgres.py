@@ -29,7 +29,8 @@ class Postgres:
 
     def initialise(self, password: str) -> None:
         """Create the cluster, and the file by which MLflow and Prefect log in, where they are not there."""
-        write_private(self._pgpass, self._login(password))
+        port, user = self._settings["POSTGRES_PORT"], self._settings["POSTGRES_USER"]
+        write_private(self._pgpass, f"127.0.0.1:{port}:*:{user}:{password}\n")
         for leftover in self.data.parent.glob(f"{PART}*"):  # of a start that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         if (self.data / "PG_VERSION").exists():
@@ -38,13 +39,9 @@ class Postgres:
             self._create(Path(part), password)
 
     def logs_in_by(self, password: str) -> bool:
-        """Whether MLflow and Prefect do, as the last start left it."""
-        return not self._pgpass.exists() or self._pgpass.read_text("utf-8") == self._login(password)
-
-    def _login(self, password: str) -> str:
-        """What ``pgpass`` holds."""
-        port, user = self._settings["POSTGRES_PORT"], self._settings["POSTGRES_USER"]
-        return f"127.0.0.1:{port}:*:{user}:{password}\n"
+        """Whether MLflow and Prefect do, as the last start left it; no password has a colon."""
+        kept = self._pgpass.read_text("utf-8") if self._pgpass.exists() else password
+        return kept.rstrip("\n").rpartition(":")[2] == password
 
     def _create(self, part: Path, password: str) -> None:
         """Make the cluster in a folder beside it, so that a whole one or none is there."""

@@ -6,7 +6,8 @@ from dataclasses import asdict
 
 import pytest
 
-from benchmarks.effects_figure import figure, rows_of, signed
+from benchmarks.effects_figure import by_mechanism, figure, pairwise, rows_of, signed
+from benchmarks.factorial import COMBINATIONS
 from ferd.errors import FerdError
 from tests.benchmarks.test_factorial import ROWS, students
 from tests.conftest import ROOT, run_in
@@ -20,9 +21,9 @@ def helped(points):
 
 
 def test_rows_have_each_mechanism_by_worst_class_and_average():
-    rows = rows_of("whole dose", helped(4))
+    rows = rows_of("whole dose", helped(4), by_mechanism())
     assert {row["students"] for row in rows} == {"whole dose, 2 seeds"}
-    found = {(row["mechanism"], row["figure"]): row["says"] for row in rows}
+    found = {(row["compared"], row["figure"]): row["says"] for row in rows}
     assert found == {
         ("reweighting", "worst"): "+4.0 (+4.0 to +4.0)",
         ("reweighting", "average"): "+0.4 (+0.4 to +0.4)",
@@ -35,12 +36,21 @@ def test_rows_have_each_mechanism_by_worst_class_and_average():
     }
 
 
+def test_pairs_of_combinations_are_compared_one_less_the_other():
+    compared = pairwise([((False,) * 3, (True, True, False)), (COMBINATIONS[0], (False,) * 3)])
+    rows = rows_of("half", helped(4), compared)
+    assert {row["compared"]: row["says"] for row in rows if row["figure"] == "worst"} == {
+        "none less reweighting, FAE": "−4.0 (−4.0 to −4.0)",
+        "all three less none": "+4.0 (+4.0 to +4.0)",
+    }
+
+
 def test_a_number_has_its_sign_and_none_is_minus_zero():
     assert [signed(points) for points in (1.26, -1.26, -0.01)] == ["+1.3", "−1.3", "+0.0"]
 
 
 def test_both_panels_have_the_same_axis_over_all_sets():
-    drawn = figure({"half": helped(-3), "whole": helped(5)})
+    drawn = figure({"half": helped(-3), "whole": helped(5)}, by_mechanism())
     layers = [panel.to_dict()["layer"] for panel in drawn.panels.values()]
     assert [*drawn.panels] == ["Worst class", "Average of the classes"]
     for lines in (layer[1]["encoding"]["x"] for layer in layers):
@@ -49,7 +59,7 @@ def test_both_panels_have_the_same_axis_over_all_sets():
 
 def test_five_sets_cannot_be_told_apart():
     with pytest.raises(FerdError, match="5 sets of students; at most 4"):
-        figure({str(number): helped(1) for number in range(5)})
+        figure({str(number): helped(1) for number in range(5)}, by_mechanism())
 
 
 def test_the_command_writes_a_picture_of_files_and_names_one_of_too_few_seeds(tmp_path):
@@ -65,3 +75,5 @@ def test_the_command_writes_a_picture_of_files_and_names_one_of_too_few_seeds(tm
     made = run_in(ROOT, *command, "--set", "half", *both)
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "effects.png").read_bytes().startswith(PNG)
+    paired = run_in(ROOT, *command, "--set", "half", *both, "--less", "reweighting, FAE", "none")
+    assert paired.returncode == 0, paired.stderr

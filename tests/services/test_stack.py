@@ -110,9 +110,9 @@ def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
     files = [services.folder / name for name in ("environment.sh", "pgpass", "secrets.env")]
     before = [path.read_bytes() for path in files]
     port = str(free_port())
-    assert f"MLFLOW_PORT={services.started_with['MLFLOW_PORT']!r}, not {port!r}" in refused(
-        services, MLFLOW_PORT=port
-    )
+    for name in ("MLFLOW_PORT", "POSTGRES_PORT"):
+        said = f"runs with {name}={services.started_with[name]!r}, not {port!r}: `make down` first"
+        assert said in refused(services, **{name: port})
     assert "POSTGRES_PASSWORD" in refused(services, POSTGRES_PASSWORD="another")
     said = refused(services, FERD_ALERT_WEBHOOK="https://chat.example/a-secret", FERD_DATA="/other")
     assert "runs with another FERD_DATA than there is now; another FERD_ALERT_WEBHOOK than" in said
