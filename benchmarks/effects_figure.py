@@ -69,7 +69,7 @@ def _effect(mechanism: str, students: Sequence[Student], key: str) -> Effect:
 
 def pairwise(pairs: Sequence[tuple[Combination, Combination]]) -> dict[str, Comparison]:
     """Of each pair of combinations the one less the other."""
-    return {f"{short(one)} less {short(other)}": partial(_difference, one, other) for one, other in pairs}
+    return {f"{short(one)}, less {short(other)}": partial(_difference, one, other) for one, other in pairs}
 
 
 def _difference(one: Combination, other: Combination, students: Sequence[Student], key: str) -> Effect:
@@ -77,8 +77,8 @@ def _difference(one: Combination, other: Combination, students: Sequence[Student
 
 
 def short(has: Combination) -> str:
-    """Its name; of all mechanisms ``ALL``."""
-    return ALL if all(has) else name_of(has)
+    """Its name, by plus signs; of all mechanisms ``ALL``."""
+    return ALL if all(has) else name_of(has).replace(", ", " + ")
 
 
 def students_of(label: str, files: Sequence[str], needed: Sequence[Combination]) -> list[Student]:
@@ -129,7 +129,7 @@ def rows_of(label: str, students: Sequence[Student], compared: Mapping[str, Comp
 
 def signed(points: float) -> str:
     """With its sign, to a tenth."""
-    return f"{round(points, 1) + 0.0:+.1f}".replace("-", "−")
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def effects(

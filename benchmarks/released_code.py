@@ -148,7 +148,7 @@ def of_losses(authors: Authors) -> Iterator[Row]:
         ),
     )
     yield Row(
-        "IKL, weights as in Eq. 11",
+        "IKL, weights that are given",
         both,
         apart(
             lambda one, other: ikl(one, other, prior).mean(),
@@ -262,7 +262,9 @@ def of_attacks(
     theirs.eval()  # which it leaves in train mode
     start = random_start(inputs, THREAT_MODEL.epsilon, torch.Generator().manual_seed(0))
     own = pgd(teacher, inputs, cross_entropy(labels), THREAT_MODEL, start)
-    yield Row("PGD-20 of the reweighting", "images, the same start", difference(own, attacked))
+    yield Row(
+        "PGD-20 of the reweighting", "images, the same start, its call mended", difference(own, attacked)
+    )
     with torch.no_grad(), frozen(teacher):
         found = update_difficulty(torch.zeros(CLASSES).double(), margins(teacher(own), labels), labels)
         logits = theirs(attacked)

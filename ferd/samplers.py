@@ -89,7 +89,10 @@ class MarginSampler(Sampler):
 
 
 class ReleasedSampler(Sampler):
-    """As the released code: D of the last augmented batch alone, 0 for absent classes, rescaled."""
+    """As the released code: D of one augmented batch alone, 0 for absent classes, rescaled.
+
+    Of the round's kept images; that code takes those of the generator's last step.
+    """
 
     def __init__(
         self, classes: int, device: torch.device, threat: ThreatModel, augmentation: Augmentation
