@@ -13,12 +13,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from safetensors import safe_open
 
 from tasks import paths
 from tasks.command import command_line
-from tasks.params import read_content
+from tasks.params import read_content, written
 
 ROUNDS, STEPS = 4, 6  # of the generator and of the student, a round
 
@@ -35,7 +34,7 @@ def at(commit: str, benchmark: str) -> Iterator[Path]:
         schedule |= {"rounds": ROUNDS, "warmup_rounds": 1}
         for part in ("synthesis", "student"):
             schedule[part]["steps"] = STEPS
-        (folder / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False), "utf-8")
+        (folder / "params.yaml").write_text(written(settings), "utf-8")
         for file in (
             *(paths.images(benchmark, split) for split in ("train", "validation")),
             paths.teacher(benchmark),

@@ -18,13 +18,12 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ferd.errors import FerdError
 from ferd.files import atomic_write, check_fields, read_json, write_json
 from tasks import lineage, paths, share, slots, tracking
 from tasks.git import git, git_if_there
 from tasks.locks import held
+from tasks.params import written
 from tasks.results.remembered import LOCK, locked_stages
 from tasks.results.stored import FIELDS, check_figures
 from tasks.results.verdict import Pair, same_environment
@@ -94,7 +93,7 @@ class Night:
         forgotten = set(stages) - {lineage.STAGE}
         kept = {name: stage for name, stage in locked.items() if name not in forgotten}
         with atomic_write(self.folder / LOCK) as part:
-            part.write_text(yaml.safe_dump({"schema": "2.0", "stages": kept}, sort_keys=False), "utf-8")
+            part.write_text(written({"schema": "2.0", "stages": kept}), "utf-8")
         self._note(what)
 
     def committed(self, path: Path) -> Any:

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import StringIO
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,6 +101,15 @@ def read_content(path: Path) -> Any:
 def parsed(text: str) -> Any:
     """YAML 1.2 by ``ruamel.yaml``'s safe reader, which refuses a key given twice."""
     return YAML(typ="safe").load(text)
+
+
+def written(content: Any) -> str:
+    """What ``parsed`` and DVC read as the same content; another dialect's writer would leave "1e3" bare."""
+    text = StringIO()
+    yaml: Any = YAML(typ="safe")
+    yaml.default_flow_style = yaml.sort_base_mapping_type_on_output = False
+    yaml.dump(content, text)
+    return text.getvalue()
 
 
 def put(content: Any, key: str, value: Any) -> None:

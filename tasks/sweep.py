@@ -18,8 +18,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ferd.config import Benchmark, Method, fingerprint
 from ferd.datasets import dataset
 from ferd.errors import FerdError
@@ -238,7 +236,7 @@ class Sweep:
                 self.key,
                 value,
                 seed,
-                yaml.safe_dump(self._changed(value, method), sort_keys=False),
+                params.written(self._changed(value, method)),
                 self.inputs,
             )
             for seed in self.seeds

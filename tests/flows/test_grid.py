@@ -133,7 +133,7 @@ def test_where_a_stage_fails_the_results_of_the_others_are_taken_all_the_same(mo
     monkeypatch.setattr(grid, "evaluations", lambda *_: ["here", "one", "two"])
     monkeypatch.setattr(grid, "head", lambda: "abc")
     monkeypatch.setattr("flows.grid.share.push", sent.append)
-    monkeypatch.setattr(grid, "run_stale", lambda *_, pull, slots: taken.append(pull))
+    monkeypatch.setattr(grid, "run_stale", lambda *_, pull, **__: taken.append(pull))
     monkeypatch.setattr(
         grid, "in_order", lambda *_: {"one": Completed(), "two": Failed(data=FerdError("no"))}
     )

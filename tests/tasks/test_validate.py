@@ -6,7 +6,7 @@ import pytest
 from dvc.utils.serialize import LOADERS
 
 from ferd.errors import FerdError
-from tasks.params import read_content
+from tasks.params import read_content, written
 from tasks.validate import looked_at, override
 from tests.conftest import ROOT, run_in
 
@@ -50,6 +50,9 @@ def test_settings_are_read_as_dvc_reads_them(tmp_path):
     path.write_text("{small: 1e-4, padded: 010, word: no, truth: false}")
     expected = {"small": 0.0001, "padded": 10, "word": "no", "truth": False}
     assert read_content(path) == expected == LOADERS[".yaml"](str(path))
+    odd = {"words": ["1e3", "010", "no", "123456789e12", "2026-11-29"], "small": 1e-5, "none": None, "of": {}}
+    path.write_text(written(odd))
+    assert read_content(path) == odd == LOADERS[".yaml"](str(path))
     path.write_text("{gamma: 0.5, gamma: 0.3}")
     with pytest.raises(
         FerdError, match=r'params.yaml: not valid YAML in UTF-8: .* found duplicate key "gamma"'
