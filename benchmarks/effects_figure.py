@@ -38,7 +38,7 @@ PANELS = {"worst": "Worst class", "average": "Average of the classes"}
 ATTACK = "pgd20"
 ROW_HEIGHT = 22  # of a set, in points
 
-Comparison = Callable[[Sequence[Student], str], Effect]  # of students, on a figure
+Comparison = Callable[..., Effect]  # of students, on a ``figure``
 
 
 def main() -> None:
@@ -60,20 +60,17 @@ def main() -> None:
 
 def by_mechanism() -> dict[str, Comparison]:
     """Each mechanism's effect, and that of all three."""
-    return {mechanism: partial(_effect, mechanism) for mechanism in (*MECHANISMS, ALL)}
-
-
-def _effect(mechanism: str, students: Sequence[Student], key: str) -> Effect:
-    return effect(students, mechanism, ATTACK, key)
+    return {
+        mechanism: partial(effect, mechanism=mechanism, attack=ATTACK) for mechanism in (*MECHANISMS, ALL)
+    }
 
 
 def pairwise(pairs: Sequence[tuple[Combination, Combination]]) -> dict[str, Comparison]:
     """Of each pair of combinations the one less the other."""
-    return {f"{short(one)}, less {short(other)}": partial(_difference, one, other) for one, other in pairs}
-
-
-def _difference(one: Combination, other: Combination, students: Sequence[Student], key: str) -> Effect:
-    return less(students, [one], [other], ATTACK, key)
+    return {
+        f"{short(one)}, less {short(other)}": partial(less, these=[one], those=[other], attack=ATTACK)
+        for one, other in pairs
+    }
 
 
 def short(has: Combination) -> str:
@@ -112,7 +109,7 @@ def rows_of(label: str, students: Sequence[Student], compared: Mapping[str, Comp
     rows: list[Row] = []
     for name, comparison in compared.items():
         for key in PANELS:
-            found = comparison(students, key)
+            found = comparison(students, figure=key)
             rows.append(
                 {
                     "students": f"{label}, {seeds} seeds",

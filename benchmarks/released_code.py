@@ -9,7 +9,6 @@ how much the two differ, as a fraction of the largest number. Ends with 1 where 
 
 import importlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from ferd.reweighting import update_difficulty
 from ferd.student_losses import Batch, SoftCrossEntropy
 from ferd.synthesis import adversarial_loss
 from tasks.command import as_command, command_line
+from tasks.git import git_if_there
 
 ROUNDING = 1e-9
 RNG = torch.Generator().manual_seed(0)
@@ -112,8 +112,7 @@ def of_clone(folder: Path) -> Authors:
 
 def commit(folder: Path) -> str:
     """Of a clone."""
-    command = ["git", "-C", os.fspath(folder), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    return git_if_there(folder, "rev-parse", "--short", "HEAD") or "unknown"
 
 
 def rows(authors: Authors) -> Iterator[Row]:

@@ -24,7 +24,7 @@ def stage(name: str, share: bool = False, commit: str | None = None) -> None:
         if commit != (own := head()):
             raise FerdError(
                 f"the worker's clone is at commit {own[:10]}, {commit[:10]} is asked for; there, `git fetch "
-                f"&& git checkout --force {commit[:10]}` (what it computed is on the remote)"
+                f"&& git checkout --force {commit[:10]}` (what it computed for grids is on the remote)"
             )
         refuse_uncommitted()
     if share:

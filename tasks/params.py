@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from ferd.config import Benchmark, Fraction, Method, NonNegative, Settings, parse
@@ -93,9 +94,11 @@ def read_content(path: Path) -> Any:
         raise FerdError(f"{path}: not found; run from the project's root folder") from None
     except OSError as error:
         raise FerdError(f"{path}: cannot be read: {error.strerror or error}; correct that") from None
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise FerdError(f"{path}: line {line}: {error.problem}; remove one of them") from None
     except (YAMLError, ValueError) as error:  # the second: not UTF-8, or a date that there is not
-        said = " ".join(str(error).partition("To suppress")[0].split())
-        raise FerdError(f"{path}: not valid YAML in UTF-8: {said}") from None
+        raise FerdError(f"{path}: not valid YAML in UTF-8: {' '.join(str(error).split())}") from None
 
 
 def parsed(text: str) -> Any:

@@ -193,7 +193,7 @@ def test_a_port_that_there_is_not_is_refused(here, refusal):
     [
         ("# \xe9".encode("latin-1"), "not valid YAML in UTF-8"),
         (b"benchmarks: [", "not valid YAML"),
-        (b"methods:\n  ferd: {utae: {gamma: 0.5,\n    gamma: 0.3}}", "not valid YAML"),
+        (b"methods:\n  ferd: {utae: {gamma: 0.5,\n    gamma: 0.3}}", 'line 3: found duplicate key "gamma"'),
         (b"a: b: c", "not valid YAML"),
         (b"a: 2026-13-45", "not valid YAML"),
         (None, "cannot be read: Is a directory"),
@@ -207,6 +207,12 @@ def test_settings_that_cannot_be_read_are_one_line(here, refusal, content, fault
     else:
         Path("params.yaml").write_bytes(content)
     assert f"params.yaml: {fault}" in refusal(*command)
+
+
+@pytest.mark.parametrize("command", [(table, "digits"), (validate, "--benchmark", "digits")])
+def test_a_key_that_is_a_list_is_refused(here, refusal, command):
+    Path("params.yaml").write_text("? [a, b]\n: 1", "utf-8")
+    assert "the key ('a', 'b') is not text; put it in quotes" in refusal(*command)
 
 
 @pytest.mark.parametrize("command", [(table, "digits"), (validate, "--benchmark", "digits")])
