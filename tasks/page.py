@@ -11,10 +11,10 @@ from tasks.figures import classes, cost, failures, gamma, images, robustness, ro
 from tasks.figures import paper as paper_figure
 from tasks.figures.figure import Figure
 from tasks.results import published, stored_analyses, tidy
-from tasks.results.stored import Group, of_first_student, students
+from tasks.results.stored import Group, of_first_student, students, warnings
 from tasks.results.stored_sweeps import SweepResults, beside_own_students
 from tasks.results.text_table import Table
-from tasks.table import NAMES, cell, figures, further, warnings
+from tasks.table import NAMES, cell, figures, further
 
 CARDS = ("teacher", "ferd", "no-reweighting", "dfhl-rs", "rslad", "real-data", "uniform-noise")
 OPEN = "open"

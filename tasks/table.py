@@ -11,7 +11,7 @@ from ferd import validity
 from tasks import params
 from tasks.command import as_command, command_line
 from tasks.results import text_table
-from tasks.results.stored import Group, load, spread, students
+from tasks.results.stored import Group, load, spread, students, warnings
 from tasks.results.tidy import PLACES
 
 COLUMNS = [
@@ -152,11 +152,6 @@ def markdown(benchmark: str) -> str:
         *(["\n".join(below)] if below else []),
     ]
     return "\n\n".join(parts)
-
-
-def warnings(groups: Sequence[Group]) -> list[str]:
-    """What speaks against any of the figures."""
-    return [warning for group in groups for warning in group.warnings()]
 
 
 def main() -> None:

@@ -78,23 +78,22 @@ class Remembered:
         stage, _ = self._by_output.get(str(output), ({}, ""))
         return _settings(stage)
 
-    def warnings(self, name: str, results: Mapping[int, Path]) -> list[str]:
-        """What each seed's result was made with that does not hold any more, a line a difference.
+    def outdated(self, results: Mapping[int, Path]) -> dict[str, list[int]]:
+        """What results were made with that does not hold any more, and the seeds of which this is so.
 
-        By DVC's record of its ``evaluate`` stage and of all stages before it. Where DVC remembers nothing at
+        By DVC's record of each ``evaluate`` stage and of all stages before it. Where DVC remembers nothing at
         all, results are not judged.
 
         Args:
-            name: of the results, for the lines.
             results: by seed.
         """
         seeds = defaultdict(list)
         for seed, path in results.items():
-            if self._by_output:
-                seeds[self._warning(path)].append(f"s{seed}")
-        return [f"{name} {', '.join(of)}: {warning}" for warning, of in seeds.items() if warning]
+            if self._by_output and (reason := self._reason(path)):
+                seeds[reason].append(seed)
+        return dict(seeds)
 
-    def _warning(self, path: Path) -> str:
+    def _reason(self, path: Path) -> str:
         if str(path) not in self._by_output:
             return f"{LOCK} has no stage that wrote it, so that its settings are not known; run that stage"
         stage, written = self._by_output[str(path)]
@@ -104,7 +103,7 @@ class Remembered:
         if not found:
             return ""
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        return f"made with {', '.join(found[:SHOWN])}{more}; run it again before you compare it"
+        return f"made with {', '.join(found[:SHOWN])}{more}; run again before you compare"
 
     def _changed(self, stage: Mapping[str, Any]) -> Iterator[str]:
         """Settings and files of a stage, and of those before it, that are others now."""

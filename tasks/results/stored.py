@@ -1,7 +1,8 @@
 """Result files read back, grouped over seeds."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -39,9 +40,7 @@ class Group:
     method: str
     results: tuple[dict[str, Any], ...]
     paths: tuple[Path, ...]
-    outdated: tuple[
-        str, ...
-    ] = ()  # what they were made with that does not hold any more (tasks.results.remembered)
+    outdated: Mapping[str, Sequence[int]] = field(default_factory=dict)  # seeds, by what holds no more
 
     @property
     def seeds(self) -> list[int]:
@@ -96,6 +95,10 @@ class Group:
 
     def warnings(self) -> list[str]:
         """What speaks against the figures, a line a result and reason; older results were not checked."""
+        return warnings([self])
+
+    def doubts(self) -> list[str]:
+        """What in the results themselves speaks against the figures."""
         of_seeds = [
             f"{self.name} s{result['seed']}: {warning}"
             for result in self.results
@@ -108,7 +111,19 @@ class Group:
             for attack in dict.fromkeys(attack for attacks in seeds for attack in attacks)
             if attack != "all" and len({attacks.get(attack, {}).get("n") for attacks in seeds}) > 1
         ]
-        return [*of_seeds, *unlike, *self.outdated]
+        return [*of_seeds, *unlike]
+
+
+def warnings(groups: Sequence[Group]) -> list[str]:
+    """What speaks against any of the figures; what several groups were made with is one line."""
+    outdated = defaultdict(list)
+    for group in groups:
+        for reason, seeds in group.outdated.items():
+            outdated[reason].append(f"{group.name} {', '.join(f's{seed}' for seed in seeds)}")
+    return [
+        *(doubt for group in groups for doubt in group.doubts()),
+        *(f"{'; '.join(names)}: {reason}" for reason, names in outdated.items()),
+    ]
 
 
 def figures_by_attack(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -204,8 +219,7 @@ def load(
     for (student, method), found in grouped.items():
         paths, results = zip(*sorted(found, key=lambda item: int(item[1]["seed"])), strict=True)
         group = Group(student, method, results, paths)
-        outdated = known.warnings(group.name, dict(zip(group.seeds, paths, strict=True)))
-        groups.append(replace(group, outdated=tuple(outdated)))
+        groups.append(replace(group, outdated=known.outdated(dict(zip(group.seeds, paths, strict=True)))))
     return sorted(groups, key=_place)
 
 

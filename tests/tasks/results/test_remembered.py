@@ -55,7 +55,7 @@ def remembered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS), encoding="utf-8")
 
-    def lines(*seeds):
+    def outdated(*seeds):
         stages = {"teacher": stage("tasks.teacher digits", {}, {TEACHER: "teacher"})}
         results = {}
         for seed, facts in enumerate(seeds):
@@ -64,26 +64,28 @@ def remembered(tmp_path, monkeypatch):
             results[seed].parent.mkdir(parents=True, exist_ok=True)
             results[seed].write_text(f"result {seed}")
         Path("dvc.lock").write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}), encoding="utf-8")
-        return Remembered().warnings("resnet8-w8/ferd", results)
+        return Remembered().outdated(results)
 
-    return lines
+    return outdated
 
 
-def test_what_was_made_as_it_would_be_now_has_no_line(remembered):
-    assert remembered({}, {}) == []
+def test_what_was_made_as_it_would_be_now_is_not_outdated(remembered):
+    assert remembered({}, {}) == {}
 
 
 def test_a_mean_over_two_settings_is_said(remembered):
-    assert remembered({}, {"gamma": 0.3}, {"gamma": 0.3}) == [
-        "resnet8-w8/ferd s1, s2: made with methods.ferd.utae.gamma 0.3, where params.yaml has 0.5; "
-        "run it again before you compare it"
-    ]
+    assert remembered({}, {"gamma": 0.3}, {"gamma": 0.3}) == {
+        "made with methods.ferd.utae.gamma 0.3, where params.yaml has 0.5; run again before you compare": [
+            1,
+            2,
+        ]
+    }
 
 
 def test_so_is_another_teacher_and_whatever_else_is_different(remembered):
-    (line,) = remembered({"teacher": "another", "gamma": 0.3, "rounds": 9})
-    assert "distillation.rounds 9, where params.yaml has 3, methods.ferd.utae.gamma 0.3, where" in line
-    assert f"another {TEACHER} than there is now; run it again" in line
+    (reason,) = remembered({"teacher": "another", "gamma": 0.3, "rounds": 9})
+    assert "distillation.rounds 9, where params.yaml has 3, methods.ferd.utae.gamma 0.3, where" in reason
+    assert f"another {TEACHER} than there is now; run again" in reason
 
 
 def test_a_lock_that_lost_the_student_s_stage_does_not_vouch_for_its_result(remembered):
@@ -91,25 +93,25 @@ def test_a_lock_that_lost_the_student_s_stage_does_not_vouch_for_its_result(reme
     lock = yaml.safe_load(Path("dvc.lock").read_text(encoding="utf-8"))
     del lock["stages"]["distill-s0"]
     Path("dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
-    (line,) = Remembered().warnings("ferd", {0: Path(RESULT.format(0))})
-    assert line.startswith(f"ferd s0: made with {STUDENT.format(0)}, of which dvc.lock has no stage")
+    (reason,) = Remembered().outdated({0: Path(RESULT.format(0))})
+    assert reason.startswith(f"made with {STUDENT.format(0)}, of which dvc.lock has no stage")
 
 
 def test_a_setting_that_is_gone_is_named(remembered):
     Path("params.yaml").write_text(yaml.safe_dump(PARAMS | {"methods": {}}), encoding="utf-8")
-    assert "gamma 0.5, where params.yaml has none" in remembered({})[0]
+    assert "gamma 0.5, where params.yaml has none" in next(iter(remembered({})))
 
 
 def test_a_file_that_dvc_did_not_write_has_settings_that_nobody_knows(remembered):
     remembered({}, {})
     results = {seed: Path(RESULT.format(seed)) for seed in (0, 1)}
     results[1].write_text("by hand")
-    (line,) = Remembered().warnings("ferd", results)
-    assert line.startswith("ferd s1: not as DVC's stage wrote it")
+    ((reason, seeds),) = Remembered().outdated(results).items()
+    assert reason.startswith("not as DVC's stage wrote it") and seeds == [1]
     results[2] = Path(RESULT.format(2))
-    assert Remembered().warnings("ferd", results)[1].startswith("ferd s2: dvc.lock has no stage that")
+    assert [*Remembered().outdated(results)][1].startswith("dvc.lock has no stage that")
     Path("dvc.lock").unlink()  # then nothing is known, and nothing is said
-    assert Remembered().warnings("ferd", results) == []
+    assert Remembered().outdated(results) == {}
 
 
 @pytest.mark.parametrize(

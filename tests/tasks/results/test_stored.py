@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -186,6 +187,22 @@ def test_warnings_stand_below_every_table(folder, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report"])
     report.main()
     assert f"<li>{line}</li>" in (folder / "results/report/index.html").read_text()
+
+
+def test_what_several_groups_were_made_with_is_one_line(folder):
+    teacher, ferd, no_fae, noise = stored.load("digits")
+    reason = "made with another teacher"
+    groups = [
+        teacher,
+        replace(ferd, outdated={reason: [1, 2], "by hand": [0]}),
+        replace(no_fae, outdated={reason: [0]}),
+        noise,
+    ]
+    assert stored.warnings(groups) == [
+        f"resnet8-w8/ferd s1, s2; resnet8-w8/no-fae s0: {reason}",
+        "resnet8-w8/ferd s0: by hand",
+    ]
+    assert groups[2].warnings() == [f"resnet8-w8/no-fae s0: {reason}"]
 
 
 def test_without_warnings_nothing_is_said(folder, monkeypatch, capsys):
