@@ -14,7 +14,7 @@ from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
 from ferd.config import Augmentation, ThreatModel, Training, fingerprint
 from ferd.cuda_graphs import Recorded
-from ferd.datasets import Images, require_known, shape_of
+from ferd.datasets import Images, require_batches, require_known, shape_of
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout, require_classifier, shapes
 from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
@@ -109,6 +109,7 @@ class AdversarialTraining:
         warm_up: bool = False,
     ) -> None:
         require_classifier(network, "network")
+        require_batches(data, settings.batch_size)
         require_known(data.labels, network.classes)
         if len(data.images) < 2 or data.images.shape[1] != network.channels:
             raise FerdError(

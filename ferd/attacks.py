@@ -154,10 +154,17 @@ def points_right(network: nn.Module, labels: Tensor) -> Iterator[Tensor]:
     """Counts how often the network takes images for y while they are attacked: of x_0 ... x_{T−1} in a PGD.
 
     Gives the counts (B,) int64; 0 where no point is right, T where all are. Labels (B,).
+
+    Raises:
+        FerdError: the network is given a part of the images.
     """
     counts = torch.zeros_like(labels)
 
     def count(_network: nn.Module, _inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        if len(logits) != len(labels):
+            raise FerdError(
+                f"the attack took {len(logits)} of {len(labels)} images; it must take all at once"
+            )
         counts.add_(logits.argmax(1) == labels)
 
     hook = network.register_forward_hook(count)

@@ -30,26 +30,26 @@ def save_classifier(path: Path | str, network: Classifier, name: str, **about: A
         about: further facts, as JSON values; equal facts and weights give equal bytes.
 
     Raises:
-        FerdError: no network has that name, or it has other weights; or the file cannot be written.
+        FerdError: no network has that name, or it has other weights; a fact is no JSON value or has the name
+            of one that is written anyway; or the file cannot be written.
     """
-    with torch.device("meta"):
-        named = build(name, classes=network.classes, channels=network.channels)
+    named = build(name, classes=network.classes, channels=network.channels)
     needed, there = shapes(named.state_dict()), shapes(network.state_dict())
     if {name: shape for name, shape in there.items() if name not in NORMALISATION} != needed:
         raise FerdError(f"{path}: the network is no {name!r}, whose weights have other names or shapes")
-    facts = {
-        "format": FORMAT,
-        "network": name,
-        "classes": network.classes,
-        "channels": network.channels,
-        **about,
-    }
+    own = {"format": FORMAT, "network": name, "classes": network.classes, "channels": network.channels}
+    if taken := sorted(own.keys() & about.keys()):
+        raise FerdError(f"{path}: the header has its own {taken[0]}; give that fact another name")
+    try:
+        header = json.dumps(own | about, sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise FerdError(f"{path}: facts about a checkpoint are JSON values ({error})") from None
     tensors = {  # each a copy: two names may share one
         key: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, value in network.state_dict().items()
     }
     with atomic_write(Path(path)) as part:
-        save_file(tensors, part, metadata={"ferd": json.dumps(facts, sort_keys=True)})
+        save_file(tensors, part, metadata={"ferd": header})
 
 
 def read_facts(path: Path, *needed: str) -> dict[str, Any]:

@@ -441,4 +441,4 @@ def _keys_of(fault: Mapping[str, Any]) -> str:
 def fingerprint(*parts: Any) -> str:
     """SHA-256 (hex) of settings and plain values, independent of key order."""
     plain = [part.model_dump() if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()

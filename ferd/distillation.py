@@ -30,7 +30,7 @@ from ferd.config import (
     fingerprint,
 )
 from ferd.cuda_graphs import Recorded
-from ferd.datasets import require_known
+from ferd.datasets import Images, require_known
 from ferd.errors import FerdError
 from ferd.image_sources import Drawn, ImageSource, ReplayedPool, build_source
 from ferd.losses import BatchNormStatistics
@@ -38,6 +38,7 @@ from ferd.models.classifier import (
     Classifier,
     diverged,
     fast_layout,
+    frozen,
     require_classifier,
     require_sound,
     shapes,
@@ -60,7 +61,10 @@ PIECES: dict[str, type] = {  # with a state of their own
     "adversary": Adversary,
     "student_loss": StudentLoss,
 }
-SETTLED = {"teacher", "student", "shape", "schedule", "augmentation", "method", "threat", "device"}
+SETTLED = {
+    "teacher", "student", "shape", "schedule", "augmentation", "method", "threat", "device",
+    "optimiser", "pool", "rng",
+}  # fmt: skip
 ABOUT_ONE = 1e-4  # how far from 1 float32 proportions may add up
 
 
@@ -101,8 +105,8 @@ class Distillation:
         seed: of all that is drawn; not of the student's first weights, nor of a dropout of its own, which
             draws from torch's global numbers: such runs are not repeated, nor resumed, to the bit.
         pool_folder: where the images of all rounds are kept.
-        given: the images of a method that does not make its own: real ones, uint8 (N, channels, H, W)
-            with labels (N,), or the folder of the pool that is replayed.
+        given: the images of a method that does not make its own: real ones, ``Images`` or as a tuple uint8
+            (N, channels, H, W) with labels (N,), or the folder of the pool that is replayed.
 
     Raises:
         FerdError: a network is no ``Classifier`` or its twin another function, the two are one, or
@@ -123,8 +127,9 @@ class Distillation:
         seed: int,
         pool_folder: Path | str,
         device: torch.device | str,
-        given: tuple[Tensor, Tensor] | Path | str | None = None,
+        given: Images | tuple[Tensor, Tensor] | Path | str | None = None,
     ) -> None:
+        given = (given.images, given.labels) if isinstance(given, Images) else given
         _require_fitting(teacher, student, shape)
         _require_invertible(teacher, shape, method, schedule.synthesis.weights)
         device, classes = torch.device(device), teacher.classes
@@ -152,7 +157,7 @@ class Distillation:
         self.pool = Pool(Path(pool_folder), schedule.rounds * schedule.batch_size, shape, device)
         self.sampler = build_sampler(method, schedule, threat, augmentation, classes, device)
         student_threat = threat.with_steps(schedule.utae_steps)
-        if not student_threat.reached_by(student_threat.steps):
+        if method.adversary != "high-entropy" and not student_threat.reached_by(student_threat.steps):
             LOGGER.warning(
                 "the student's attack of %d steps of %g stays within ε = %g; raise utae_steps or step_size",
                 student_threat.steps,
@@ -189,6 +194,8 @@ class Distillation:
             given = f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
             kind = f"{PIECES[name].__module__}.{PIECES[name].__name__}"
             raise FerdError(f"{name}: is {given}, no object of a class derived from {kind}")
+        if isinstance(value, Sampler) and not hasattr(value, "difficulty"):
+            raise FerdError(f"{name}: has no difficulty; have its __init__ call Sampler's")
         if name in PIECES and self.__dict__.get("round"):
             raise FerdError(f"{name}: round {self.round} is over; put pieces in place before the first")
         super().__setattr__(name, value)
@@ -351,6 +358,9 @@ class Distillation:
         kinds = (Tensor, Tensor, dict)
         if not isinstance(drawn, tuple) or len(drawn) != len(kinds) or not all(map(isinstance, drawn, kinds)):
             raise FerdError("source: draw() must give (images, labels, loss terms): two tensors and a dict")
+        for name, value in drawn[2].items():
+            if torch.as_tensor(value).numel() != 1:
+                raise FerdError(f"source: its loss term {name!r} must be one number, not {value}")
         return drawn
 
     def _train_student(self) -> dict[str, float]:
@@ -425,7 +435,9 @@ class Distillation:
             points_right(twin.network, labels) if self.student_loss.needs_points_right else nullcontext()
         )
         with counted as points:
-            adv_inputs = self.adversary.attack(twin.network, inputs.clone(), labels, targets, self.rng)
+            adv_inputs = self.adversary.attack(
+                twin.network, inputs.clone(), labels.clone(), targets, self.rng
+            )
         if not isinstance(adv_inputs, Tensor) or (adv_inputs.shape, adv_inputs.dtype) != (
             inputs.shape,
             inputs.dtype,
@@ -468,8 +480,8 @@ def _require_fitting(teacher: Classifier, student: Classifier, shape: tuple[int,
             f"{SIZE_MULTIPLE}; crop or pad them"
         )
     for network, role in ((teacher, "teacher"), (student, "student")):
-        require_sound(network, role, shape)
         require_foldable(network, role, shape)
+        require_sound(network, role, shape)
 
 
 def _require_invertible(
@@ -487,7 +499,7 @@ def _require_invertible(
         return
     layer = method.nonrobust.layer
     require_sound(teacher, "teacher", shape, layer)
-    with torch.no_grad():
+    with torch.no_grad(), frozen(teacher):
         features = teacher.features(torch.zeros(1, *shape, device=next(teacher.parameters()).device), layer)
     if features.ndim != 4:
         raise FerdError(

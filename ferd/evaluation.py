@@ -195,7 +195,7 @@ class Evaluation(AttackPass):
     ) -> Trial:
         if isinstance(attack, ManySteps):
             attack.require_reaching(threat, name)
-        return Trial(attack, threat, _rows(self.data.labels, number, self.network.classes))
+        return Trial(attack, threat, _rows(self.data.labels, number, self.network.classes, name))
 
     def _ball(self, ball: OtherBall) -> ThreatModel:
         return self.threat.model_copy(update={"epsilon": ball.epsilon, "step_size": ball.step_size})
@@ -230,7 +230,7 @@ class Evaluation(AttackPass):
     @tf32_convolutions(False)
     def _judge(self, name: str, images: Tensor, labels: Tensor, rng: torch.Generator) -> Tensor:
         trial = self.trials[name]
-        adv_images = trial.attack(self.attacked, images.clone(), labels, trial.threat, rng)
+        adv_images = trial.attack(self.attacked, images.clone(), labels.clone(), trial.threat, rng)
         require_within(adv_images, images, trial.threat.epsilon, name)
         with torch.no_grad():
             predicted: Tensor = self.network(adv_images).argmax(1)
@@ -241,8 +241,8 @@ def _name(attack: str, ball: OtherBall) -> str:
     return f"{attack}@{ball.epsilon:.3g}"
 
 
-def _rows(labels: Tensor, number: Literal["all"] | int, classes: int) -> Tensor:
+def _rows(labels: Tensor, number: Literal["all"] | int, classes: int, trial: str) -> Tensor:
     """All rows, or those of the first ``number``/C images of each class."""
     if number == "all":
         return torch.arange(len(labels))
-    return first_per_class(labels, 0, number // classes, "evaluation.attacks")
+    return first_per_class(labels, 0, number // classes, f"the number of images of {trial}")

@@ -13,7 +13,7 @@ from ferd.datasets import Images, require_known
 from ferd.errors import FerdError, no_such
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
-from ferd.pixels import to_float, to_uint8
+from ferd.pixels import kind_of, to_float, to_uint8
 from ferd.pool import Pool
 from ferd.randomness import with_weights_of
 from ferd.synthesis import SynthesisLoss, dfhl_rs_loss, ferd_loss, synthesise
@@ -212,7 +212,9 @@ def build_source(
     match method.images:
         case "real-data":
             if not isinstance(given, tuple):
-                raise ValueError("real-data is given images and labels")
+                raise ValueError(
+                    f"real-data is given Images or a tuple (images, labels), not {kind_of(given)}"
+                )
             real = Images(*given)
             require_known(real.labels, teacher.classes)
             return RealImages(real.images, real.labels, batch)

@@ -121,7 +121,7 @@ class BatchNormStatistics:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+        self._layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d | nn.SyncBatchNorm)]
         if any(layer.running_mean is None for layer in self._layers):
             raise FerdError("the teacher has a BatchNorm without running statistics, which L_bn needs")
         if not self._layers:
@@ -156,12 +156,20 @@ class BatchNormStatistics:
     def _record(self, layer: nn.Module, inputs: tuple[Tensor]) -> None:
         if not self._recording:
             return
-        assert isinstance(layer, nn.BatchNorm2d)
+        assert isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)
         assert layer.running_mean is not None and layer.running_var is not None
         mean, var = channel_moments(inputs[0])
         self._terms.append((mean - layer.running_mean).norm() + (var - layer.running_var).norm())
 
     def loss(self) -> Tensor:
-        """L_bn of the forward pass since the last call."""
+        """L_bn of the forward pass since the last call.
+
+        Raises:
+            FerdError: no BatchNorm layer took part in it.
+        """
         terms, self._terms = self._terms, []
+        if not terms:
+            raise FerdError(
+                "the teacher's forward uses none of its BatchNorm layers, whose statistics L_bn needs"
+            )
         return torch.stack(terms).sum()

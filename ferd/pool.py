@@ -110,6 +110,8 @@ class Pool:
                 f"{self.folder}: takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} "
                 f"{tuple(images.shape)}; floats become bytes by ferd.pixels.to_uint8"
             )
+        if not len(images):
+            raise FerdError(f"{self.folder}: takes an image a round or more, not none")
         if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
             raise FerdError(
                 f"{self.folder}: takes int64 labels ({len(images)},), one an image, not {labels.dtype} "

@@ -37,8 +37,8 @@ class UtaeOutcomes(AttackPass):
 
     Raises:
         FerdError: the student is none that can be attacked (``ferd.models.folding.attackable``), the teacher
-            no ``Classifier`` of as many classes, a γ not 0 or more, ``data`` no ``Images`` of these, or none,
-            or ``batch_size`` not 1 or more.
+            no ``Classifier`` of as many classes and channels, a γ not 0 or more, ``data`` no ``Images`` of
+            these, or none, or ``batch_size`` not 1 or more.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class UtaeOutcomes(AttackPass):
     ) -> None:
         super().__init__(student, "student", data, batch_size, seed, device)
         require_classifier(teacher, "teacher")
-        if teacher.classes != student.classes:
-            raise FerdError(f"the student has {student.classes} classes, the teacher {teacher.classes}")
+        for what in ("classes", "channels"):
+            theirs, own = getattr(teacher, what), getattr(student, what)
+            if theirs != own:
+                raise FerdError(f"the student has {own} {what}, the teacher {theirs}")
         self.student, self.teacher = student, fast_layout(teacher, self.device).eval()
         if wrong := [gamma for gamma in gammas if not gamma >= 0]:
             raise FerdError(f"gamma {wrong[0]}: must be 0 or more")

@@ -139,8 +139,7 @@ class Costs:
 
     @cache  # noqa: B019 - lives as long as the command
     def _meta(self, network: str) -> Classifier:
-        with torch.device("meta"):
-            return self._build(network)
+        return self._build(network).to("meta")
 
     @cache  # noqa: B019
     def _passes(self, network: str) -> cost.Passes:

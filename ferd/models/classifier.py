@@ -54,7 +54,9 @@ class Classifier(nn.Module, ABC):
                 f"normalisation by mean {mean.tolist()} and deviation {std.tolist()}: each is of "
                 f"{self.channels} channels, and a deviation is positive"
             )
-        self.input_mean, self.input_std = mean.reshape(-1, 1, 1), std.reshape(-1, 1, 1)
+        self.input_mean, self.input_std = (
+            values.detach().clone().reshape(-1, 1, 1) for values in (mean, std)
+        )
 
     @abstractmethod
     def stem(self, inputs: Tensor) -> Tensor:
@@ -108,15 +110,35 @@ def refuse_inference_mode() -> None:
         raise FerdError("inference mode records no gradients, which attacks follow; take torch.no_grad()")
 
 
+def refuse_other_modes(device: torch.device) -> None:
+    """Before anything whose precision and device are arguments, which torch's modes would override.
+
+    Raises:
+        FerdError: inference mode or autocast is on, or torch's default type is not float32, or its default
+            device not the CPU.
+    """
+    refuse_inference_mode()
+    if torch.is_autocast_enabled(device.type):
+        raise FerdError(
+            "autocast is on, under which the precision would not be that of the settings; leave its block"
+        )
+    if (default := torch.get_default_dtype()) is not torch.float32:
+        raise FerdError(f"torch's default type is {default}; torch.set_default_dtype(torch.float32)")
+    if (place := torch.get_default_device()).type != "cpu":
+        raise FerdError(
+            f"torch's default device is {place}; torch.set_default_device('cpu'), and name yours as `device`"
+        )
+
+
 def fast_layout(network: N, device: torch.device) -> N:
     """The network on a device, its weights in the order in which convolutions run fastest.
 
     Channels last, but on a CPU for blocks that say ``small_maps`` (docs/evidence/speed.md).
 
     Raises:
-        FerdError: inference mode is on.
+        FerdError: as ``refuse_other_modes``.
     """
-    refuse_inference_mode()
+    refuse_other_modes(device)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":
         for module in network.modules():

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ferd.config import Precision
 from ferd.errors import FerdError
-from ferd.models.classifier import SAME, Classifier, fast_layout, require_classifier
+from ferd.models.classifier import SAME, Classifier, fast_layout, refuse_other_modes, require_classifier
 from ferd.tf32 import tf32_convolutions
 
 
@@ -37,6 +37,8 @@ class Folded:
         self._pairs = _pairs(source)
         for conv, norm in self._pairs:
             layer = cast(nn.Conv2d, twin.get_submodule(conv))
+            # of its own: another convolution may share the source's, but not its BatchNorm
+            layer.weight = nn.Parameter(layer.weight.clone(), requires_grad=False)
             layer.bias = nn.Parameter(torch.zeros(layer.out_channels, device=device), requires_grad=False)
             parent, _, child = norm.rpartition(".")
             setattr(twin.get_submodule(parent), child, nn.Identity())
@@ -73,8 +75,9 @@ class Folded:
 
         Raises:
             FerdError: it was given a normalisation, another layer or another constant since, or does not run
-                in bfloat16.
+                in bfloat16; or as ``refuse_other_modes``.
         """
+        refuse_other_modes(inputs.device)
         if next(self.network.parameters()).dtype is not torch.float32:
             _require_running(role, self.network, inputs)
         elif apart := _apart(self.source, self.network, inputs):
@@ -120,7 +123,8 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
     Its BatchNorms are moved for that, since to leave out a fresh one makes no difference.
 
     Raises:
-        FerdError: ``folds`` names layers that do not follow each other, or there are not C logits.
+        FerdError: ``folds`` names layers that do not follow each other, there are not C logits, or others
+            each time.
     """
     try:
         moved = copy.deepcopy(network).eval()
@@ -149,6 +153,11 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
             f"{role}: gives logits {tuple(logits.shape)} of two images where it has {network.classes} "
             "classes; give `linear` as many outputs"
         )
+    if logits.isfinite().all() and not torch.allclose(moved(inputs), logits):
+        raise FerdError(
+            f"{role}: gives other logits each time, in eval mode, too; have its dropout, or what else is "
+            "random in it, end with training (self.training)"
+        )
     if apart := _apart(moved, Folded(moved).network, inputs):
         raise FerdError(
             f"{role}: its twin for attacks, with BatchNorm folded into convolutions, gives other logits "
@@ -168,14 +177,10 @@ def _require_running(role: str, twin: nn.Module, inputs: Tensor) -> None:
 
 
 def _apart(network: nn.Module, twin: nn.Module, inputs: Tensor) -> str:
-    """How far a twin's logits are from the network's: nothing where they are the same.
-
-    Nor where the network's are random or not finite, which is refused elsewhere.
-    """
-    logits, again, others = network(inputs), network(inputs), twin(inputs)
+    """How far a twin's logits are from the network's: nothing where they are the same, or not finite."""
+    logits, others = network(inputs), twin(inputs)
     largest = float(logits.abs().max())
-    told = logits.isfinite().all() and torch.allclose(again, logits)
-    if not told or torch.allclose(others, logits, rtol=SAME, atol=SAME * largest):
+    if not logits.isfinite().all() or torch.allclose(others, logits, rtol=SAME, atol=SAME * largest):
         return ""
     return f"off by {float((others - logits).abs().max()):.2g}, the largest is {largest:.2g}"
 

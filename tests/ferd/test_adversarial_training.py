@@ -263,6 +263,7 @@ def test_images_that_the_network_cannot_be_trained_on_are_refused(digits, threat
         ),
         (Images(train.images[:4].expand(-1, 3, -1, -1), ones), "4 images of 3 channels; give two or more"),
         (Images(train.images[:1], ones[:1]), "1 images of 1 channels; give two or more"),
+        ((train.images, train.labels), r"a tuple is no ferd\.datasets\.Images"),
     ):
         with pytest.raises(FerdError, match=f"^{said}"):
             AdversarialTraining(

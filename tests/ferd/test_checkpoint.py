@@ -13,7 +13,8 @@ from ferd.checkpoint import FORMAT, load_classifier, load_state, read_facts, sav
 from ferd.config import ThreatModel
 from ferd.errors import FerdError
 from ferd.models.classifier import fast_layout
-from ferd.models.registry import build
+from ferd.models.registry import NETWORKS, build
+from ferd.models.resnet import ResNet
 
 
 @pytest.fixture
@@ -206,3 +207,28 @@ def test_a_network_with_further_weights_is_not_saved_under_a_known_name(tmp_path
     with pytest.raises(FerdError, match="whose weights have other names or shapes"):
         save_classifier(tmp_path / "x.safetensors", network, "resnet8-w8")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("about", "said"),
+    [
+        ({"classes": 3}, "the header has its own classes; give that fact another name$"),
+        ({"format": "2"}, "the header has its own format"),
+        ({"accuracy": np.float32(0.5)}, r"facts about a checkpoint are JSON values \(Object of type float32"),
+    ],
+)
+def test_a_fact_that_would_spoil_the_header_is_refused(tmp_path, network, about, said):
+    with pytest.raises(FerdError, match=said):
+        save_classifier(tmp_path / "x.safetensors", network, "resnet8-w8", **about)
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_network_whose_constructor_reads_numbers_is_saved(tmp_path, monkeypatch):
+    class StochasticDepth(ResNet):
+        def __init__(self, **given):
+            super().__init__((8, 16, 32), 1, **given)
+            self.rates = torch.linspace(0, 0.1, 3).tolist()
+
+    monkeypatch.setitem(NETWORKS, "mine", StochasticDepth)
+    save_classifier(tmp_path / "x.safetensors", build("mine", classes=10, channels=1), "mine")
+    assert load_classifier(tmp_path / "x.safetensors").rates == pytest.approx([0, 0.05, 0.1])

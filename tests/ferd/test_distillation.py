@@ -1,6 +1,7 @@
 import copy
 import logging
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from torch import nn
 import ferd.distillation
 from ferd.adversaries import UtaeAdversary
 from ferd.checkpoint import load_state, save_state
-from ferd.config import Augmentation, DistillationSettings, NonRobust, ThreatModel, Utae
+from ferd.config import Augmentation, DistillationSettings, NonRobust, Utae
+from ferd.datasets import Images
 from ferd.distillation import Distillation
 from ferd.errors import FerdError
 from ferd.losses import BatchNormStatistics, kl_divergence
@@ -152,22 +154,15 @@ def test_the_teacher_is_untouched_by_a_whole_run(make_run, untouched, attacked):
     assert not any(module._forward_pre_hooks for module in run.teacher.modules())
 
 
-def test_a_teacher_given_in_train_mode_is_put_in_eval_mode(make_run, make_network):
-    run = make_run()
-    other = Distillation(
-        make_network().train(),
-        make_network(seed=1),
-        run.shape,
-        run.schedule,
-        run.augmentation,
-        run.method,
-        ThreatModel(norm="linf", epsilon=0.1, step_size=0.025, steps=5),
-        0,
-        run.pool.folder,
-        CPU,
-    )
-    assert not any(module.training for module in other.teacher.modules())
-    assert not any(weight.requires_grad for weight in other.teacher.parameters())
+def test_a_teacher_given_in_train_mode_is_put_in_eval_mode_with_the_statistics_that_it_had(
+    make_run, make_network
+):
+    teacher = make_network().train()
+    before = weights(teacher)
+    run = make_run(teacher=teacher)
+    assert run.teacher is teacher and equal(weights(teacher), before)
+    assert not any(module.training for module in teacher.modules())
+    assert not any(weight.requires_grad for weight in teacher.parameters())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -307,6 +302,14 @@ def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
 def test_real_images_belong_to_their_control_and_to_no_other_method(make_run, source, given):
     with pytest.raises(ValueError, match="given"):
         make_run(method=method(images=source), given=real_images() if given else None)
+
+
+def test_real_images_may_be_given_as_images(make_run):
+    runs = [
+        make_run(folder, method=method(images="real-data"), given=given)
+        for folder, given in (("one", real_images()), ("other", Images(*real_images())))
+    ]
+    assert runs[0].state_dict()["origin"] == runs[1].state_dict()["origin"]
 
 
 def test_the_student_is_trained_on_cropped_images(make_run):
@@ -546,6 +549,15 @@ def test_what_is_no_piece_is_refused_when_it_is_put_in(make_run, name, value, sa
         setattr(make_run(), name, value)
 
 
+def test_a_sampler_without_difficulty_is_refused_when_it_is_put_in(make_run):
+    class Bare(UniformSampler):
+        def __init__(self):
+            pass
+
+    with pytest.raises(FerdError, match=r"^sampler: has no difficulty; have its __init__ call Sampler's$"):
+        make_run().sampler = Bare()
+
+
 def test_a_piece_is_put_in_before_the_first_round_alone(make_run):
     run = make_run()
     next(run.rounds())
@@ -685,6 +697,13 @@ class NormalisesInForward(Wrapped):
         return super().forward((inputs - 0.5) / 0.2)
 
 
+class AnswersAtRandom(Wrapped):
+    """Dropout that forgets to ask whether the network is trained."""
+
+    def classify(self, pooled):
+        return super().classify(F.dropout(pooled, 0.3))
+
+
 @pytest.mark.parametrize(
     ("role", "change", "said"),
     [
@@ -698,6 +717,7 @@ class NormalisesInForward(Wrapped):
             NormalisesInForward,
             r"its forward is not head\(features\(x\)\) at layer -1, .* into normalise_by$",
         ),
+        ("student", AnswersAtRandom, r"gives other logits each time, in eval mode, too; have its dropout"),
         (
             "teacher",
             lambda network: network.double(),
@@ -805,7 +825,7 @@ def test_rounds_may_be_gone_through_where_gradients_are_switched_off(make_run):
     assert equal(*(weights(run.student) for run in runs))
 
 
-@pytest.mark.parametrize("name", ["threat", "student", "schedule", "device"])
+@pytest.mark.parametrize("name", ["threat", "student", "schedule", "device", "optimiser", "rng", "pool"])
 def test_what_is_settled_cannot_be_changed_afterwards(make_run, name):
     run = make_run()
     with pytest.raises(FerdError, match=rf"^{name}: is settled when a Distillation is built; build another"):
@@ -847,6 +867,38 @@ def test_an_adversary_that_changes_its_inputs_changes_no_clean_image(make_run, m
     assert (seen[0].adv_inputs == 0.5).all() and not (seen[0].inputs == 0.5).all()
 
 
+def test_an_adversary_that_writes_into_the_labels_changes_those_of_no_loss(make_run, monkeypatch):
+    class Relabels(UtaeAdversary):
+        def attack(self, attacked, inputs, labels, *given):
+            labels.fill_(11)
+            return inputs
+
+    run = make_run()
+    run.adversary = Relabels(0.5, run.threat)
+    seen = []
+    monkeypatch.setattr(run.student_loss, "losses", lambda batch: seen.append(batch) or (torch.zeros(()),))
+    with pytest.raises(FerdError, match="two means"):
+        list(run.rounds())
+    assert seen[0].labels.max() < 10
+
+
+def test_an_adversary_that_attacks_a_part_at_a_time_is_told_where_its_points_are_counted(make_run):
+    class Halves(UtaeAdversary):
+        def attack(self, attacked, inputs, labels, teacher_probs, rng):
+            halves = zip(inputs.split(8), labels.split(8), teacher_probs.split(8), strict=True)
+            return torch.cat([super(Halves, self).attack(attacked, *half, rng) for half in halves])
+
+    for loss in ("rslad", "fair-rslad"):
+        run = make_run(loss, method=method(student_loss=loss))
+        run.adversary = Halves(0.5, run.threat)
+        with (
+            nullcontext()
+            if loss == "rslad"
+            else pytest.raises(FerdError, match="took 8 of 16 images; it must")
+        ):
+            list(run.rounds())
+
+
 def test_a_state_does_not_go_on_with_another_teacher(make_run, make_network, threat, tmp_path):
     run = run_of(make_network(), make_network(seed=1), tmp_path, threat)
     next(run.rounds())
@@ -877,6 +929,25 @@ def test_figures_of_a_source_may_be_plain_numbers(make_run):
     draw = run.source.draw
     run.source.draw = lambda *given: (*draw(*given)[:2], {"mine": 0.5})
     assert next(run.rounds()).generator == {"mine": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (
+            lambda images, labels, _: (images, labels, {"mine": torch.zeros(2)}),
+            "^source: its loss term 'mine' must",
+        ),
+        (lambda images, labels, terms: (images[:0], labels[:0], terms), "takes an image a round or more"),
+    ],
+)
+def test_a_source_that_gives_no_images_or_no_number_is_told_so(make_run, spoil, said):
+    run = make_run(method=method(images="uniform-noise"))
+    draw = run.source.draw
+    run.source.draw = lambda *given: spoil(*draw(*given))
+    with pytest.raises(FerdError, match=said):
+        next(run.rounds())
+    assert not run.pool.size
 
 
 class CleanAlone(StudentLoss):
@@ -1014,3 +1085,12 @@ def test_a_teacher_without_batchnorm_is_refused_at_once_unless_its_statistics_ha
     )
     record = next(run.rounds())
     assert set(record.generator) == {"loss", "oh", "uni", "robust_fraction"}
+
+
+@pytest.mark.parametrize(("few", "adversary"), [(True, "utae"), (False, "high-entropy")])
+def test_steps_that_stay_within_the_ball_are_warned_of_where_the_attack_takes_them(
+    make_run, caplog, few, adversary
+):
+    caplog.set_level(logging.WARNING)
+    make_run(method=method(adversary=adversary), utae_steps=1)
+    assert [("stays within ε" in record.message) for record in caplog.records] == [True] * few

@@ -507,7 +507,7 @@ def test_a_network_that_answers_at_random_is_refused_before_it_is_attacked(evalu
         def forward(self, inputs):
             return super().forward(inputs) + torch.randn(len(inputs), self.classes)
 
-    with pytest.raises(FerdError, match="random"):
+    with pytest.raises(FerdError, match=r"^network: gives other logits each time, in eval mode, too"):
         evaluation(WHITE_BOX, Random(10))
 
 
@@ -665,6 +665,22 @@ def test_an_attack_that_writes_into_its_images_does_not_widen_its_ball(evaluatio
 
     with pytest.raises(FerdError, match="leaves the ε-ball"):
         judged(evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(attack)}))
+
+
+def test_an_attack_that_writes_into_the_labels_does_not_change_what_is_right(evaluation):
+    def relabels(network, images, labels, *_):
+        labels.copy_(network(images).argmax(1))
+        return images
+
+    verdicts = judged(evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(relabels)}))
+    assert torch.equal(verdicts["mine"], verdicts["clean"]) and not verdicts["clean"].all()
+
+
+def test_an_attack_that_asks_for_more_images_than_there_are_is_named(evaluation):
+    with pytest.raises(
+        FerdError, match=r"has 2 images where 3 are asked for; lower the number of images of mine$"
+    ):
+        evaluation({"clean": "all"}, own_attacks={"mine": OwnAttack(ATTACKS["clean"], 30)})
 
 
 def pushed(_network, images, *_, by):

@@ -101,13 +101,13 @@ def test_a_standard_network_that_is_not_robust_is_what_its_authors_say():
     (path,) = [file for file in folder.rglob("*.pt*") if file.suffix in {".pt", ".pth"}]
     network = load_foreign(path, "resnet18", classes=10, channels=3)
     _, published = read("cifar10", Path(os.environ["FERD_DATA"]))
-    test = published.take(torch.arange(2000))
+    test = published.take(torch.arange(500))
     inputs, labels = to_float(test.images), test.labels
     with torch.no_grad():
         predicted = torch.cat([network(batch).argmax(1) for batch in inputs.split(100)])
-    assert (predicted == labels).sum() == 1881  # 94.05 %
-    threat = ThreatModel(norm="linf", epsilon=8 / 255, step_size=2 / 255, steps=20)
-    some, true = inputs[:20], labels[:20]
+    assert (predicted == labels).sum() == 473  # 94.6 %
+    threat = ThreatModel(norm="linf", epsilon=8 / 255, step_size=2 / 255, steps=10)
+    some, true = inputs[:10], labels[:10]
     start = random_start(some, threat.epsilon, torch.Generator().manual_seed(0))
     adv_inputs = pgd(network, some, cross_entropy(true), threat, start)
     assert (network(adv_inputs).argmax(1) == true).sum() == 0

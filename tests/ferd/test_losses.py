@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -180,3 +181,18 @@ def test_paused_forward_passes_do_not_count():
 def test_a_network_without_batch_norm_is_one_line():
     with pytest.raises(FerdError, match="no BatchNorm layer"):
         BatchNormStatistics(torch.nn.Conv2d(1, 1, 1))
+
+
+def test_a_synchronised_batchnorm_counts_as_one(teacher, images):
+    losses = []
+    for network in (teacher, torch.nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(teacher))):
+        with BatchNormStatistics(network) as statistics:
+            network(images)
+            losses.append(statistics.loss().item())
+    assert losses[0] == losses[1] > 0
+
+
+def test_batchnorms_that_take_no_part_are_told():
+    statistics = BatchNormStatistics(torch.nn.BatchNorm2d(1))
+    with statistics, pytest.raises(FerdError, match="uses none of its BatchNorm layers"):
+        statistics.loss()

@@ -149,3 +149,9 @@ def test_outcomes_of_earlier_weights_are_not_added_to(outcomes, make_network, ro
         networks[role].linear.bias[0] += 1
     with pytest.raises(FerdError, match=rf"^{what}: not what there are results of already"):
         next(run.batches())
+
+
+@pytest.mark.parametrize(("given", "said"), [({"classes": 5}, "classes"), ({"channels": 3}, "channels")])
+def test_a_teacher_of_other_classes_or_channels_is_refused(outcomes, make_network, given, said):
+    with pytest.raises(FerdError, match=rf"^the student has \d+ {said}, the teacher {given[said]}$"):
+        outcomes(teacher=make_network(**given))

@@ -1,8 +1,11 @@
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from ferd.errors import FerdError
 from ferd.models.classifier import fast_layout, frozen
+from ferd.models.folding import Folded
 from ferd.models.registry import NETWORKS, build
 
 
@@ -95,3 +98,38 @@ def test_a_normalisation_that_is_none_is_refused(mean, std):
     ):
         network.normalise_by(torch.tensor(mean), torch.tensor(std))
     assert network.input_mean is None
+
+
+def test_a_normalisation_is_the_networks_own():
+    networks = [build("resnet8-w8", classes=10, channels=1) for _ in range(2)]
+    mean, std = torch.tensor([0.5]), torch.tensor([0.2])
+    for network in networks:
+        network.normalise_by(mean, std)
+    networks[0].input_mean.fill_(0)
+    assert networks[1].input_mean.item() == mean.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("mode", "said"),
+    [
+        (lambda: torch.autocast("cpu", torch.bfloat16), "autocast is on"),
+        (lambda: default_type(torch.float64), r"torch's default type is torch\.float64"),
+        (lambda: torch.device("meta"), "torch's default device is meta"),
+    ],
+)
+def test_modes_of_torch_that_would_override_settings_are_refused(mode, said):
+    network = build("resnet8-w8", classes=10, channels=1)
+    twin = Folded(network)
+    images = torch.rand(2, 1, 8, 8)
+    with mode(), pytest.raises(FerdError, match=f"^{said}"):
+        fast_layout(network, torch.device("cpu"))
+    with mode(), pytest.raises(FerdError, match=f"^{said}"):
+        twin.require_following("student", images)
+
+
+@contextmanager
+def default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(before)

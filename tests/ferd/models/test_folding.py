@@ -221,3 +221,12 @@ def test_pruning_that_was_made_plain_is_folded_as_any_weights(make_network, imag
     prune.remove(conv, "weight")
     twin = attackable(network, "network", (1, 8, 8), CPU)
     assert torch.allclose(twin.network(images), network(images), atol=1e-5)
+
+
+def test_convolutions_that_share_weights_are_folded_each_with_its_own_batchnorm(make_network, images):
+    network = make_network()
+    block = network.blocks()[0]
+    block.conv1.weight = block.conv2.weight
+    twin = Folded(network).network
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in twin.modules())
+    assert torch.allclose(twin(images), network(images), atol=1e-4)
