@@ -159,6 +159,12 @@ def _major(binaries: Path) -> str:
 def _unprivileged_user() -> str:
     """This user, or, since PostgreSQL refuses root, the first of ``postgres`` and ``nobody`` that exists."""
     if os.geteuid() != 0:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        try:
+            return pwd.getpwuid(os.geteuid()).pw_name
+        except KeyError:
+            raise FerdError(
+                f"user id {os.geteuid()} has no name on this machine, which PostgreSQL asks for; add it to "
+                "/etc/passwd"
+            ) from None
     known = {entry.pw_name for entry in pwd.getpwall()}
     return next(name for name in ("postgres", "nobody") if name in known)

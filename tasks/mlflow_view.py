@@ -12,7 +12,6 @@ from urllib.parse import urlencode, urlsplit
 from tasks.command import without_password
 
 HOST, PORT = "127.0.0.1", 5000  # of the server that `make ui` starts
-RUNS = 1000  # that are looked through for a night's
 TAG = "mlflow.sharedViewState."
 METRICS = ("robust/pgd20/worst", "robust/pgd20/average", "robust/clean/worst", "robust/clean/average")
 GAMMA = "gamma"  # the view's key, the parameter across, and the value of the runs' tag
@@ -53,14 +52,16 @@ def save_view(client: Any, experiment: str, key: str, runs: str, parameter: str)
 
 def nightly_links(client: Any, experiment: str, sweep_id: str) -> dict[str, str]:
     """Links to a night's runs, by the tag, and to them beside the latest earlier run of each; see above."""
-    runs = client.search_runs([experiment], order_by=["attributes.start_time DESC"], max_results=RUNS)
-    tonight = {run.data.tags["run_key"]: run for run in runs if run.data.tags.get("sweep_id") == sweep_id}
-    earlier: dict[str, Any] = {}
-    for run in runs:
-        if run.data.tags.get("sweep_id") != sweep_id and run.data.tags.get("run_key") in tonight:
-            earlier.setdefault(run.data.tags["run_key"], run)
-    compared = [run.info.run_id for key in tonight for run in (tonight[key], earlier.get(key)) if run]
-    only = urlencode({"searchFilter": f"tags.sweep_id = '{sweep_id}'"})
+    tonight = f"tags.sweep_id = '{sweep_id}'"
+    newest_first = ["attributes.start_time DESC"]
+    runs = client.search_runs([experiment], tonight, order_by=newest_first)
+    began = min((run.info.start_time for run in runs), default=0)
+    compared = []
+    for key, run in {run.data.tags["run_key"]: run for run in runs}.items():
+        before = f"tags.run_key = '{key}' and attributes.start_time < {began}"
+        earlier = client.search_runs([experiment], before, order_by=newest_first, max_results=1)
+        compared += [found.info.run_id for found in (run, *earlier)]
+    only = urlencode({"searchFilter": tonight})
     both = urlencode({"runs": json.dumps(compared), "experiments": json.dumps([experiment])})
     return {
         "tonight's runs": f"/#/experiments/{experiment}/runs?{only}",

@@ -23,6 +23,7 @@ from tasks.command import IN_THE_WAY, NOT_WRITABLE
 from tasks.locks import held
 
 BUSY = "rwlock' and try again"  # DVC's last words on a stage whose files another process has
+OF_DVC = "ERROR: failed to reproduce"  # what it says last of any stage that failed
 CANNOT = ": cannot be written: "  # by tasks.dvc_patches, of a lock
 PERMANENT = (*NOT_WRITABLE, *IN_THE_WAY)  # no retry helps
 PLAIN = {  # of a stage's process, whoever runs it: DVC runs commands by $SHELL, which may be none, or nologin
@@ -232,9 +233,10 @@ def _last_error(tail: Iterable[str], code: int) -> str:
     if lines and BUSY in lines[-1]:
         blockers = [line for line in lines if line.startswith("(PID ")]
         return "; ".join([*blockers, lines[-1]])
-    telling = [line for line in lines if "rror" in line and not line.startswith("ERROR: failed to reproduce")]
-    line = (telling or lines or [f"it ended by exit status {code} and said nothing"])[-1]
-    return line.partition("': ")[2] if line.startswith("ERROR: failed to reproduce") else line
+    telling = [line for line in lines if "rror" in line and not line.startswith(OF_DVC)]
+    line = (telling or lines or [""])[-1]
+    reason = line.partition("':")[2].strip() if line.startswith(OF_DVC) else line
+    return reason or f"it ended by exit status {code} and said nothing"
 
 
 def _is_permanent(message: str) -> bool:

@@ -140,15 +140,16 @@ def start_run(
 
 def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
     """The latest run of these settings, and of the same sweep or night where this is a part of one."""
+    part_of = os.environ.get("FERD_SWEEP_ID", "")
+    own = f"tags.sweep_id = '{part_of}'" if part_of else "tags.sweep_id IS NULL"
     with connected() as client:
         found = client.search_runs(
             [experiment(client, benchmark)],
-            f"tags.run_key = '{run_key}' and tags.settings = '{settings}'",
+            f"tags.run_key = '{run_key}' and tags.settings = '{settings}' and {own}",
             order_by=["attributes.start_time DESC"],
+            max_results=1,
         )
-        part_of = os.environ.get("FERD_SWEEP_ID", "")
-        own = (run for run in found if run.data.tags.get("sweep_id", "") == part_of)
-        return next((Run(client, run.info.run_id) for run in own), None)
+        return Run(client, found[0].info.run_id) if found else None
 
 
 def reopen_run(run_id: str) -> Run | None:

@@ -4,6 +4,7 @@ import re
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -64,6 +65,15 @@ def test_everything_listens_on_the_loopback_alone(services):
     assert set(listening) <= {"127.0.0.1", "::1"}
 
 
+def test_the_object_store_keeps_its_log_and_sockets_with_the_others(services):
+    (weed,) = [process for process in lasting(services) if "weed" in process.name()]
+    named = [Path(entry.path) for entry in weed.open_files()]
+    assert not [path for path in named if path.is_relative_to(tempfile.gettempdir()) and "weed" in path.name]
+    assert {"s3.sock", "filer.sock"} <= {path.name for path in services.folder.iterdir()}
+    assert "Start Seaweed" in services.log("s3") and "anonymous" not in services.log("s3")
+    assert stat.S_IMODE((services.folder / "logs").stat().st_mode) == 0o700
+
+
 def test_a_second_start_finds_everything_running(services):
     before = lasting(services)
     services.run(*STACK, "up", **services.started_with)
@@ -117,6 +127,9 @@ def test_other_settings_than_what_runs_are_refused_and_change_nothing(services):
     said = refused(services, FERD_ALERT_WEBHOOK="https://chat.example/a-secret", FERD_DATA="/other")
     assert "runs with another FERD_DATA than there is now; another FERD_ALERT_WEBHOOK than" in said
     assert "secret" not in said
+    said = refused(services, FERD_WORKSPACE="/another", MLFLOW_TRACKING_PASSWORD="a-secret")
+    assert "FERD_WORKSPACE=" in said and "not '/another'; another MLFLOW_TRACKING_PASSWORD than" in said
+    assert "a-secret" not in said
     assert [path.read_bytes() for path in files] == before
 
 

@@ -19,6 +19,15 @@ def test_a_refusal_is_one_line(tmp_path, monkeypatch):
     assert git_if_there(tmp_path, "rev-parse", "HEAD") is None
 
 
+def test_the_folder_says_which_repository_it_is_about(tmp_path, monkeypatch):
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        git(tmp_path / name, "init", "--quiet")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other" / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(tmp_path / "other"))
+    assert git(tmp_path / "one", "rev-parse", "--show-toplevel") == str(tmp_path / "one")
+
+
 def test_a_silent_refusal_is_named_by_what_was_asked(tmp_path):
     git(tmp_path, "init", "--quiet")
     with pytest.raises(FerdError, match=r"^git: config failed$"):

@@ -357,6 +357,9 @@ def test_a_command_of_another_kind_is_no_stage_of_ours():
 def test_a_stage_that_says_nothing_is_told_by_how_it_ended():
     assert stage._last_error(["round 3: a warning"], -9) == "it ended by SIGKILL"
     assert stage._last_error([" "], 143) == "it ended by exit status 143 and said nothing"
+    assert stage._last_error(["ERROR: failed to reproduce 'a': "], 255).startswith(
+        "it ended by exit status 255"
+    )
 
 
 @pytest.mark.parametrize(
