@@ -13,7 +13,7 @@ import tasks
 from ferd.errors import FerdError
 from tasks import point
 from tasks.command import as_command
-from tests.conftest import environment
+from tests.conftest import ROOT, environment
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,23 @@ def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch):
     for _ in range(2):
         importlib.reload(tasks)
         assert os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+
+
+def test_a_user_without_a_name_has_one_for_dvc():
+    program = """
+import os, pwd
+def getpwuid(number):
+    raise KeyError(f"getpwuid(): uid not found: {number}")
+pwd.getpwuid = getpwuid
+for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+    os.environ.pop(name, None)
+import tasks
+import getpass
+print(getpass.getuser())
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    assert done.stdout == f"{os.getuid()}\n", done.stderr
 
 
 @pytest.mark.parametrize("module", ["tasks.tracking", "infra.automations"])
