@@ -177,6 +177,11 @@ def require_classifier(network: nn.Module, role: str) -> None:
         )
 
 
+def same_logits(logits: Tensor, others: Tensor) -> bool:
+    """Whether two ways to compute logits (B, C) differ by no more than rounding."""
+    return torch.allclose(others, logits, rtol=SAME, atol=SAME * float(logits.abs().max()))
+
+
 def require_sound(
     network: Classifier, role: str, shape: tuple[int, int, int], layer: int = LAST_BLOCK
 ) -> None:
@@ -192,8 +197,7 @@ def require_sound(
     inputs = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad(), frozen(network):
         logits, parts = network(inputs), network.head(network.features(inputs, layer), layer)
-    same = torch.allclose(logits, parts, rtol=SAME, atol=SAME * float(logits.abs().max()))
-    if logits.isfinite().all() and not same:
+    if logits.isfinite().all() and not same_logits(logits, parts):
         raise FerdError(
             f"{role}: its forward is not head(features(x)) at layer {layer}, of which losses take the parts; "
             "put what it does beside these into stem or classify, a normalisation into normalise_by"

@@ -15,7 +15,13 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ferd.config import Precision
 from ferd.errors import FerdError
-from ferd.models.classifier import SAME, Classifier, fast_layout, refuse_other_modes, require_classifier
+from ferd.models.classifier import (
+    Classifier,
+    fast_layout,
+    refuse_other_modes,
+    require_classifier,
+    same_logits,
+)
 from ferd.tf32 import tf32_convolutions
 
 
@@ -153,7 +159,7 @@ def require_foldable(network: Classifier, role: str, shape: tuple[int, int, int]
             f"{role}: gives logits {tuple(logits.shape)} of two images where it has {network.classes} "
             "classes; give `linear` as many outputs"
         )
-    if logits.isfinite().all() and not torch.allclose(moved(inputs), logits):
+    if logits.isfinite().all() and not same_logits(logits, moved(inputs)):
         raise FerdError(
             f"{role}: gives other logits each time, in eval mode, too; have its dropout, or what else is "
             "random in it, end with training (self.training)"
@@ -179,10 +185,10 @@ def _require_running(role: str, twin: nn.Module, inputs: Tensor) -> None:
 def _apart(network: nn.Module, twin: nn.Module, inputs: Tensor) -> str:
     """How far a twin's logits are from the network's: nothing where they are the same, or not finite."""
     logits, others = network(inputs), twin(inputs)
-    largest = float(logits.abs().max())
-    if not logits.isfinite().all() or torch.allclose(others, logits, rtol=SAME, atol=SAME * largest):
+    if not logits.isfinite().all() or same_logits(logits, others):
         return ""
-    return f"off by {float((others - logits).abs().max()):.2g}, the largest is {largest:.2g}"
+    apart, largest = float((others - logits).abs().max()), float(logits.abs().max())
+    return f"off by {apart:.2g}, the largest is {largest:.2g}"
 
 
 def settled(precision: Precision, device: torch.device) -> Precision:
