@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ferd.config import DistillationSettings, Method, Settings, ThreatModel
 from ferd.errors import FerdError, Unreachable
@@ -33,6 +34,7 @@ OURS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",  # of a server that hangs; MLflow's own 120
 }
 os.environ.update({key: value for key, value in OURS.items() if not os.environ.get(key)})
+ASKED = "asked"  # a run's tag: by which word it was asked for
 OUTAGE_SECONDS = 600  # how long metrics are only kept after MLflow did not answer
 LOCKED = "database is locked"
 FULL = "disk is full"
@@ -93,11 +95,10 @@ def resume_or_start(
 ) -> Run:
     """The run that this stage's interrupted attempt was writing, or a new one."""
     note = resume / "mlflow-run"
-    run = reopen_run(note.read_text("utf-8")) if note.exists() else None
-    if run is None:
-        run = start_run(benchmark, run_key, settings, task, parameters)
+    if not note.exists():
         with atomic_write(note) as part:
-            part.write_text(run.run_id, "utf-8")
+            part.write_text(uuid4().hex, "utf-8")
+    run = start_run(benchmark, run_key, settings, task, parameters, note.read_text("utf-8"))
     _unfinished.add(run)
     return run
 
@@ -114,8 +115,14 @@ def start_run(
     settings: str,
     task: str,
     parameters: Mapping[str, Any] | Settings,
+    asked: str | None = None,
 ) -> Run:
-    """A new run for a stage that computes from the beginning."""
+    """A run for a stage, made once.
+
+    Args:
+        asked: of whom; whoever asks by the same word again is given the same run, open again.
+    """
+    asked = asked or uuid4().hex
     with connected() as client:
         tags = {
             "mlflow.runName": run_key,
@@ -126,16 +133,34 @@ def start_run(
             "git_dirty": str(bool(git_if_there(Path.cwd(), *CHANGED, "--", *BEHIND_RESULTS))).lower(),
             "prefect_run": os.environ.get("FERD_PREFECT_RUN", ""),
             "sweep_id": os.environ.get("FERD_SWEEP_ID", ""),
+            ASKED: asked,
         }
-        run = client.create_run(
-            experiment(client, benchmark),
-            tags={key: value for key, value in tags.items() if value},
-        )
-        from mlflow.entities import Param
+        where = experiment(client, benchmark)
+        run = _asked_for(client, where, asked)
+        if run:
+            client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            made = client.create_run(where, tags={key: value for key, value in tags.items() if value})
+            run = _asked_for(client, where, asked) or made
+        if not run.data.params:
+            from mlflow.entities import Param
 
-        flat = params.flatten(parameters) | _swept()
-        client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flat.items()])
+            flat = params.flatten(parameters) | _swept()
+            client.log_batch(run.info.run_id, params=[Param(key, str(value)) for key, value in flat.items()])
         return Run(client, run.info.run_id)
+
+
+def _asked_for(client: Any, where: str, asked: str) -> Any | None:
+    """The run that was asked for so, if there is one, and no other.
+
+    MLflow's client asks again where a server that is slow does not answer, and such a server makes a run each
+    time.
+    """
+    found = client.search_runs([where], f"tags.{ASKED} = '{asked}'")
+    first, *others = sorted(found, key=lambda run: not run.data.params) or [None]
+    for other in others:
+        client.delete_run(other.info.run_id)
+    return first
 
 
 def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
@@ -150,23 +175,6 @@ def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
             max_results=1,
         )
         return Run(client, found[0].info.run_id) if found else None
-
-
-def reopen_run(run_id: str) -> Run | None:
-    """The run that an interrupted stage was writing; None where the store no longer has it."""
-    from mlflow.exceptions import MlflowException
-
-    with connected() as client:
-        try:
-            kept = client.get_run(run_id)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-                raise
-            return None
-        if kept.info.lifecycle_stage != "active":
-            return None
-        client.update_run(run_id, status="RUNNING")
-        return Run(client, run_id)
 
 
 def robustness(

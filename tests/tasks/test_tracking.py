@@ -4,6 +4,7 @@ import fcntl
 import socket
 import threading
 import time
+from functools import partial
 
 import pytest
 from mlflow import MlflowClient
@@ -14,6 +15,13 @@ from ferd.errors import FerdError, Unreachable
 from tasks import params, tracking
 from tasks.distill import metrics_of
 from tasks.git import head
+
+
+@pytest.fixture
+def own_store(monkeypatch, tmp_path):
+    """A store of the test's own: MLflow keeps one that is named by a relative path open."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
 
 
 @pytest.fixture(scope="module")
@@ -141,21 +149,52 @@ def test_a_run_that_cannot_be_asked_for_is_not_taken_for_gone(monkeypatch, tmp_p
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    (tmp_path / "mlflow-run").write_text("asked before")
     with pytest.raises(Unreachable, match="cannot be used"):
-        tracking.reopen_run("0123456789abcdef0123456789abcdef")
+        tracking.resume_or_start(tmp_path, "digits", "ferd", "hash", "distill", {})
+    assert (tmp_path / "mlflow-run").read_text() == "asked before"
 
 
-def test_a_run_that_was_deleted_or_never_was_is_gone(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    assert tracking.reopen_run("0123456789abcdef0123456789abcdef") is None
+def test_a_run_that_was_deleted_is_made_again(own_store, tmp_path):
+    again = partial(tracking.resume_or_start, tmp_path, "digits", "ferd", "hash", "distill", {"seed": 0})
+    first = again()
+    first.finish()
+    assert again().run_id == first.run_id
     with tracking.connected() as client:
-        run = client.create_run(tracking.experiment(client, "digits")).info.run_id
-        client.set_terminated(run)
-    assert tracking.reopen_run(run).run_id == run
+        assert client.get_run(first.run_id).info.status == "RUNNING"
+        client.delete_run(first.run_id)
+    second = again()
+    assert second.run_id != first.run_id
     with tracking.connected() as client:
-        assert client.get_run(run).info.status == "RUNNING"
-        client.delete_run(run)
-    assert tracking.reopen_run(run) is None
+        assert client.get_run(second.run_id).data.params == {"seed": "0"}
+
+
+def test_a_run_that_a_slow_server_made_twice_is_one(own_store, monkeypatch):
+    """MLflow's client repeats a request that was not answered in time."""
+    make = MlflowClient.create_run
+
+    def twice(*arguments, **named):
+        make(*arguments, **named)
+        return make(*arguments, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    run = tracking.start_run("digits", "a/b/s0", "settings", "distill", {"seed": 0})
+    with tracking.connected() as client:
+        (kept,) = runs_of(client, "a/b/s0")
+        assert kept.info.run_id == run.run_id
+        assert kept.data.params == {"seed": "0"}
+
+
+def test_an_attempt_that_broke_off_while_it_asked_for_a_run_is_given_it(own_store, monkeypatch, tmp_path):
+    again = partial(tracking.resume_or_start, tmp_path, "digits", "a/b/s0", "hash", "distill", {"seed": 0})
+    with monkeypatch.context() as outage:
+        outage.setattr(MlflowClient, "log_batch", lambda *_, **__: (_ for _ in ()).throw(OSError("gone")))
+        with pytest.raises(FerdError, match="gone"):
+            again()
+    run = again()
+    with tracking.connected() as client:
+        (kept,) = runs_of(client, "a/b/s0")
+        assert (kept.info.run_id, kept.data.params) == (run.run_id, {"seed": "0"})
 
 
 def test_an_experiment_that_was_deleted_takes_runs_again(monkeypatch, tmp_path):
