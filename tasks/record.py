@@ -31,6 +31,7 @@ from tasks.params import Params
 from tasks.results import stored, tidy
 from tasks.results.remembered import Remembered, remembered
 
+EVERY_ROUND = "generator/agreement"  # a metric that each round of a student has
 COMPLETED = "completed"  # a run's tag: the result, and whether its model is there
 REPORT = "report"  # the run that holds the page
 DESCRIPTION = """\
@@ -172,16 +173,19 @@ def _complete_run(
     done = f"{process.sha256(path)[:16]}{' and model' if has_model else ''}"
     completed = [run for run in runs if run.data.tags.get(COMPLETED, "").startswith(done)]
     found = completed or [run for run in runs if _holds(run, result)]
+    if not found:
+        check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
+    rounds = _rounds(path) if result["student"] else []
     if found:
         run_id = found[0].info.run_id
     else:
-        check_fields(result, {"threat_model": dict}, str(path), "run its evaluate stage")
         run_id = _import(client, experiment, key, parameters(result, settings, made_with), path, result)
     _compare(client, run_id, runs, compared=result["method"] in tidy.gammas(settings.methods))
     if completed:
         return
     benchmark = settings.benchmark(result["benchmark"])
     class_names = dataset(benchmark.data.dataset).class_names
+    _add_rounds(client, run_id, rounds, written=int(path.stat().st_mtime * 1000))
     _log_table(client, run_id, per_class(result, class_names), "per_class.json")
     client.log_artifact(run_id, str(path))
     images = path.with_suffix(".images.png")
@@ -237,8 +241,6 @@ def _import(
 
     written = int(path.stat().st_mtime * 1000)
     metrics = [Metric(name, value, written, 0) for name, value in figures(result).items()]
-    for record in _rounds(path) if result["student"] else ():
-        metrics += [Metric(name, value, written, record.round) for name, value in metrics_of(record).items()]
     tags = {"run_key": key, "mlflow.source.name": str(path), "imported": "true"}
     run = client.create_run(experiment, start_time=written, run_name=key, tags=tags)
     run_id = str(run.info.run_id)
@@ -246,6 +248,20 @@ def _import(
     client.log_batch(run_id, metrics, params_given, [RunTag("mlflow.source.type", "LOCAL")])
     client.set_terminated(run_id, end_time=written)
     return run_id
+
+
+def _add_rounds(client: Any, run_id: str, rounds: Sequence[RoundRecord], written: int) -> None:
+    """Those that a run lacks: all where it was imported, or some that an outage of MLflow kept from it."""
+    from mlflow.entities import Metric
+
+    there = {point.step for point in client.get_metric_history(run_id, EVERY_ROUND)}
+    metrics = [
+        Metric(name, value, written, record.round)
+        for record in rounds
+        if record.round not in there
+        for name, value in metrics_of(record).items()
+    ]
+    client.log_batch(run_id, metrics)
 
 
 def _rounds(result: Path) -> list[RoundRecord]:

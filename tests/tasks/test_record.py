@@ -3,8 +3,10 @@
 import fcntl
 import json
 import os
+import sqlite3
 import sys
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -117,6 +119,20 @@ def test_results_of_elsewhere_become_runs_with_their_rounds(folder, result):
     assert run.data.metrics["robust/pgd20/worst"] == result["attacks"]["pgd20"]["worst"]
     history = client.get_metric_history(run.info.run_id, "generator/agreement")
     assert [point.step for point in history] == [1, 2, 3]
+
+
+def test_rounds_that_an_outage_kept_from_a_run_are_added(folder):
+    """Each once: those that are there stay as they are."""
+    client, _, (*runs,) = runs_of(folder)
+    (run,) = [run.info.run_id for run in runs if run.data.tags["run_key"] == FERD]
+    before = client.get_metric_history(run, "generator/agreement")
+    with closing(sqlite3.connect(folder / "mlflow.db")) as store, store:
+        store.execute("DELETE FROM metrics WHERE run_uuid = ? AND step = 2", (run,))
+    assert [point.step for point in client.get_metric_history(run, "generator/agreement")] == [1, 3]
+    complete(folder)
+    after = client.get_metric_history(run, "generator/agreement")
+    assert {(point.step, point.value) for point in after} == {(point.step, point.value) for point in before}
+    assert len(after) == 3
 
 
 def test_a_changed_result_is_a_new_run(folder, result):
