@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
-from ferd.config import Augmentation, ThreatModel, Training, fingerprint
+from ferd.config import Augmentation, ThreatModel, Training, fingerprint, require_settings
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, require_batches, require_known, shape_of
 from ferd.errors import FerdError
-from ferd.models.classifier import Classifier, diverged, fast_layout, require_classifier, shapes
+from ferd.models.classifier import Classifier, diverged, fast_layout, require_classifier, shapes, usable
 from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
 from ferd.origin import hash_of_images, require_same
 from ferd.pixels import to_float
@@ -108,6 +108,7 @@ class AdversarialTraining:
         *,
         warm_up: bool = False,
     ) -> None:
+        require_settings((settings, Training), (threat, ThreatModel), (augmentation, Augmentation))
         require_classifier(network, "network")
         require_batches(data, settings.batch_size)
         require_known(data.labels, network.classes)
@@ -116,7 +117,7 @@ class AdversarialTraining:
                 f"{len(data.images)} images of {data.images.shape[1]} channels; give two or more of the "
                 f"network's {network.channels}"
             )
-        device = torch.device(device)
+        device = usable(device)
         self._trained = fast_layout(network, device).eval().requires_grad_(True)
         require_foldable(network, "network", shape_of(data))
         self._twin = Folded(self._trained, attack_dtype(settings.precision, device))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ferd.datasets import Images, require_batches, require_known, shape_of
-from ferd.models.classifier import Classifier, refuse_inference_mode
+from ferd.models.classifier import Classifier, refuse_inference_mode, usable
 from ferd.models.folding import attackable
 from ferd.origin import origin_of_attacks, require_same
 from ferd.pixels import to_float
@@ -42,7 +42,7 @@ class AttackPass(ABC):
         self._twin = attackable(network, role, shape_of(data), device)
         require_known(data.labels, network.classes)
         self.attacked = self._twin.network
-        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, torch.device(device)
+        self.data, self.batch_size, self.seed, self.device = data, batch_size, seed, usable(device)
         self._results_of: Mapping[str, str] | None = None
 
     def state_dict(self) -> dict[str, Any]:

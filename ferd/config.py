@@ -67,14 +67,14 @@ class ThreatModel(Settings):
 class ImageFolder(Settings):
     """One's own PNG or JPEG images in a folder below ``FERD_DATA``: ``train/CLASS/*`` and ``test/CLASS/*``.
 
-    ``classes`` names the folders in the order of the labels. Each image is size×size, with so many channels:
-    1 (grey) or 3 (RGB).
+    ``classes`` names the folders in the order of the labels. An image has image_size×image_size pixels and
+    so many channels: 1 (grey) or 3 (RGB).
     """
 
     folder: str
     classes: Annotated[list[str], Field(min_length=2)]
     channels: Literal[1, 3]
-    size: Annotated[int, Field(ge=4, multiple_of=4)]
+    image_size: Annotated[int, Field(ge=4, multiple_of=4)]
 
     @model_validator(mode="after")
     def _each_class_once(self) -> Self:
@@ -396,6 +396,7 @@ class Benchmark(Settings):
         self.evaluation.require_fitting(classes)
 
 
+PIXELS = "in [0, 1] pixels 8/255 is 0.03137"
 PYDANTIC_TAGS = ("literal[", "constrained-", "[")  # in its paths: which alternative it tried
 S = TypeVar("S", bound=Settings)
 
@@ -409,26 +410,41 @@ def parse(kind: type[S], block: Mapping[str, Any], where: str) -> S:
     try:
         return kind.model_validate(block)
     except ValidationError as error:
-        faults = error.errors()  # a misspelt key is also a missing one: its own name first
-        fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
-        keys = [str(part) for part in fault["loc"] if not str(part).startswith(PYDANTIC_TAGS)]
-        path = ".".join([where, *keys])
-        if fault["type"] == "extra_forbidden":
-            absent = [
-                str(each["loc"][-1])
-                for each in faults
-                if each["type"] == "missing" and each["loc"][:-1] == fault["loc"][:-1]
-            ]
-            hint = f" (missing here: {', '.join(absent)})" if absent else ""
-            raise FerdError(f"{path}: unknown key; remove it or correct its spelling{hint}") from None
-        if fault["type"] == "missing":
-            raise FerdError(f"{path}: missing; every key of a block must be written") from None
-        if fault["type"] in ("model_type", "dict_type"):
-            raise FerdError(
-                f"{path}: must be a block of keys{_keys_of(fault)} (found {fault['input']!r})"
-            ) from None
-        found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r})"
-        raise FerdError(f"{path}: {fault['msg'].removeprefix('Value error, ')}{found}") from None
+        raise FerdError(_in_one_line(error, where)) from None
+
+
+def require_settings(*wanted: tuple[object, type[Settings]]) -> None:
+    """Refuse what is not settings of its kind.
+
+    Raises:
+        FerdError: says of which kind.
+    """
+    for value, kind in wanted:
+        if not isinstance(value, kind):
+            raise FerdError(f"wanted is a ferd.config.{kind.__name__}, found {value!r}")
+
+
+def _in_one_line(error: ValidationError, where: str) -> str:
+    """The first fault, as ``parse`` tells it."""
+    faults = error.errors()  # a misspelt key is also a missing one: its own name first
+    fault = next((each for each in faults if each["type"] == "extra_forbidden"), faults[0])
+    keys = [str(part) for part in fault["loc"] if not str(part).startswith(PYDANTIC_TAGS)]
+    path = ".".join([where, *keys])
+    if fault["type"] == "extra_forbidden":
+        absent = [
+            str(each["loc"][-1])
+            for each in faults
+            if each["type"] == "missing" and each["loc"][:-1] == fault["loc"][:-1]
+        ]
+        hint = f" (missing here: {', '.join(absent)})" if absent else ""
+        return f"{path}: unknown key; remove it or correct its spelling{hint}"
+    if fault["type"] == "missing":
+        return f"{path}: missing; every key of a block must be written"
+    if fault["type"] in ("model_type", "dict_type"):
+        return f"{path}: must be a block of keys{_keys_of(fault)} (found {fault['input']!r})"
+    unit = f"; {PIXELS}" if keys and keys[-1] in ("epsilon", "step_size") else ""
+    found = "" if fault["type"] == "value_error" else f" (found {fault['input']!r}{unit})"
+    return f"{path}: {fault['msg'].removeprefix('Value error, ')}{found}"
 
 
 def _keys_of(fault: Mapping[str, Any]) -> str:

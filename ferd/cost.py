@@ -7,7 +7,7 @@ multiplication and an addition are two FLOPs. ``attack_rate`` alone computes: it
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,8 @@ from ferd.config import (
     Precision,
     Training,
 )
-from ferd.evaluation_attacks import CW_STEPS, PGD_STEPS
+from ferd.errors import FerdError
+from ferd.evaluation_attacks import ATTACKS, ManySteps
 from ferd.fairness import worst_count
 from ferd.models.classifier import Classifier, frozen
 from ferd.models.folding import Folded, attack_dtype
@@ -174,18 +175,22 @@ def evaluation_work(settings: EvaluationSettings, test_images: int, network: Pas
     an_image = {
         "clean": 0.0,
         "fgsm": network.attack,
-        "pgd20": PGD_STEPS * network.attack,
-        "cw30": CW_STEPS * network.attack,
         "autoattack": AUTOATTACK_FIRST * network.attack + left,
-    }
+    } | {name: of.steps * network.attack for name, of in ATTACKS.items() if isinstance(of, ManySteps)}
     balls = [settings.attacks, *(ball.attacks for ball in settings.other_balls)]
     return Work(
         student=sum(
-            (test_images if number == "all" else number) * (an_image[attack] + network.forward)
+            (test_images if number == "all" else number) * (_known(an_image, attack) + network.forward)
             for attacks in balls
             for attack, number in attacks.items()
         )
     )
+
+
+def _known(an_image: Mapping[str, float], attack: str) -> float:
+    if attack not in an_image:
+        raise FerdError(f"{attack}: evaluation_work in ferd/cost.py does not know its passes; add them there")
+    return an_image[attack]
 
 
 def analysis_work(

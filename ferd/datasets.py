@@ -34,7 +34,7 @@ class Images:
             found = f"{images.dtype} {tuple(images.shape)} and {labels.dtype} {tuple(labels.shape)}"
             wanted = "uint8 images (N, channels, H, W) and int64 labels (N,)"
             raise FerdError(
-                f"wanted are {wanted}, found {found}; floats become bytes by ferd.pixels.to_uint8"
+                f"wanted are {wanted}, found {found}; floats in [0, 1] become bytes by ferd.pixels.to_uint8"
             )
         object.__setattr__(self, "images", images.contiguous())
 
@@ -124,7 +124,7 @@ def dataset(which: str | ImageFolder) -> Dataset:
         FerdError: there is none.
     """
     if isinstance(which, ImageFolder):
-        return Dataset(tuple(which.classes), which.channels, which.size)
+        return Dataset(tuple(which.classes), which.channels, which.image_size)
     if which not in DATASETS:
         known = ", ".join(DATASETS)
         raise FerdError(f"dataset {which!r} is unknown; choose from {known}, or describe your own folder")

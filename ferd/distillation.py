@@ -28,6 +28,7 @@ from ferd.config import (
     SynthesisWeights,
     ThreatModel,
     fingerprint,
+    require_settings,
 )
 from ferd.cuda_graphs import Recorded
 from ferd.datasets import Images, require_known
@@ -42,6 +43,7 @@ from ferd.models.classifier import (
     require_classifier,
     require_sound,
     shapes,
+    usable,
 )
 from ferd.models.folding import Folded, attack_dtype, require_foldable, settled
 from ferd.models.generator import SIZE_MULTIPLE
@@ -111,8 +113,8 @@ class Distillation:
     Raises:
         FerdError: a network is no ``Classifier`` or its twin another function, the two are one, or
             differ in classes or channels, the generator makes no images of that shape, the floor of the
-            proportions is not below an equal share, or ``given`` has labels that the networks lack.
-        ValueError: ``given`` is not what the method needs.
+            proportions is not below an equal share, ``given`` is not what the method needs or has labels
+            that the networks lack, settings are of another kind, or the device cannot be used.
     """
 
     def __init__(
@@ -129,10 +131,16 @@ class Distillation:
         device: torch.device | str,
         given: Images | tuple[Tensor, Tensor] | Path | str | None = None,
     ) -> None:
+        require_settings(
+            (schedule, DistillationSettings),
+            (augmentation, Augmentation),
+            (method, Method),
+            (threat, ThreatModel),
+        )
         given = (given.images, given.labels) if isinstance(given, Images) else given
         _require_fitting(teacher, student, shape)
         _require_invertible(teacher, shape, method, schedule.synthesis.weights)
-        device, classes = torch.device(device), teacher.classes
+        device, classes = usable(device), teacher.classes
         schedule.require_fitting(classes)
         self.teacher = fast_layout(teacher, device).eval().requires_grad_(False)
         self.student = fast_layout(student, device).eval().requires_grad_(True)

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from ferd.attack_pass import AttackPass
-from ferd.config import EvaluationSettings, OtherBall, ThreatModel, fingerprint, require_even
+from ferd.config import (
+    EvaluationSettings,
+    OtherBall,
+    ThreatModel,
+    fingerprint,
+    require_even,
+    require_settings,
+)
 from ferd.datasets import (
     Images,
     first_per_class,
@@ -78,6 +85,7 @@ class Evaluation(AttackPass):
         device: torch.device | str,
         own_attacks: Mapping[str, OwnAttack] = MappingProxyType({}),
     ) -> None:
+        require_settings((settings, EvaluationSettings), (threat, ThreatModel))
         super().__init__(network, "network", data, settings.batch_size, seed, device)
         settings.require_fitting(network.classes)
         self.network, self.settings, self.threat, self.own_attacks = network, settings, threat, own_attacks
@@ -178,6 +186,8 @@ class Evaluation(AttackPass):
             for attack, number in self.settings.attacks.items()
         }
         for name, own in self.own_attacks.items():
+            if not isinstance(own, OwnAttack):
+                raise FerdError(f"own_attacks: {name}: is a {type(own).__name__}; give OwnAttack(it)")
             if name in TAKEN or "@" in name:
                 raise FerdError(f"own_attacks: {name!r} is taken, or has an @ in it; give it another name")
             require_even(own.images, self.network.classes, f"own_attacks: {name}")

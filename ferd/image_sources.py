@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ferd.config import Augmentation, DistillationSettings, Method
-from ferd.datasets import Images, require_known
+from ferd.datasets import Images, require_known, shape_of
 from ferd.errors import FerdError, no_such
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.generator import Generator
@@ -205,26 +205,27 @@ def build_source(
         teacher, teacher_twin: as it is, for L_bn, and with BatchNorm folded in, to label a control's images.
 
     Raises:
-        FerdError: what is given does not fit.
-        ValueError: ``given`` is not what the method needs.
+        FerdError: what is given does not fit, or is not what the method needs.
     """
     batch = schedule.batch_size
     match method.images:
         case "real-data":
             if not isinstance(given, tuple):
-                raise ValueError(
+                raise FerdError(
                     f"real-data is given Images or a tuple (images, labels), not {kind_of(given)}"
                 )
             real = Images(*given)
             require_known(real.labels, teacher.classes)
+            if shape_of(real) != tuple(shape):
+                raise FerdError(f"real-data is given images of {shape_of(real)}, not {tuple(shape)}")
             return RealImages(real.images, real.labels, batch)
         case "pool-of-ferd" | "pool-of-no-reweighting":
             if not isinstance(given, Path | str):
-                raise ValueError(f"{method.images} is given the folder of that pool")
+                raise FerdError(f"{method.images} is given the folder of that pool")
             finished = Pool(Path(given), schedule.rounds * batch, shape, device, grows=False)
             return ReplayedPool(finished, schedule.rounds, batch)
     if given is not None:
-        raise ValueError(f"{method.images} makes its own images and is given none")
+        raise FerdError(f"{method.images} makes its own images and is given none")
     match method.images:
         case "uniform-noise":
             return UniformNoise(teacher_twin, shape, batch)

@@ -3,10 +3,22 @@
 import torch
 from torch import Tensor
 
+from ferd.errors import FerdError
+
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[0, 1] float -> 0 ... 255, rounded; any shape. Outside [0, 1] undefined."""
-    return (images * 255).round().to(torch.uint8)
+    """[0, 1] float -> 0 ... 255, rounded; any shape.
+
+    Raises:
+        FerdError: some are outside [0, 1], or no numbers.
+    """
+    rounded = (images * 255).round()
+    if not ((rounded >= 0) & (rounded <= 255)).all():
+        raise FerdError(
+            f"images from {images.min():.3g} to {images.max():.3g}, where they must be in [0, 1]; divide "
+            "bytes by 255, undo a normalisation"
+        )
+    return rounded.to(torch.uint8)
 
 
 def to_float(images: Tensor) -> Tensor:

@@ -108,7 +108,7 @@ class Pool:
         if images.dtype != torch.uint8 or images.shape[1:] != shape:
             raise FerdError(
                 f"{self.folder}: takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} "
-                f"{tuple(images.shape)}; floats become bytes by ferd.pixels.to_uint8"
+                f"{tuple(images.shape)}; floats in [0, 1] become bytes by ferd.pixels.to_uint8"
             )
         if not len(images):
             raise FerdError(f"{self.folder}: takes an image a round or more, not none")

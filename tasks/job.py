@@ -50,3 +50,24 @@ def job_of(command: Sequence[str]) -> Job | None:
             kind, checkpoint = module.removeprefix("tasks."), Path(file)
             return Job(kind, params.benchmark_of(checkpoint), *paths.identity(checkpoint), checkpoint)
     return None
+
+
+def methods_of(benchmark: str) -> set[str]:
+    """The methods whose students dvc.yaml, if there is one, evaluates.
+
+    By its text: DVC itself takes seconds to read it.
+
+    Raises:
+        FerdError: it cannot be read.
+    """
+    pipeline = Path("dvc.yaml")
+    stages = params.read_content(pipeline)["stages"] if pipeline.exists() else {}
+    of_students = [
+        stage for name, stage in stages.items() if name.startswith("evaluate") and "matrix" in stage
+    ]
+    return {
+        str(method)
+        for stage in of_students
+        if benchmark in [block.get("benchmark") for block in stage.get("vars", []) if isinstance(block, dict)]
+        for method in stage["matrix"].get("method", [])
+    }

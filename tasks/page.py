@@ -1,6 +1,6 @@
 """What the report page shows of a benchmark, in the order in which it is read."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -49,9 +49,13 @@ def chapter(
     benchmark: Benchmark,
     methods: Mapping[str, Method],
     groups: Sequence[Group],
+    evaluated: Collection[str],
     sweeps: Sequence[SweepResults] = (),
 ) -> Chapter:
-    """All of a benchmark; sections without results name what is missing and the command that makes it."""
+    """All of a benchmark; sections without results name what is missing and the command that makes it.
+
+    ``evaluated``: the methods that dvc.yaml has for it.
+    """
     again = f"python -m flows.reproduce --benchmark {name}"
     kinds = dataset(benchmark.data.dataset).class_names
     accuracy = tidy.accuracy(groups)
@@ -64,7 +68,8 @@ def chapter(
     compared = published.compare(benchmark, groups)
     gamma_of = tidy.gammas(methods)
     by_gamma = tidy.over_gamma(groups, gamma_of)
-    varied = " ".join(["--methods", *sorted(gamma_of, key=gamma_of.__getitem__)] if gamma_of else [])
+    can_be_made = {method: value for method, value in gamma_of.items() if method in evaluated}
+    varied = " ".join([again, "--methods", *sorted(can_be_made, key=can_be_made.__getitem__)])
     over_rounds = tidy.rounds(groups)
     return Chapter(
         name,
@@ -79,7 +84,7 @@ def chapter(
             Section(classes.profiles(by_class, again)),
             Section(classes.gains(by_class, again)),
             Section(robustness.trade_off(accuracy, again)),
-            Section(gamma.over_gamma(by_gamma, gamma_of, f"{again} {varied}".rstrip())),
+            Section(gamma.over_gamma(by_gamma, can_be_made, varied if len(can_be_made) > 1 else "")),
             *_of_sweeps([beside_own_students(each, benchmark, methods, groups) for each in sweeps]),
             Section(failures.pairs(tidy.targeted(analyses, kinds), kinds, f"{again} --analyse"), adversary),
             Section(

@@ -21,6 +21,7 @@ from ferd.models.registry import NETWORKS
 from tasks.paths import CHECKPOINTS
 
 PARAMS = Path(os.environ.get("FERD_PARAMS", "params.yaml"))  # a sweep's point has its own: tasks/sweep.py
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
 USED = {  # by command: keys of its benchmark that a result depends on, as dvc.yaml has them for its stages
     "data": ("data",),
@@ -145,6 +146,13 @@ def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, 
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
     blocks = _section(content, "the whole file")
+    for group in ("benchmarks", "methods"):
+        for name in _section(blocks.get(group), group):
+            if not NAME.fullmatch(name):
+                raise FerdError(
+                    f"{group}: {name!r} is no name: it is part of paths and of DVC's keys, in which a dot "
+                    "goes deeper; take letters, digits, - and _, as in gamma-0_3"
+                )
     for key in blocks.keys() - {"benchmarks", "methods", "nightly"}:
         raise FerdError(f"{key}: unknown key at the top; only benchmarks, methods and nightly")
     params = Params(

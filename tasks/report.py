@@ -12,6 +12,7 @@ from ferd.files import atomic_write, write_json
 from tasks import page, params, process
 from tasks.command import as_command, command_line
 from tasks.figures.style import CONFIG
+from tasks.job import methods_of
 from tasks.params import Params
 from tasks.paths import PAGE, RESULTS
 from tasks.results import stored_sweeps
@@ -59,7 +60,8 @@ def chapters(settings: Params, groups: dict[str, list[Group]]) -> list[page.Chap
 
 def _chapter(settings: Params, name: str, groups: list[Group]) -> page.Chapter:
     sweeps = stored_sweeps.of_benchmark(name)
-    return page.chapter(name, settings.benchmark(name), settings.methods, groups, sweeps)
+    evaluated = methods_of(name)
+    return page.chapter(name, settings.benchmark(name), settings.methods, groups, evaluated, sweeps)
 
 
 def render(shown: list[page.Chapter]) -> str:

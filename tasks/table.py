@@ -70,7 +70,10 @@ def heading(groups: Sequence[Group], attack: str, figure: str) -> str:
     """The attack, on how many images, and which figure."""
     sizes = [f" ({group.images(attack)})" for group in groups if group.values(attack, figure)]
     name, *ball = attack.split(" ", 1)
-    return " ".join([NAMES[name], *ball]) + f"{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+    return (
+        " ".join([NAMES.get(name, name), *ball])
+        + f"{(sizes or [''])[0]} {'NSD' if figure == 'nsd' else figure}"
+    )
 
 
 def cells(groups: Sequence[Group], columns: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
@@ -89,9 +92,11 @@ def figures(groups: Sequence[Group]) -> dict[str, list[str]]:
 
 def further(groups: Sequence[Group]) -> dict[str, list[str]]:
     """What the first table leaves out, a column a heading: more attacks and figures, and other balls."""
-    ran = {attack for group in groups for attack in group.attacks}
+    ran = dict.fromkeys(attack for group in groups for attack in group.attacks)
     elsewhere = dict.fromkeys(attack for group in groups for attack in group.in_other_balls)
     columns = [column for column in FURTHER if column[0] in ran]
+    own = [attack for attack in ran if attack not in NAMES]
+    columns += [(attack, figure) for attack in own for figure in ("average", "worst")]
     columns += [(attack, figure) for attack in elsewhere for figure in ("average", "worst")]
     return cells(groups, columns)
 

@@ -130,6 +130,21 @@ def refuse_other_modes(device: torch.device) -> None:
         )
 
 
+def usable(device: torch.device | str) -> torch.device:
+    """A device, by its name.
+
+    Raises:
+        FerdError: torch knows none of that name, or cannot use it on this machine.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise FerdError(f"device {str(device)!r}: cannot be used here: {reason}; cpu always can") from None
+    return found
+
+
 def fast_layout(network: N, device: torch.device) -> N:
     """The network on a device, its weights in the order in which convolutions run fastest.
 

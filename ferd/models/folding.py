@@ -21,6 +21,7 @@ from ferd.models.classifier import (
     refuse_other_modes,
     require_classifier,
     same_logits,
+    usable,
 )
 from ferd.tf32 import tf32_convolutions
 
@@ -115,8 +116,11 @@ def attackable(
     """
     require_classifier(network, role)
     if network.channels != shape[0]:
-        raise FerdError(f"the {role} takes {network.channels} channels, not the {shape[0]} of the images")
-    fast_layout(network, torch.device(device)).eval()
+        raise FerdError(
+            f"the {role} takes {network.channels} channels, not the {shape[0]} of the images "
+            "(N, channels, H, W)"
+        )
+    fast_layout(network, usable(device)).eval()
     require_foldable(network, role, shape)
     return Folded(network)
 

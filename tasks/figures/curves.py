@@ -20,7 +20,7 @@ TITLES = {"average": "Average of the classes, %", "worst": "Worst class, %", "ns
 
 def drawn(rows: Sequence[Row]) -> list[Row]:
     """The rows of the attacks that have a line, under the names that readers know."""
-    return [row | {"attack": NAMES[row["attack"]]} for row in rows if NAMES[row["attack"]] in COLOURS]
+    return [row | {"attack": name} for row in rows if (name := NAMES.get(row["attack"])) in COLOURS]
 
 
 def panels(

@@ -16,7 +16,10 @@ READING = (
 
 
 def over_gamma(rows: Sequence[Row], gamma_of: Mapping[str, float], command: str) -> Figure:
-    """Panels of average, worst and NSD for each student; ``rows``: ``tidy.over_gamma``."""
+    """Panels of average, worst and NSD for each student; ``rows``: ``tidy.over_gamma``.
+
+    ``gamma_of``: the methods that ``command`` can make, by which it is seen what is missing.
+    """
     title = "γ, the weight of the uniform target"
     ran = {row["method"] for row in rows}
     absent = [name for name in sorted(gamma_of, key=gamma_of.__getitem__) if name not in ran]

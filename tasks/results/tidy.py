@@ -207,6 +207,5 @@ def _quantities(records: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
         values["agreement"].append(record["agreement"])
         for part in ("generator", "student"):
             for name, value in record.get(part, {}).items():
-                if value is not None:
-                    values[name if name == "robust_fraction" else f"{part} {name}"].append(value)
+                values[name if name == "robust_fraction" else f"{part} {name}"].append(value)
     return values

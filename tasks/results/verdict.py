@@ -168,8 +168,8 @@ def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) ->
     same = all(pair.same_environment for pair in group if pair.committed is not None)
     fresh = [pair.tonight for pair in group if pair.committed is None]
     verdicts = [
-        Verdict(*identity, attack, figure, len(fresh), None, value, None, Outcome.NEW)
-        for attack, figure, value in (_means(fresh) if fresh else [])
+        Verdict(*identity, attack, figure, len(values), None, mean(values), None, Outcome.NEW)
+        for attack, figure, values in _by_figure(fresh)
     ]
     if not known:
         return verdicts
@@ -178,7 +178,7 @@ def _judge(identity: Identity, group: Sequence[Pair], tolerances: Tolerances) ->
         before = [figures.get(attack) for figures in then]
         after = [figures.get(attack) for figures in now]
         verdicts += _judge_attack(identity, attack, before, after, same, tolerances)
-    unequal = any(committed != tonight for committed, tonight in known)
+    unequal = any(_unequal(committed, tonight) for committed, tonight in known)
     if same and unequal and all(verdict.outcome in (Outcome.IDENTICAL, Outcome.NEW) for verdict in verdicts):
         rest = "anything else in the file"
         verdicts.append(Verdict(*identity, "", rest, len(known), None, None, 0.0, Outcome.CHANGED))
@@ -223,10 +223,19 @@ def _setting(figures: Mapping[str, Any] | None) -> tuple[Any, ...]:
     return (figures["n"], figures["threat_model"]) if figures else ()
 
 
-def _means(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
-    figures = [figures_by_attack(result) for result in results]
+def _unequal(committed: Mapping[str, Any], tonight: Mapping[str, Any]) -> bool:
+    """Whether anything differs; with a new attack, whose checks are new too, under the others alone."""
+    before, after = figures_by_attack(committed), figures_by_attack(tonight)
+    if before.keys() < after.keys():
+        return any(after[attack] != figures for attack, figures in before.items())
+    return committed != tonight
+
+
+def _by_figure(results: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, list[float]]]:
+    """For each attack and figure a value of each result that has the attack."""
+    by_attack = [figures_by_attack(result) for result in results]
     return [
-        (attack, figure, mean(one[attack][figure] for one in figures if attack in one))
-        for attack in figures[0]
+        (attack, figure, [figures[attack][figure] for figures in by_attack if attack in figures])
+        for attack in dict.fromkeys(attack for figures in by_attack for attack in figures)
         for figure in FIGURES
     ]

@@ -13,6 +13,7 @@ from ferd.dataset_readers import read
 from ferd.datasets import Images
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
+from tests.ferd.test_utae_outcomes import seen_tf32
 
 CPU = torch.device("cpu")
 PIXELS = 4  # that speak for a class
@@ -219,8 +220,10 @@ def test_figures_of_images_that_lack_a_class_are_refused(ball):
         run.source(2)
 
 
-def test_each_attack_starts_at_random_in_the_ball(adversary, monkeypatch, threat):
-    starts = []
+def test_each_attack_starts_at_random_in_the_ball(teacher, digits, monkeypatch, threat):
+    """Those of a second batch of the same images elsewhere than those of the first."""
+    images, labels = digits["test"].images[:8], digits["test"].labels[:8]
+    twice, starts = Images(images.repeat(2, 1, 1, 1), labels.repeat(2)), []
     real = ferd.adaptive_adversary.pgd
 
     def spy(network, inputs, objective, ball, start):
@@ -228,10 +231,19 @@ def test_each_attack_starts_at_random_in_the_ball(adversary, monkeypatch, threat
         return real(network, inputs, objective, ball, start)
 
     monkeypatch.setattr(ferd.adaptive_adversary, "pgd", spy)
-    next(adversary().batches())
-    assert len(starts) == 9
+    list(AdaptiveAdversary(teacher, twice, threat, 8, 0, CPU).batches())
+    assert len(starts) == 18
     assert all(0.8 * threat.epsilon < start.abs().max() <= threat.epsilon + 1e-6 for start in starts)
-    assert not torch.equal(starts[0], starts[1])
+    assert not any(torch.equal(starts[0], start) for start in starts[1:])
+
+
+def test_on_a_gpu_network_and_twin_run_in_float32_whatever_the_caller_has_set(
+    make_network, digits, threat, monkeypatch
+):
+    run = AdaptiveAdversary(make_network(), digits["test"], threat, 10, 0, CPU)
+    seen = [seen_tf32(network, monkeypatch) for network in (run.network, run.attacked)]
+    list(run.batches())
+    assert all(seen) and not any(map(any, seen))
 
 
 @pytest.mark.parametrize("batch_size", [0, -5])

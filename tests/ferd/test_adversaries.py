@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
-from ferd.adversaries import AdaptiveUtaeAdversary, HighEntropyAdversary
+from ferd.adversaries import AdaptiveUtaeAdversary, HighEntropyAdversary, build_adversary
 from ferd.attacks import entropy, utae
 from ferd.errors import FerdError
+from tests.ferd.test_methods import METHODS
 
 CPU = torch.device("cpu")
 
@@ -62,3 +63,7 @@ def test_high_entropy_examples_are_steps_of_three_hundredths_from_an_augmented_i
     (one_step,) = HighEntropyAdversary(1).attack(teacher, images[:1], labels[:1], torch.empty(0, 10), rng)
     steps = (one_step - 0.5).abs()
     assert ((steps - 0.03).abs() < 0.005).all()  # the start has noise of 0.001
+
+
+def test_the_high_entropy_adversary_of_dfhl_rs_takes_the_students_steps(threat):
+    assert build_adversary(METHODS["dfhl-rs"], threat.with_steps(7), 10, CPU).threat.steps == 7

@@ -95,3 +95,23 @@ def test_strong_augmentation_crops_mirrors_both_ways_and_turns_by_15_degrees(rng
     assert 0.28 < straight.float().mean() < 0.39
     assert 0.45 < (right > 0).float().mean() < 0.55
     assert 0.45 < (down[~straight] > 0).float().mean() < 0.55
+
+
+def test_strong_augmentation_crops_and_mirrors_either_side_alone(rng):
+    images = torch.zeros(600, 1, 101, 101)
+    images[:, :, 79:82, 79:82] = 1  # 30 below and 30 right of the centre
+    mass, axis = augment_strongly(images, rng)[:, 0], torch.arange(101) - 50.0
+    down, right = ((mass.sum(side) * axis).sum(1) / mass.sum((1, 2)) for side in (2, 1))
+    straight = (down.abs() - right.abs()).abs() < 5  # a turn leaves 21 and 37
+    down, right = down[straight], right[straight]
+    for stretched in (down.abs(), right.abs()):
+        assert 29.9 <= stretched.min() < 30.3 and 31.3 < stretched.max() <= 30 / 0.95 + 0.1
+    assert (down.abs() - right.abs()).abs().max() > 1
+    assert torch.bincount(2 * (down > 0) + (right > 0), minlength=4).min() > len(down) / 8
+
+
+def test_strong_augmentation_interpolates_over_black_and_leaves_no_graph(rng):
+    turned = augment_strongly(torch.ones(50, 1, 41, 41, requires_grad=True), rng)
+    assert not turned.requires_grad
+    assert turned.amin((1, 2, 3)).round(decimals=3).unique().tolist() == [0, 1]  # corners, where it is turned
+    assert ((turned > 0.2) & (turned < 0.8)).any()

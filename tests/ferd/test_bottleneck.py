@@ -158,6 +158,20 @@ def test_channel_variance_is_the_biased_one_over_space(rng):
     )
 
 
+def test_the_scales_are_those_of_torchs_adam_on_the_loss_itself():
+    variance = torch.tensor([[0.25, 1.0, 2.0]], dtype=torch.float64)
+    raw, rng = torch.zeros_like(variance, requires_grad=True), torch.Generator().manual_seed(1)
+    optimiser = torch.optim.Adam([raw], SETTINGS.learning_rate)
+    for _ in range(SETTINGS.steps):
+        scales = torch.nn.functional.softplus(raw)
+        noise = scales * torch.empty_like(variance).normal_(generator=rng)
+        optimiser.zero_grad()
+        (0.05 * noise.square().sum() + SETTINGS.beta * information(scales, variance)).backward()
+        optimiser.step()
+    found = noise_scales(lambda noise: 0.1 * noise, variance, SETTINGS, torch.Generator().manual_seed(1))
+    assert torch.allclose(found, torch.nn.functional.softplus(raw), rtol=1e-6)
+
+
 def test_a_channel_that_the_label_needs_bears_less_noise(rng):
     variance = torch.ones(1, 2)
 

@@ -2,9 +2,10 @@ import copy
 import math
 
 import pytest
+from dvc_data.hashfile.meta import Meta
 from pydantic import ValidationError
 
-from ferd.config import Benchmark, ImageFolder, Method, ThreatModel, fingerprint, parse
+from ferd.config import Benchmark, ImageFolder, Method, Settings, ThreatModel, fingerprint, parse
 from ferd.errors import FerdError
 
 METHOD = {
@@ -28,7 +29,7 @@ TRAINING = {
     "weight_average": 0.0,
     "precision": "float32",
 }
-OWN = {"folder": "mine", "classes": ["a", "b"], "channels": 3, "size": 32}
+OWN = {"folder": "mine", "classes": ["a", "b"], "channels": 3, "image_size": 32}
 BENCHMARK = {
     "data": {
         "dataset": "digits",
@@ -181,7 +182,7 @@ def test_a_fault_in_a_benchmark_names_its_key(path, value):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"size": 30}, "b.digits.data.dataset.size: Input should be a multiple of 4"),
+        ({"image_size": 30}, "b.digits.data.dataset.image_size: Input should be a multiple of 4"),
         ({"channels": 2}, "b.digits.data.dataset.channels: Input should be 1 or 3"),
         ({"classes": ["a"]}, "b.digits.data.dataset.classes: "),
         ({"classes": ["a", "a"]}, "b.digits.data.dataset: class 'a' stands there twice; remove one of them"),
@@ -190,6 +191,20 @@ def test_a_fault_in_a_benchmark_names_its_key(path, value):
 )
 def test_a_fault_in_the_description_of_ones_own_folder_names_its_key(change, said):
     assert refusal(Benchmark, changed(BENCHMARK, "data.dataset", OWN | change), "b.digits").startswith(said)
+
+
+def test_no_setting_has_a_name_that_dvc_leaves_out_of_a_stages_hash():
+    """Its run cache would take the outputs of another value for those of this one."""
+
+    def names(kind):
+        return {*kind.model_fields, *(name for one in kind.__subclasses__() for name in names(one))}
+
+    assert not names(Settings) & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}
+
+
+def test_a_radius_in_whole_pixels_is_told_the_unit():
+    said = refusal(Benchmark, changed(BENCHMARK, "threat_model.epsilon", 8), "b")
+    assert said.endswith("less than or equal to 1 (found 8; in [0, 1] pixels 8/255 is 0.03137)")
 
 
 def test_data_have_the_name_of_the_dataset_or_of_the_folder():

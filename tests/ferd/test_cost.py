@@ -5,7 +5,10 @@ import torch
 from torch import nn
 
 from ferd import cost
+from ferd.attacks import cross_entropy
 from ferd.config import AnalysisSettings, DistillationSettings, EvaluationSettings, Method, Training
+from ferd.errors import FerdError
+from ferd.evaluation_attacks import ATTACKS, ManySteps
 from ferd.models.registry import build
 from tests.conftest import tiny_params
 
@@ -135,6 +138,21 @@ def test_evaluation_work_counts_every_ball():
     ball = {"epsilon": 0.2, "step_size": 0.05, "attacks": {"fgsm": "all"}}
     more = cost.evaluation_work(EvaluationSettings(**block | {"other_balls": [ball]}), 100, UNIT).total
     assert more == plain + 100 * (2 + 1)
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_has_a_cost(attack):
+    settings = EvaluationSettings(**DIGITS["evaluation"] | {"attacks": {attack: 10}, "other_balls": []})
+    assert cost.evaluation_work(settings, 100, UNIT).total >= 10 * 1
+
+
+def test_an_attack_that_was_added_costs_its_steps_or_is_asked_for(monkeypatch):
+    settings = EvaluationSettings(**DIGITS["evaluation"] | {"attacks": {"fgsm": 10}, "other_balls": []})
+    added = settings.model_construct(attacks={"pgd50": 10}, other_balls=[])
+    with pytest.raises(FerdError, match=r"^pgd50: evaluation_work in ferd/cost\.py does not know its passes"):
+        cost.evaluation_work(added, 100, UNIT)
+    monkeypatch.setitem(ATTACKS, "pgd50", ManySteps(cross_entropy, 50))
+    assert cost.evaluation_work(added, 100, UNIT).total == 10 * (50 * 2 + 1)
 
 
 def test_analysis_work_literal():

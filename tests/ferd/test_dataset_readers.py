@@ -370,7 +370,7 @@ def test_names_of_tiny_imagenet_are_those_of_its_words(real):
     assert DATASETS["tiny-imagenet"].class_names == tuple(names)
 
 
-OWN = ImageFolder(folder="mine", classes=["b", "a"], channels=3, size=8)
+OWN = ImageFolder(folder="mine", classes=["b", "a"], channels=3, image_size=8)
 
 
 def write_own(root: Path, channels: int = 3) -> Path:

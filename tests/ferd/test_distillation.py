@@ -300,8 +300,20 @@ def test_the_student_comes_nearer_to_the_teacher(make_run, digits):
 
 @pytest.mark.parametrize(("source", "given"), [("real-data", False), ("generator", True)])
 def test_real_images_belong_to_their_control_and_to_no_other_method(make_run, source, given):
-    with pytest.raises(ValueError, match="given"):
+    with pytest.raises(FerdError, match="given"):
         make_run(method=method(images=source), given=real_images() if given else None)
+
+
+def test_real_images_of_another_size_are_refused_before_a_round(make_run):
+    images, labels = real_images()
+    larger = images.repeat(1, 1, 2, 2)
+    with pytest.raises(FerdError, match=r"^real-data is given images of \(1, 16, 16\), not \(1, 8, 8\)$"):
+        make_run(method=method(images="real-data"), given=(larger, labels))
+
+
+def test_what_is_no_method_is_refused_in_one_line(make_run):
+    with pytest.raises(FerdError, match=r"^wanted is a ferd\.config\.Method, found 'ferd'$"):
+        make_run(method="ferd")
 
 
 def test_real_images_may_be_given_as_images(make_run):

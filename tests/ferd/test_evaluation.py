@@ -641,6 +641,11 @@ def test_an_attack_of_ones_own_that_has_no_name_or_no_images_is_refused(evaluati
     assert str(raised.value) == said
 
 
+def test_an_attack_of_ones_own_that_is_not_wrapped_is_refused(evaluation):
+    with pytest.raises(FerdError, match=r"^own_attacks: mine: is a function; give OwnAttack\(it\)$"):
+        evaluation({"clean": "all"}, own_attacks={"mine": toward_the_edge})
+
+
 @pytest.mark.parametrize(
     ("spoilt", "said"),
     [

@@ -10,6 +10,7 @@ def test_per_class_accuracy_literal():
     correct = torch.tensor([True, False, True, True, False])
     got = per_class_accuracy(correct, torch.tensor([0, 0, 1, 1, 2]), 3)
     assert got.tolist() == [0.5, 1.0, 0.0]
+    assert per_class_accuracy(correct[:3], torch.tensor([0, 0, 0]), 1).tolist() == [2 / 3]  # float64
 
 
 def test_a_class_without_an_example_is_refused_by_its_number():
@@ -45,3 +46,4 @@ def test_entropy_is_a_share_of_the_largest():
     assert normalised_entropy(torch.tensor([3, 3, 3])) == pytest.approx(1)
     assert str(normalised_entropy(torch.tensor([5, 0, 0]))) == "0.0"  # not -0.0
     assert normalised_entropy(torch.tensor([2, 2, 0, 0])) == pytest.approx(0.5)
+    assert normalised_entropy(torch.tensor([1, 2])) == pytest.approx(math.log2(3) - 2 / 3, rel=1e-12)

@@ -17,6 +17,7 @@ from ferd.image_quality import (
     moments,
 )
 from ferd.models.classifier import Classifier
+from tests.ferd.test_utae_outcomes import seen_tf32
 
 CPU = torch.device("cpu")
 
@@ -94,6 +95,13 @@ def test_the_teachers_embedding_is_its_pooled_features_and_its_softmax(teacher, 
         torch.testing.assert_close(features, teacher.features(images).mean((2, 3)))
 
 
+def test_on_a_gpu_images_are_looked_at_in_float32_whatever_the_caller_has_set(teacher, digits, monkeypatch):
+    seen = seen_tf32(teacher.conv1, monkeypatch)
+    agreement(teacher, digits["test"], 20, CPU)
+    embed(TeacherEmbedding(teacher, CPU), digits["test"], 20, CPU)
+    assert seen == [False] * 2
+
+
 def test_a_pool_of_the_real_images_is_at_distance_zero_and_noise_is_not(trained, digits, rng):
     real = Images(digits["train"].images[:300], digits["train"].labels[:300])
     noise = torch.randint(0, 256, (300, 1, 8, 8), generator=rng).to(torch.uint8)
@@ -119,17 +127,20 @@ def test_judge_and_teacher_are_not_confused(trained, teacher, digits):
 
 def test_inception_sees_images_as_torchvisions_preprocessing_gives_them(tmp_path, rng):
     network = inception_v3(weights=None, aux_logits=True, init_weights=False, transform_input=True).eval()
+    network.fc.weight.data *= 1e7  # features are tiny by random weights
     torch.save(network.state_dict(), tmp_path / "inception.pth")
-    embedding = InceptionEmbedding(tmp_path / "inception.pth", CPU)
+    embedding, seen = InceptionEmbedding(tmp_path / "inception.pth", CPU), []
+    embedding.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     assert embedding.name == "inception-v3"
     grey = torch.rand(2, 1, 32, 32, generator=rng)
     large = nn.functional.interpolate(grey, (299, 299), mode="bilinear").repeat(1, 3, 1, 1)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
         features, probs = embedding(grey)
-        expected = network((large - mean[:, None, None]) / std[:, None, None]).softmax(1)
+    expected = network._transform_input((large - mean[:, None, None]) / std[:, None, None])
+    torch.testing.assert_close(seen, [expected])
     assert features.shape == (2, 2048)
-    torch.testing.assert_close(probs, expected, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(probs, network.fc(features).softmax(1))
 
 
 @pytest.mark.parametrize("content", [{"weight": torch.zeros(2)}, [1, 2]])

@@ -1,5 +1,6 @@
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from ferd.errors import FerdError
 from ferd.losses import (
     BatchNormStatistics,
     ClassPrior,
+    _ChannelMoments,
     ikl,
     kl_divergence,
     kl_from_uniform,
@@ -157,6 +159,16 @@ def test_bn_loss_has_a_gradient_by_the_input():
         layer(inputs)
         statistics.loss().backward()
     assert torch.allclose(inputs.grad, torch.full((1, 1, 2, 2), 0.25))  # of |mean|
+
+
+def test_the_gradient_of_channel_moments_in_one_pass_is_that_of_autograd(rng):
+    """The pass of a GPU alone, given what that would have kept."""
+    inputs = torch.randn(4, 3, 5, 6, dtype=torch.float64, generator=rng).add(2).requires_grad_()
+    var, mean = torch.var_mean(inputs, (0, 2, 3), correction=0)
+    gradients = torch.randn(2, 3, dtype=torch.float64, generator=rng).unbind()
+    (expected,) = torch.autograd.grad((mean, var), inputs, gradients)
+    kept = SimpleNamespace(saved_tensors=(inputs.detach(), mean.detach()))
+    torch.testing.assert_close(_ChannelMoments.backward(kept, *gradients), expected)
 
 
 def test_bn_hooks_are_gone_after_the_block_even_when_it_raises():

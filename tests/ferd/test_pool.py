@@ -50,6 +50,14 @@ def test_every_uint8_value_survives_the_way_to_float_and_back():
     assert to_uint8(torch.tensor([0.0, 0.0021, 0.499, 1.0])).tolist() == [0, 1, 127, 255]
 
 
+@pytest.mark.parametrize("pixels", [[0.0, 128.0], [-0.5, 0.5], [0.5, torch.nan]])
+def test_floats_that_are_no_pixels_become_no_bytes(pixels):
+    with pytest.raises(
+        FerdError, match=r"^images from .*, where they must be in \[0, 1\]; divide bytes by 255"
+    ):
+        to_uint8(torch.tensor(pixels))
+
+
 def test_appending_leaves_earlier_rows_and_shards_as_they_are(folder):
     pool, before = open_pool(folder), contents(folder)
     earlier = pool.images.clone()
@@ -191,7 +199,7 @@ def test_a_finished_pool_is_only_read(folder):
     [
         (
             torch.rand(4, 1, 4, 4),
-            r"not torch\.float32 \(4, 1, 4, 4\); floats become bytes by ferd\.pixels\.to_uint8",
+            r"not torch\.float32 \(4, 1, 4, 4\); floats in \[0, 1\] become bytes by ferd\.pixels\.to_uint8",
         ),
         (
             torch.zeros(4, 3, 4, 4, dtype=torch.uint8),

@@ -21,6 +21,15 @@ def test_margins_are_of_attacks_on_the_teacher(make_network, images, labels, thr
     assert not torch.allclose(margin, of_student, atol=0.1)
 
 
+def test_a_class_keeps_its_difficulty_until_it_is_seen_again(teacher, images, threat, rng):
+    sampler, zeros = MarginSampler(10, CPU, threat, 0.0), torch.zeros(16, dtype=torch.int64)
+    sampler.observe(teacher, teacher, images, zeros, rng)
+    first = sampler.difficulty[0].item()
+    sampler.observe(teacher, teacher, images, zeros + 1, rng)
+    assert sampler.difficulty[0] == first
+    assert sampler.difficulty.isnan().tolist() == [False] * 2 + [True] * 8
+
+
 def test_a_mixed_sampler_is_half_softmax_and_half_even(threat):
     sampler = MarginSampler(4, CPU, threat, 0.0, 0.5)
     sampler.difficulty = torch.tensor([3.0, 0.0, 1.0, -1.0])
@@ -45,11 +54,13 @@ def test_the_released_sampler_forgets_the_batch_before(teacher, images, threat, 
     assert sampler.difficulty[0] == 0 and sampler.difficulty[1] != 0
 
 
-def test_the_released_sampler_looks_at_augmented_images(teacher, images, labels, threat, monkeypatch):
+def test_the_released_sampler_looks_at_the_teacher_on_augmented_images(
+    teacher, make_network, images, labels, threat, monkeypatch
+):
     crops = Augmentation(padding=1, flip=False)
     sampler = build_sampler(METHODS["ferd-released"], SCHEDULE, threat, crops, 10, CPU)
     monkeypatch.setattr("ferd.samplers.augment", lambda inputs, *_: inputs.flip(3))
-    sampler.observe(teacher, teacher, images, labels, torch.Generator().manual_seed(4))
+    sampler.observe(teacher, make_network(seed=1), images, labels, torch.Generator().manual_seed(4))
     plain = MarginSampler(10, CPU, threat, 0.0)
     plain.observe(teacher, teacher, images.flip(3), labels, torch.Generator().manual_seed(4))
     assert torch.allclose(sampler.difficulty, plain.difficulty, rtol=1e-4)

@@ -51,11 +51,14 @@ def test_ikl_pulls_both_answers_to_the_teachers_on_clean_images():
 
 def test_the_released_loss_is_ikl_with_a_one_hot_prior():
     given = batch()
-    clean, _ = SoftCrossEntropy().losses(given)
+    found = SoftCrossEntropy().losses(given)
     one_hot = F.one_hot(given.labels, 3).float()
-    assert clean.item() == pytest.approx(
-        ikl(given.teacher_logits, given.student_logits, one_hot).mean().item()
-    )
+    for loss, student in zip(found, (given.student_logits, given.student_adv_logits), strict=True):
+        assert loss.item() == pytest.approx(ikl(given.teacher_logits, student, one_hot).mean().item())
+
+
+def test_five_sixths_of_rslad_and_what_came_of_it_are_adversarial():
+    assert [loss.adversarial_weight for loss in (Rslad, FairRslad, Absld)] == [5 / 6] * 3
 
 
 def test_rslad_is_the_mean_kl_from_the_teacher():
@@ -103,11 +106,13 @@ def test_absld_sharpens_the_labels_of_the_class_at_risk():
     attacked = torch.cat([wrong, confident.roll(1, 1)])
     loss.losses(batch_of([0, 1], logits, logits, attacked))
     loss.end_round()
+    assert loss.temperatures[0].tolist() == [1.0, 1.0, 1.0]  # without an attack both are as right
     assert loss.temperatures[1].tolist() == pytest.approx([0.9, 1.1, 1.0])
     sharper, softer = (torch.tensor(row).log_softmax(0) for row in ([10.0, 0.0, 0.0], [0.0, 9 / 1.1, 0.0]))
     targets = torch.stack([sharper, softer]).exp()
     assert torch.allclose(loss.attack_targets(logits, torch.tensor([0, 1])), targets)
-    _, adversarial = loss.losses(batch_of([0, 1], logits, logits, torch.zeros(2, 3)))
+    clean, adversarial = loss.losses(batch_of([0, 1], logits, logits, torch.zeros(2, 3)))
+    assert clean.item() == pytest.approx(0, abs=1e-6)
     entropies = -(targets * targets.log()).sum(1)
     assert adversarial.item() == pytest.approx((math.log(3) - entropies).mean().item(), rel=1e-4)
     loss.end_round()
@@ -118,6 +123,18 @@ def test_absld_sharpens_the_labels_of_the_class_at_risk():
         loss.losses(batch_of([0, 1], logits, logits, attacked))
         loss.end_round()
     assert loss.temperatures[1].tolist() == pytest.approx([0.5, 5.0, 1.0])
+
+
+def test_absld_steps_by_a_part_of_the_largest_gap_between_the_risks_of_one_round():
+    loss, even, student = Absld(3, CPU), torch.zeros(4, 3), torch.zeros(4, 3)
+    student[0, 0] = 1000.0  # risks 0, log 3 and log 3: gaps of −2/3, 1/3 and 1/3 of log 3
+    loss.losses(batch_of([0, 1, 1, 2], even, student, student))
+    loss.end_round()
+    stepped = loss.temperatures.clone()
+    assert stepped.tolist() == [pytest.approx([1.1, 0.95, 0.95])] * 2
+    loss.losses(batch_of([0, 1, 1, 1], even, even, even))  # equal risks, and the third was not drawn
+    loss.end_round()
+    assert torch.equal(loss.temperatures, stepped)
 
 
 def test_the_hard_label_loss_follows_the_teacher_on_the_attacked_images():

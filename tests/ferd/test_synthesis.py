@@ -101,6 +101,25 @@ def test_adversarial_loss_pulls_the_teacher_by_nearly_uniform_weights():
     adversarial_loss(teacher, torch.zeros(1, 3)).backward()
     expected = torch.tensor([[-2 / 3, 0.0, 2 / 3]])  # of the variance under equal weights
     assert torch.allclose(teacher.grad, expected, atol=0.02)
+    certain = torch.tensor([[40.0, 0.0]], requires_grad=True)
+    adversarial_loss(certain, torch.zeros(1, 2)).backward()
+    one, other = torch.tensor([0.4, 0.0]).softmax(0).tolist()  # constants, though they are the teacher's
+    assert certain.grad.tolist() == [pytest.approx([-40 * one * other, 40 * one * other])]
+
+
+def test_under_bf16_the_networks_run_in_bfloat16_and_the_losses_are_float32(
+    teacher, make_network, images, labels, rng
+):
+    student, seen = make_network(seed=1), []
+    for network in (teacher, student):
+        network.linear.register_forward_hook(lambda *given: seen.append(given[-1]))
+    choice = NonRobust(layer=-1, threshold_over="sample")
+    with ferd_loss(teacher, student, labels, choice, SETTINGS, rng, bf16=True) as loss:
+        found = loss(images)
+    logits = seen[:2]
+    assert [one.dtype for one in logits] == [torch.bfloat16] * 2
+    assert found["adv"] == adversarial_loss(*(one.float() for one in logits))
+    assert {name: value.dtype for name, value in found.items()} == dict.fromkeys(found, torch.float32)
 
 
 def test_images_lie_in_the_unit_interval_and_carry_no_gradient(run):

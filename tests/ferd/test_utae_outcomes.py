@@ -5,6 +5,7 @@ from ferd.attacks import utae
 from ferd.checkpoint import load_state, save_state
 from ferd.datasets import Images
 from ferd.errors import FerdError
+from ferd.losses import kl_from_uniform
 from ferd.models.folding import Folded
 from ferd.randomness import stream
 from ferd.utae_outcomes import UtaeOutcomes, collision_probability
@@ -12,9 +13,19 @@ from ferd.utae_outcomes import UtaeOutcomes, collision_probability
 CPU = torch.device("cpu")
 
 
+def seen_tf32(network, monkeypatch):
+    """The caller allows it; -> whether it still is allowed, as of each forward pass to come."""
+    cudnn, seen = torch.backends.cudnn, []
+    monkeypatch.setattr(cudnn, "allow_tf32", True)
+    network.register_forward_pre_hook(lambda *_: seen.append(cudnn.allow_tf32))
+    return seen
+
+
 @pytest.fixture
 def outcomes(trained, teacher, digits, threat):
-    def make(gammas=(0.0, 0.5), student=trained, teacher=teacher, data=digits["test"], batch_size=8):
+    def make(
+        gammas=(0.0, 0.5), student=trained, teacher=teacher, data=digits["test"], batch_size=8, threat=threat
+    ):
         return UtaeOutcomes(student, teacher, data, gammas, threat, batch_size, 0, CPU)
 
     return make
@@ -77,10 +88,10 @@ def test_clean_predictions_are_the_students(outcomes, trained, digits):
     assert torch.equal(run.clean, expected)
 
 
-def test_a_state_of_other_gammas_is_refused(outcomes):
-    state = outcomes(gammas=(0.3,)).state_dict()
-    with pytest.raises(FerdError, match=r"^γ: not what the state was saved with"):
-        outcomes(gammas=(0.3, 0.5)).load_state_dict(state)
+def test_a_state_of_other_gammas_or_another_threat_model_is_refused(outcomes, threat):
+    for what, given in (("γ", {"gammas": (0.3,)}), ("threat model", {"threat": threat.with_steps(3)})):
+        with pytest.raises(FerdError, match=rf"^{what}: not what the state was saved with"):
+            outcomes().load_state_dict(outcomes(**given).state_dict())
 
 
 def test_a_gamma_below_0_is_refused_before_anything_is_attacked(outcomes):
@@ -100,12 +111,18 @@ def test_every_gamma_attacks_every_image(outcomes):
 def test_they_are_the_utaes_of_the_student_with_the_teachers_prediction(
     outcomes, trained, teacher, digits, threat
 ):
-    run = outcomes(gammas=(0.5,), batch_size=20)
+    """Those of each batch by random numbers of its own, the same for every γ."""
+    run = outcomes(gammas=(0.0, 0.5), batch_size=10)
     list(run.batches())
-    images = digits["test"].images / 255
-    rng = stream(0, "utae-outcomes", 0, device=CPU)
-    expected = utae(Folded(trained).network, images, teacher(images).softmax(1), 0.5, threat, rng)
-    assert torch.equal(run.predicted[0], trained(expected).argmax(1))
+    twin, images = Folded(trained).network, digits["test"].images / 255
+    for index, gamma in enumerate(run.gammas):
+        expected = []
+        for done in (0, 10):
+            batch, rng = images[done : done + 10], stream(0, "utae-outcomes", done, device=CPU)
+            expected.append(trained(utae(twin, batch, teacher(batch).softmax(1), gamma, threat, rng)))
+        logits = torch.cat(expected)
+        assert torch.equal(run.predicted[index], logits.argmax(1))
+        assert torch.equal(run.divergences[index], kl_from_uniform(logits))
 
 
 def test_a_larger_gamma_leaves_predictions_nearer_to_uniform(outcomes, trained, digits):
@@ -133,6 +150,23 @@ def test_networks_and_global_generator_are_left_alone(outcomes, make_network, te
     with untouched(student), untouched(teacher):
         list(outcomes(student=student).batches())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_teacher_that_is_in_training_mode_by_then_answers_in_eval_mode(outcomes, make_network):
+    plain, other = (outcomes(gammas=(0.5,), teacher=make_network(seed=1)) for _ in range(2))
+    other.teacher.train()
+    for run in (plain, other):
+        list(run.batches())
+    assert torch.equal(plain.divergences[0], other.divergences[0])
+
+
+def test_on_a_gpu_all_three_networks_run_in_float32_whatever_the_caller_has_set(
+    outcomes, make_network, monkeypatch
+):
+    run = outcomes(gammas=(0.5,), student=make_network(), teacher=make_network(seed=1))
+    seen = [seen_tf32(network, monkeypatch) for network in (run.student, run.teacher, run.attacked)]
+    list(run.batches())
+    assert all(seen) and not any(map(any, seen))
 
 
 def test_there_are_no_figures_before_every_image_is_attacked(outcomes):

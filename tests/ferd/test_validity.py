@@ -195,6 +195,8 @@ def test_autoattack_that_fools_far_more_than_pgd_shows_masked_gradients(weaker):
     assert (
         sentences(weaker, "autoattack", verdicts(60, 40), verdicts(46, 54)) == []
     )  # 14 points: robust ones do
+    # 25 points of 40 images: 3.7 standard errors of √(0.25·0.75/40)
+    assert len(sentences(weaker, "autoattack", verdicts(32, 8), verdicts(22, 18))) == 1
     # 20 points of 20 images: 4 lost, standard error √(0.2·0.8/20) = 0.09
     assert sentences(weaker, "autoattack", verdicts(12, 8), verdicts(8, 12)) == []
 

@@ -158,12 +158,15 @@ def test_a_smaller_night_meanwhile_does_not_cost_one_that_broke_off(here):
 
 def test_what_is_kept_is_a_branch_of_the_folder(here):
     tonight = begun()
-    (tonight.folder / "results/digits/teacher.json").write_text('{"schema": "tonight"}')
+    computed = "results/digits/teacher.json", "sources/tonight.txt", "dvc.lock"
+    for name in computed:
+        (tonight.folder / name).write_text('{"schema": "tonight"}')
     assert tonight.committed(night.paths.RESULTS / "digits/teacher.json") is None
     tonight.keep(WHAT)
     tonight.publish()
-    shown = run_in(here, "git", "show", "nightly/2026-11-25T020000Z:results/digits/teacher.json")
-    assert shown.stdout == '{"schema": "tonight"}'
+    for name in computed:
+        shown = run_in(here, "git", "show", f"nightly/2026-11-25T020000Z:{name}")
+        assert shown.stdout == '{"schema": "tonight"}', name
     assert not (here / "results/digits/teacher.json").exists()
 
 
@@ -173,6 +176,7 @@ def test_in_the_clone_paths_are_those_of_the_folder(here, monkeypatch):
     tonight = begun()
     with tonight.entered():
         assert os.getcwd() == str(tonight.folder)
+        assert Path("downloads").samefile(here / "downloads")
         assert os.environ["FERD_DATA"] == str(here / "images")
         assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{here}/mlflow.db"
         assert os.environ["FERD_SLOT_FOLDER"] == f"{here}/.resume"

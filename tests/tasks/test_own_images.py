@@ -17,7 +17,7 @@ def test_a_folder_of_ones_own_goes_from_files_to_figures(workspace, tmp_path):
     make_own(tmp_path / "sets", "mine", CLASSES, {"train": 12, "test": 5}, channels=3)
     settings = yaml.safe_load((workspace / "params.yaml").read_text())
     digits = settings["benchmarks"]["digits"]
-    own = {"folder": "mine", "classes": CLASSES, "channels": 3, "size": 8}
+    own = {"folder": "mine", "classes": CLASSES, "channels": 3, "image_size": 8}
     digits["data"] = {"dataset": own, "train_per_class": 10, "validation_per_class": 2, "test_per_class": 0}
     digits["evaluation"] |= {"attacks": {"clean": "all", "pgd20": 4}, "other_balls": []}
     (workspace / "params.yaml").write_text(yaml.safe_dump(settings))

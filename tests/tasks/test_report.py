@@ -19,7 +19,8 @@ SECTIONS = [
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report"])
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name in ("params.yaml", "dvc.yaml"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
     write_result(tmp_path, "teacher", 0, 0.95, student=None)
     write_result(tmp_path, "no-fae", 0, 0.5)
     for seed, average in enumerate((0.5, 0.625, 0.75)):
@@ -61,6 +62,8 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(folder):
     assert "--benchmark digits --analyse" in section(page, "digits--pairs")
     assert 'class="chart"' not in section(page, "digits--pairs")
     assert "No student for γ = 0, " in section(page, "digits--gamma")
+    assert "--benchmark digits --methods no-utae gamma-0_1" in section(page, "digits--gamma")
+    assert "--methods" not in section(page, "cifar10-medium--gamma")  # dvc.yaml has one γ for it
     assert "python -m flows.reproduce --benchmark cifar100" in section(page, "cifar100--headline")
     assert "The paper has no figures for these images" in section(page, "digits--paper")
     assert ">open<" in section(page, "cifar10--paper")  # ours have not been run

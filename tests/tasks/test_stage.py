@@ -8,12 +8,14 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import chdir, nullcontext
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 from ferd.errors import FerdError
 from tasks import dvc_pipeline, process, stage
+from tasks.job import methods_of
 from tasks.locks import held
 from tests.conftest import copy_workspace, environment, wait_until
 
@@ -98,6 +100,21 @@ def test_an_unknown_stage_method_or_seed_is_one_line(pipeline):
         with pytest.raises(FerdError, match=rf"^dvc\.yaml {said}") as caught:
             wrong()
         assert "\n" not in str(caught.value)
+
+
+def test_the_methods_of_a_benchmark_are_those_that_its_stages_evaluate(pipeline):
+    every = pipeline.student_stages("digits", None, None)
+    found = [pipeline.student_stages("digits", [method], None) for method in methods_of("digits")]
+    assert all(found) and sorted(chain(*found)) == sorted(every)
+
+
+def test_a_student_that_params_yaml_lacks_is_one_line(here, change_params):
+    change_params(here, ["resnet18"], "benchmarks", "digits", "students")
+    said = (
+        r"^dvc\.yaml: evaluate-digits@resnet8-w8-ferd-s0 is of the student resnet8-w8, which .*\(resnet18\)"
+    )
+    with pytest.raises(FerdError, match=said):
+        dvc_pipeline.Pipeline().student_stages("digits", None, None)
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])

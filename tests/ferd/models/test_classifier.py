@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ferd.errors import FerdError
-from ferd.models.classifier import fast_layout, frozen
+from ferd.models.classifier import fast_layout, frozen, usable
 from ferd.models.folding import Folded
 from ferd.models.registry import NETWORKS, build
 
@@ -133,3 +133,9 @@ def default_type(dtype):
     torch.set_default_dtype(dtype)
     yield
     torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused_in_one_line(device):
+    with pytest.raises(FerdError, match=rf"^device '{device}': cannot be used here: [^\n]+; cpu always can$"):
+        usable(device)

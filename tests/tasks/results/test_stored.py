@@ -81,6 +81,26 @@ def test_a_result_of_other_classes_than_the_benchmark_has_now_is_named(folder):
         stored.load("digits", classes=11)
 
 
+def test_the_first_student_is_the_first_by_the_given_order_that_ferd_has_distilled(folder):
+    write_result(folder, "ferd", 0, 0.5, student="mobilenet_v2")
+    write_result(folder, "no-fae", 0, 0.5, student="resnet8-w32")
+    groups = stored.load("digits")
+    found = stored.of_first_student(groups, ["resnet8-w32", "resnet8-w8", "mobilenet_v2"])
+    assert {name: group.student for name, group in found.items()} == {
+        "teacher": None,
+        **dict.fromkeys(("ferd", "no-fae", "uniform-noise"), "resnet8-w8"),
+    }
+    assert stored.of_first_student(groups, [])["ferd"].student == "mobilenet_v2"
+
+
+@pytest.mark.parametrize(("device", "seconds"), [("cpu", 60.0), ("NVIDIA H100", 99.0)])
+def test_a_stage_alone_takes_its_processor_time_over_its_threads_and_on_a_gpu_what_the_clock_says(
+    device, seconds
+):
+    cost = {"device": device, "threads": 2, "seconds": 99, "processor_seconds": 120}
+    assert stored.own_seconds(cost) == seconds
+
+
 def test_spread_is_mean_and_sample_standard_deviation():
     assert stored.spread([0.5, 0.625, 0.75]) == (0.625, 0.125)
     assert stored.spread([0.5]) == (0.5, None)

@@ -72,7 +72,7 @@ def test_the_page_has_a_section_for_a_sweep_after_that_of_gamma(here):
     write(here, "digits-resnet8-w8-ferd-threat_model.epsilon-0a1b2c3d")
     settings = params.validate(tiny_params())
     sweeps = stored_sweeps.of_benchmark("digits")
-    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], {"ferd"}, sweeps)
     keys = [section.figure.key for section in chapter.sections]
     assert keys[keys.index("gamma") + 1] == "sweep-0a1b2c3d"
     rows = chapter.figure("sweep-0a1b2c3d").rows
@@ -162,7 +162,7 @@ def test_sweeps_of_other_settings_are_no_part_of_one_curve(here):
         write(here, name.format(method, sweep_id), method=method, **more)
     settings = params.validate(tiny_params())
     sweeps = stored_sweeps.of_benchmark("digits")
-    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], {"ferd"}, sweeps)
     methods = [
         "ferd (settings not on record)",
         "ferd (settings abcdef01)",
@@ -207,7 +207,7 @@ def test_methods_that_were_swept_alike_stand_beside_each_other(here):
         write(here, name.format(method), method=method)
     settings = params.validate(tiny_params())
     sweeps = stored_sweeps.of_benchmark("digits")
-    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], sweeps)
+    chapter = page.chapter("digits", settings.benchmark("digits"), settings.methods, [], {"ferd"}, sweeps)
     titles = [section.figure.title for section in chapter.sections if "Sweep" in section.figure.title]
     assert titles == [
         "Sweeps of threat_model.epsilon, methods beside each other: resnet8-w8",

@@ -81,7 +81,7 @@ def test_rounds_are_means_over_seeds_of_what_was_recorded(groups):
                 "round": 1,
                 "agreement": 0.5,
                 "proportions": [0.1] * 10,
-                "generator": {"loss": loss},
+                "generator": {"loss": loss, "robust_fraction": 0.25},
                 "student": {},
             },
             {
@@ -95,7 +95,8 @@ def test_rounds_are_means_over_seeds_of_what_was_recorded(groups):
         )
     rows = {(row["round"], row["quantity"]): (row["mean"], row["std"]) for row in tidy.rounds(groups)}
     assert rows == {
-        (1, "agreement"): (50.0, 0.0), (1, "generator loss"): (2.0, 1.0), (2, "agreement"): (100.0, 0.0),
+        (1, "agreement"): (50.0, 0.0), (1, "generator loss"): (2.0, 1.0), (1, "robust_fraction"): (25.0, 0.0),
+        (2, "agreement"): (100.0, 0.0),
     }  # fmt: skip
     shares = [row["mean"] for row in tidy.proportions(groups, CLASSES) if row["round"] == 2]
     assert shares == pytest.approx([55.0, *[5.0] * 9])
@@ -109,9 +110,10 @@ def test_long_schedules_are_thinned_to_at_most_sixty_rounds_with_the_last(groups
     assert rounds[-3:] == [213, 217, 221]
 
 
-def test_a_method_that_draws_every_class_alike_has_no_proportions(groups):
+@pytest.mark.parametrize("recorded", [{"proportions": [0.1] * 10}, {}])
+def test_a_method_that_draws_every_class_alike_or_has_none_recorded_has_no_proportions(groups, recorded):
     for seed in range(3):
-        write_rounds({"round": 1, "agreement": 1.0, "proportions": [0.1] * 10}, seed=seed)
+        write_rounds({"round": 1, "agreement": 1.0} | recorded, seed=seed)
     assert tidy.proportions(groups, CLASSES) == []
 
 
@@ -122,6 +124,13 @@ def test_pairs_of_classes_are_percent_without_the_diagonal():
     assert found[CIFAR10[CAT], CIFAR10[DOG]] == 55.0
     (cats,) = [row for row in rows if (row["source"], row["target"]) == (CIFAR10[CAT], CIFAR10[DOG])]
     assert (cats["turned"], cats["attacked"]) == (11, 20)
+
+
+def test_ends_of_utaes_are_percent_of_a_students_predictions():
+    ends = {"gamma": 0.5, "distribution": [0.25, 0.75]}
+    cat, dog = tidy.utae_outcomes([an_analysis() | {"utae_outcomes": [ends]}], ("cat", "dog"))
+    assert (cat["gamma"], cat["class"], cat["percent"]) == (0.5, "cat", 25.0)
+    assert (dog["gamma"], dog["class"], dog["percent"]) == (0.5, "dog", 75.0)
 
 
 def write_cost(seed: int, **figures) -> None:
