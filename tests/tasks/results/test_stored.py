@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ferd.errors import FerdError
-from tasks import report, table
+from tasks import params, report, table
 from tasks.results import stored
 from tests.conftest import ROOT
 
@@ -155,6 +155,19 @@ def test_accuracy_under_all_attacks_is_in_the_second_table(folder):
     heads, _, teacher, ferd, *_ = columns(table.markdown("digits").split("\n\n")[1])
     place = heads.index("all attacks (100) average")
     assert (teacher[place], ferd[place]) == ("", "50.0 ± 25.0")
+
+
+def test_a_second_table_has_an_attack_that_was_added(folder):
+    path = folder / "results/digits/resnet8-w8/no-fae/s0.json"
+    result = json.loads(path.read_text())
+    result["attacks"]["pgd50"] = result["attacks"]["pgd20"] | {"average": 0.375}
+    path.write_text(json.dumps(result))
+    _, second = table.markdown("digits").split("\n\n")
+    heads, _, *rows = columns(second)
+    assert heads[-2:] == ["pgd50 (500) average", "pgd50 (500) worst"]
+    assert [row[-2:] for row in rows if row[0] == "`no-fae`"] == [["37.5", "25.0"]]
+    settings = params.read()
+    assert report.chapters(settings, {"digits": stored.load("digits")})  # the page, too
 
 
 def test_a_second_table_has_the_further_figures_and_balls(folder):
