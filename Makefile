@@ -6,6 +6,9 @@ READY := $(VENV)/.installed
 NEEDS := -c constraints.txt -e '.[pipeline,dev]'
 FITS := -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
 
+# Set, it keeps `python -m` from finding the modules of this folder.
+unexport PYTHONSAFEPATH
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-services up down status remote plan lint ui bench clean
 

@@ -43,7 +43,7 @@ class LiveView:
             TextColumn("{task.fields[left]}"),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
-            disable=not sys.stdout.isatty(),
+            disable=not (sys.stdout and sys.stdout.isatty()),
         )
 
     def __enter__(self) -> "LiveView":

@@ -58,6 +58,7 @@ class Postgres:
                 *("--auth", "scram-sha-256", "--encoding", "UTF8", "--pwfile", password_file),
             ],
             cwd="/",
+            env={**os.environ, "LC_ALL": "C"},  # this shell's locale may not be on this machine
             capture_output=True,
             text=True,
             check=False,

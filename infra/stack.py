@@ -48,6 +48,7 @@ HANDED_ON = (  # to the services, from the environment of `make up`; some are se
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
 )
+OF_AMAZON = ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN")  # of credentials there, which this S3 refuses
 
 
 class Stack:
@@ -75,6 +76,7 @@ class Stack:
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{own['MLFLOW_PORT']}",
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{own['S3_PORT']}",
             "AWS_DEFAULT_REGION": own["AWS_DEFAULT_REGION"],
+            **dict.fromkeys(OF_AMAZON, ""),
             "WORK_POOL": own["WORK_POOL"],
             **{
                 key: value for key, value in passwords.keep(self.folder).items() if key != "POSTGRES_PASSWORD"
@@ -429,11 +431,19 @@ def _wait_until(
         time.sleep(POLL_SECONDS)
 
 
+def _forget_others() -> None:
+    """What this shell says of another database, or of Amazon's S3, is not for these services."""
+    for name in list(os.environ):
+        if name.startswith("PG") or name in (*OF_AMAZON, "AWS_PROFILE"):
+            del os.environ[name]
+
+
 def main() -> None:
     """Parse the command line."""
     parser = command_line(__doc__)
     parser.add_argument("command", choices=["up", "down", "status", "deploy", "secrets"])
     command = parser.parse_args().command
+    _forget_others()
     with as_command("stack"):
         stack = Stack()
         match command:

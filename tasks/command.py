@@ -4,19 +4,22 @@ import argparse
 import atexit
 import errno
 import gc
+import os
+import select
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 from ferd.errors import FerdError
 
 BAD_INPUT = 2
 INTERRUPTED = 130  # a shell's code for Ctrl-C
+UNREAD = 128 + signal.SIGPIPE  # and for a program that wrote to one that had ended
 GOES_ON = "stopped; run it again to go on from here"
 NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
@@ -38,12 +41,42 @@ def as_command(name: str, when_stopped: str = "stopped") -> Iterator[None]:
             stream.reconfigure(errors="replace")  # a terminal that is not of UTF-8 has no ± or ∞
     try:
         yield
+        if sys.stdout:  # None where it was closed
+            sys.stdout.flush()
     except FerdError as error:
         _end(f"{name}: {error}", BAD_INPUT)
+    except BrokenPipeError as error:
+        end_unread(error)
     except OSError as error:
         _end(f"{name}: {not_writable(error)}", BAD_INPUT)
     except KeyboardInterrupt:
         _end(f"{name}: {when_stopped}", INTERRUPTED)
+    finally:
+        _write_no_more_unread()
+
+
+def end_unread(error: BrokenPipeError) -> NoReturn:
+    """End without a word where nobody reads standard output any more (``| head``); else raise the error."""
+    if not _is_unread():
+        raise error
+    _write_no_more_unread()
+    sys.exit(UNREAD)
+
+
+def _write_no_more_unread() -> None:
+    """What is still to be written to a reader that has ended, as Python ends, goes nowhere."""
+    if _is_unread():
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe whose reader has ended."""
+    output = select.poll()
+    try:
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+    except (AttributeError, ValueError):  # there is none, or it is no file
+        return False
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def end_by(handler: Callable[[int, Any], None]) -> None:

@@ -33,6 +33,7 @@ NIGHTS = Path(".nightly")
 NAME = "%Y-%m-%dT%H%M%SZ"  # of a night: when it began
 LASTS = timedelta(hours=20)  # a night that broke off is gone on with for so long; then it is yesterday's
 AS_NIGHTLY = ("-c", "user.name=nightly", "-c", "user.email=nightly@localhost", "-c", "commit.gpgsign=false")
+ALL_FILES = ("-c", f"core.excludesFile={os.devnull}")  # also those that this user ignores in every repository
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Night:
 
     def keep(self, what: Mapping[str, Any]) -> None:
         """Commit results and what they are of; from now on the clone stays until a branch has them."""
-        git(self.folder, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
+        git(self.folder, *ALL_FILES, "add", "--", "results", str(lineage.FOLDER), str(LOCK))
         message = ("--message", f"Night {self.name}")
         git(self.folder, *AS_NIGHTLY, "commit", "--quiet", "--no-verify", "--allow-empty", *message)
         self._note(what, kept=True)
@@ -248,7 +249,8 @@ def _clone(night: Night) -> None:
         Repo(str(night.folder)) as there,
         there.config.edit("local") as local,
     ):
-        local["cache"] = {"dir": here.cache.local_cache_dir}
+        # DVC writes ASCII alone, which this folder's name need not be, and turns it into a path from there.
+        local["cache"] = {"dir": os.path.relpath(here.cache.local_cache_dir)}
         if remote := here.config["core"].get("remote"):
             local["core"] = {"remote": remote}
             local["remote"] = {remote: dict(here.config["remote"][remote])}

@@ -25,7 +25,7 @@ from ferd.config import fingerprint
 from ferd.errors import FerdError, Unreachable
 from ferd.files import file_hash, remove_leftovers
 from tasks import lineage, params, paths, slots, tracking
-from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, not_writable
+from tasks.command import BAD_INPUT, GOES_ON, INTERRUPTED, end_unread, not_writable
 from tasks.device import device_type
 from tasks.events import figures, progress_line
 from tasks.locks import held
@@ -44,7 +44,7 @@ class Progress:
 
     def event(self, event: str, **details: Any) -> None:
         """Print one JSON line; for a person at a terminal, what is of interest in words."""
-        if not sys.stdout.isatty():
+        if not (sys.stdout and sys.stdout.isatty()):  # None where it was closed
             print(json.dumps({"task": self.task, "event": event, **details}), flush=True)
         elif event == "progress":
             print(f"{self.task}: {progress_line(details)}", flush=True)
@@ -123,6 +123,8 @@ def running(task: str) -> Iterator[Progress]:
             raise
         reason = " ".join(str(error).split(". ")[0].split()) or "out of memory"
         _end(progress, f"{reason}; lower batch_size, or run fewer stages at a time")
+    except BrokenPipeError as error:
+        end_unread(error)
     except OSError as error:
         _end(progress, not_writable(error))
     except KeyboardInterrupt:

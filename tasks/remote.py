@@ -15,7 +15,7 @@ def set_remote(url: str) -> None:
     """Make an address DVC's remote, by ``.dvc/config.local``; what it takes is compared with what was sent.
 
     Raises:
-        FerdError: it is neither ``SCHEME://...`` nor an absolute folder that is there.
+        FerdError: it is neither ``SCHEME://...`` nor an absolute folder that is there, or not in ASCII.
     """
     from dvc.repo import Repo
 
@@ -24,6 +24,8 @@ def set_remote(url: str) -> None:
             f"{url!r} is neither an address such as s3://BUCKET/FOLDER nor an absolute folder that is there; "
             "correct it"
         )
+    if not url.isascii():
+        raise FerdError(f"{url!r}: DVC's configuration takes letters of ASCII alone; choose another address")
     timeouts = {"connect_timeout": TIMEOUT_SECONDS, "read_timeout": TIMEOUT_SECONDS}
     with plain_errors(), Repo(".") as repo, repo.config.edit("local") as local:
         local.setdefault("core", {})["remote"] = NAME

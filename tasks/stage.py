@@ -30,6 +30,7 @@ PLAIN = {  # of a stage's process, whoever runs it: DVC runs commands by $SHELL,
     "SHELL": "/bin/sh",
     "PYTHONUTF8": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONSAFEPATH": "",  # set, it would keep modules of this folder from being found
 }
 KEEPS_RESUME = "FERD_KEEPS_RESUME"  # set: who runs the stage discards what it could be resumed from
 

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,14 @@ from xdist.scheduler import LoadScopeScheduling
 from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
+# Of the person who runs the tests: a record, a server, a repository, a channel for alerts, not to be
+# touched; and what keeps modules of the working directory from being found.
+FOREIGN = ("AWS_", "DVC_", "FERD_", "GIT_", "MLFLOW_", "PG", "PREFECT_", "PYTHONSAFEPATH")
+KEPT = ("FERD_DATA", "FERD_RELEASED_CODE")  # what tests are given: images, a clone
+for _name in [name for name in os.environ if name.startswith(FOREIGN) and name not in KEPT]:
+    del os.environ[_name]
+OWN_FOLDER = "TESTS_OWN_FOLDER"  # instead of the person's home; xdist's workers get it by this variable
+GIT_CONFIG = f"[core]\n\texcludesFile = {os.devnull}\n[safe]\n\tdirectory = *\n"
 TINY_DISTILLATION = {
     "rounds": 3,
     "warmup_rounds": 1,
@@ -41,6 +51,43 @@ class ByStack(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack | None:
     """How tests are shared under ``--dist loadscope``."""
     return ByStack(config, log) if config.getoption("dist") == "loadscope" else None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What is looked for in a home is looked for in a folder of the tests' own."""
+    if not hasattr(config, "workerinput"):
+        os.environ[OWN_FOLDER] = tempfile.mkdtemp(prefix="ferd-tests-")
+        (own_folder() / "gitconfig").write_text(GIT_CONFIG, "utf-8")
+    os.environ.update(instead_of_home())
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """The folder goes with the last process that has it."""
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(own_folder(), ignore_errors=True)
+
+
+def own_folder() -> Path:
+    """The tests' own, while they run."""
+    return Path(os.environ[OWN_FOLDER])
+
+
+def instead_of_home() -> dict[str, str]:
+    """Where Git, DVC, AWS and Prefect look for settings, and Prefect keeps its database."""
+    nothing = dict.fromkeys(
+        (
+            "AWS_CONFIG_FILE",
+            "AWS_SHARED_CREDENTIALS_FILE",
+            "DVC_GLOBAL_CONFIG_DIR",
+            "DVC_SYSTEM_CONFIG_DIR",
+        ),
+        str(own_folder() / "nothing"),
+    )
+    return nothing | {
+        "GIT_CONFIG_GLOBAL": str(own_folder() / "gitconfig"),
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "PREFECT_HOME": str(own_folder() / "prefect"),
+    }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -96,6 +143,7 @@ def environment() -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "",
         "DVC_NO_ANALYTICS": "true",
+        "PREFECT_HOME": instead_of_home()["PREFECT_HOME"],
         "PREFECT_PROFILES_PATH": os.devnull,
     }
 
@@ -228,9 +276,17 @@ def heed_interrupts() -> None:
 
 def free_port() -> int:
     """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    (port,) = free_ports(1)
+    return port
+
+
+def free_ports(number: int) -> list[int]:
+    """As many ports, each another."""
+    with ExitStack() as taken:
+        probes = [taken.enter_context(socket.socket()) for _ in range(number)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def set_param(folder: Path, value: object, *keys: str) -> None:

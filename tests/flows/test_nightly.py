@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from uuid import UUID
 import httpx
 import psutil
 import pytest
+from dvc.repo import Repo
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.schemas.objects import FlowRun
@@ -25,7 +27,8 @@ from prefect.states import Failed
 from ferd.errors import FerdError
 from flows import nightly
 from flows.alert import alert, check
-from tests.conftest import ROOT, environment, heed_interrupts, run_in
+from tasks import night
+from tests.conftest import ROOT, environment, heed_interrupts, make_workspace, run_in
 
 COMMAND = [sys.executable, "-m", "flows.nightly", "--methods", "uniform-noise", "--seeds", "0"]
 RESULT = Path("results/digits/resnet8-w8/uniform-noise/s0.json")
@@ -69,6 +72,34 @@ def inbox():
     server.server_close()
 
 
+def opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> night.Night:
+    """A night of a workspace that has just been committed."""
+    (folder / "dvc.lock").write_text("", "utf-8")
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--message", "tiny")
+    monkeypatch.chdir(folder)
+    night.NIGHTS.mkdir()
+    return night.open_night({}, datetime.now(UTC))
+
+
+def test_a_folder_of_any_letters_has_nights_which_share_its_cache(tmp_path, monkeypatch):
+    """DVC writes its configuration in ASCII."""
+    folder = make_workspace(tmp_path / "größe")
+    with Repo(str(opened(folder, monkeypatch).folder)) as there:
+        assert Path(there.cache.local_cache_dir) == folder / ".dvc/cache"
+
+
+def test_what_a_person_ignores_everywhere_is_kept_all_the_same(workspace, tmp_path_factory, monkeypatch):
+    person = tmp_path_factory.mktemp("person")
+    (person / "ignored").write_text("*.json\n", "utf-8")
+    (person / "gitconfig").write_text(f"[core]\n\texcludesFile = {person}/ignored\n", "utf-8")
+    tonight = opened(workspace, monkeypatch)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(person / "gitconfig"))
+    (tonight.folder / "results/digits/teacher.json").write_text("{}", "utf-8")
+    tonight.keep({})
+    assert git(tonight.folder, "show", "HEAD:results/digits/teacher.json") == "{}"
+
+
 def clones(folder: Path) -> list[Path]:
     return [path for path in (folder / ".nightly").iterdir() if path.is_dir()]
 
@@ -94,7 +125,8 @@ def break_off(folder: Path, prefect: Path, number: signal.Signals) -> None:
         flow.send_signal(number)
     for process in psutil.process_iter(["cwd"]):  # its stages are process groups of their own
         if process.info["cwd"] and Path(process.info["cwd"]).is_relative_to(folder):
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
 
 
 @pytest.mark.services  # for its time: minutes

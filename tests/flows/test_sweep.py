@@ -31,7 +31,7 @@ def settings_alone(tmp_path_factory):
     [
         ("--key utae.gama --values 0", "methods.ferd.utae.gama: unknown key"),
         ("--key utae.gamma --values 0 -1", "greater than or equal to 0 (found -1)"),
-        ("--key threat_model.epsilon --values big", "valid number (found 'big')"),
+        ("--key threat_model.epsilon --values big", "valid number (found 'big'; in [0, 1] pixels"),
         ("--key teacher.network --values resnet18", "data and teacher as they are"),
         ("--key nothing --values 1", "nothing: unknown key"),
         ("--key utae.gamma --values 1 --method rslad", "replays the pool of 'ferd'"),

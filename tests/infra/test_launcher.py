@@ -13,13 +13,13 @@ import pytest
 
 from ferd.errors import FerdError, Unreachable
 from infra import bucket, processes, settings, stack
-from tests.conftest import ROOT, environment, free_port
+from tests.conftest import ROOT, environment, free_port, free_ports
 
 
 def launch(module: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run the launcher, or another module, with free ports."""
     own = {key: value for key, value in environment().items() if not key.startswith("AWS_")}
-    ports = {name: str(free_port()) for name in settings.PORTS}
+    ports = dict(zip(settings.PORTS, map(str, free_ports(len(settings.PORTS))), strict=True))
     return subprocess.run(
         [sys.executable, "-m", module, *arguments],
         cwd=ROOT,
@@ -138,8 +138,8 @@ def test_what_outlived_supervisord_is_named_and_ended(left_behind, tmp_path, mon
     worker, shell = left_behind
     monkeypatch.setattr(processes, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
-    for name in settings.PORTS:
-        monkeypatch.setenv(name, str(free_port()))
+    for name, port in zip(settings.PORTS, free_ports(len(settings.PORTS)), strict=True):
+        monkeypatch.setenv(name, str(port))
     assert not stack.Stack().status()
     assert f"worker ({worker.pid}" in capsys.readouterr().out
     with pytest.raises(FerdError, match="`make down` ends them"):
@@ -149,6 +149,17 @@ def test_what_outlived_supervisord_is_named_and_ended(left_behind, tmp_path, mon
     assert worker.wait(10) == -signal.SIGKILL
     assert shell.poll() is None
     assert capsys.readouterr().out == "stopped\n"
+
+
+def test_what_a_shell_says_of_other_services_is_not_for_these(tmp_path, monkeypatch):
+    others = ("PGHOST", "PGSSLMODE", "PGOPTIONS", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN", "AWS_PROFILE")
+    for name in (*others, "POSTGRES_USER"):
+        monkeypatch.setenv(name, "another")
+    monkeypatch.setenv("STACK_FOLDER", str(tmp_path))
+    monkeypatch.setattr("sys.argv", ["stack", "down"])
+    stack.main()
+    assert [name for name in others if name in os.environ] == []
+    assert os.environ["POSTGRES_USER"] == "another"
 
 
 def test_another_users_process_is_said_to_be_theirs(tmp_path, monkeypatch):

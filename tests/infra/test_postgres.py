@@ -1,5 +1,6 @@
 """The stack's PostgreSQL: of which version, and that a cluster is whole or not there."""
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -61,6 +62,20 @@ def test_a_cluster_is_there_whole_or_not_at_all(cluster, monkeypatch):
     cluster.initialise("secret")
     assert (cluster.data / "PG_VERSION").exists()
     assert list(cluster.data.parent.glob("postgresql.part-*")) == []
+
+
+def test_a_cluster_is_made_whatever_the_shells_locale_is(cluster, monkeypatch):
+    """It may be one that is not on this machine, as ssh brings it along; then ``initdb`` would refuse."""
+    given = {}
+
+    def run(command: list, **options: dict[str, str]) -> subprocess.CompletedProcess:
+        given.update(options["env"])
+        return initdb(command)
+
+    monkeypatch.setenv("LC_ALL", "xx_XX.UTF-8")
+    monkeypatch.setattr(postgres.subprocess, "run", run)
+    cluster.initialise("secret")
+    assert given["LC_ALL"] == "C" and given["PATH"] == os.environ["PATH"]
 
 
 def test_what_is_no_cluster_is_not_replaced(cluster, monkeypatch):

@@ -60,6 +60,7 @@ def test_supervisords_commands_hold_a_folder_with_a_space(monkeypatch):
     known |= {"ENV_STACK_FOLDER": folder, "ENV_POSTGRES_BINARIES": "/opt/my sql/bin"}
     command = shlex.split(conf["program:postgresql"]["command"] % known)
     assert command[:3] == ["/opt/my sql/bin/postgres", "-D", f"{folder}/postgresql"]
+    assert "lc_messages=C" in command  # whatever the cluster was made with: its words are looked at
     monkeypatch.setattr(stack.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     assert f"-dir={folder}/s3" in shlex.split(stack.Stack()._s3_command())
 
@@ -163,7 +164,10 @@ def test_dockers_passwords_come_with_what_a_shell_sources(tmp_path, monkeypatch)
         monkeypatch.delenv(name, raising=False)
     stack.Stack().keep_secrets()
     key = passwords.keep(stack.Stack().folder)["AWS_SECRET_ACCESS_KEY"]
-    assert f"export AWS_SECRET_ACCESS_KEY={key}\n" in (tmp_path / "environment.sh").read_text()
+    sourced = (tmp_path / "environment.sh").read_text("utf-8")
+    assert f"export AWS_SECRET_ACCESS_KEY={key}\n" in sourced
+    for name in ("AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN"):  # those that a shell has belong to other keys
+        assert f"export {name}=''\n" in sourced
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,10 +21,11 @@ from dotenv import dotenv_values
 
 from ferd.errors import FerdError
 from infra import passwords, postgres, stack
+from infra.settings import PORTS
 from tests.conftest import (
     ROOT,
     environment,
-    free_port,
+    free_ports,
     keep_digits_alone,
     make_workspace,
     run_in,
@@ -32,6 +33,12 @@ from tests.conftest import (
 )
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+SHELL = {  # of the person who starts them, of another database, of Amazon's S3; no locale of this machine
+    "LC_ALL": "xx_XX.UTF-8",
+    "PGSSLMODE": "verify-full",
+    "AWS_SESSION_TOKEN": "of-amazon",
+    "AWS_PROFILE": "of-amazon",
+}
 PLANTED = "planted-secret-0123456789"  # the S3 secret of these services: nothing that is kept may show it
 
 
@@ -171,7 +178,7 @@ def commit(folder: Path, message: str) -> None:
 def processes_below(folder: Path) -> list[psutil.Process]:
     """Processes whose working directory is the folder, or in it."""
     found = []
-    for process in psutil.process_iter(["cwd"]):
+    for process in psutil.process_iter(["cwd", "cmdline"]):
         cwd = process.info["cwd"]
         if cwd and Path(cwd).is_relative_to(folder):
             found.append(process)
@@ -188,8 +195,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     workspace = make_clone(tmp_path_factory.mktemp("services") / "workspace")
     folder = Path(tempfile.mkdtemp(prefix="ferd-stack-"))
     folder.chmod(0o755)  # PostgreSQL's own user works in it
-    ports = ("POSTGRES_PORT", "S3_PORT", "MLFLOW_PORT", "PREFECT_PORT")
-    own = environment() | {name: str(free_port()) for name in ports}
+    own = environment() | dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     own |= {
         "STACK_FOLDER": str(folder),
         "NIGHTLY_CRON": f"0 {(datetime.now(UTC).hour + 12) % 24} * * *",  # no night among the tests' own runs
@@ -203,7 +209,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     command = [sys.executable, "-m", "infra.stack"]
     try:
         up = subprocess.run(
-            [*command, "up"], cwd=workspace, env=own, capture_output=True, text=True, check=False
+            [*command, "up"], cwd=workspace, env=own | SHELL, capture_output=True, text=True, check=False
         )
         assert up.returncode == 0, up.stdout + up.stderr
         exported = dotenv_values(folder / "environment.sh")
@@ -213,9 +219,10 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         subprocess.run([*command, "down"], cwd=workspace, env=own, capture_output=True, check=False)
         left = processes_below(folder) + processes_below(workspace)
         for process in left:
-            process.send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
         shutil.rmtree(folder, ignore_errors=True)
-    assert [process.cmdline() for process in left] == [], os.linesep.join(map(str, left))
+    assert [process.info["cmdline"] for process in left] == [], os.linesep.join(map(str, left))
 
 
 @pytest.fixture(scope="session")

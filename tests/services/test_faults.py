@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from infra import automations, processes, settings
-from tests.conftest import free_port, run_in, set_param, wait_until
+from tests.conftest import free_ports, run_in, set_param, wait_until
 from tests.services.conftest import Services
 from tests.services.test_sharing import add_remote
 
@@ -132,7 +132,9 @@ def test_what_outlives_supervisord_is_ended_by_down(services):
     folder = Path(tempfile.mkdtemp(prefix="ferd stack-"))
     folder.chmod(0o755)
     launcher = (sys.executable, "-m", "infra.stack")
-    own = services.started_with | {name: str(free_port()) for name in settings.PORTS}
+    own = services.started_with | dict(
+        zip(settings.PORTS, map(str, free_ports(len(settings.PORTS))), strict=True)
+    )
     own |= {"STACK_FOLDER": str(folder)}
     try:
         with subprocess.Popen(

@@ -5,10 +5,10 @@ import signal
 import subprocess
 import sys
 
-import psutil
 import pytest
 
 from tests.conftest import environment, heed_interrupts, wait_until
+from tests.services.conftest import processes_below
 from tests.services.test_sharing import add_remote
 
 pytestmark = pytest.mark.services
@@ -61,5 +61,6 @@ def test_a_grid_that_is_stopped_stops_its_stages_on_the_workers(reproduced, tmp_
     assert said.splitlines()[-1] == "grid: stopped; run it again to go on from here"
     wait_until(lambda: those_in("CANCELLED") - left, 120, reproduced.log)
     stage_command = "-m tasks.distill digits resnet8-w8 no-fae s0"
-    commands = (" ".join(each.info["cmdline"] or ()) for each in psutil.process_iter(["cmdline"]))
+    processes = processes_below(folder) + processes_below(reproduced.workspace)
+    commands = [" ".join(process.info["cmdline"] or ()) for process in processes]
     assert not [command for command in commands if command.endswith(stage_command)]

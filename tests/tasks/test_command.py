@@ -44,18 +44,68 @@ def test_a_fault_or_an_interrupt_is_one_line(capsys, raised, code, line):
     assert (ended.value.code, capsys.readouterr().err) == (code, line)
 
 
-@pytest.mark.parametrize("bug", [ZeroDivisionError(), FileNotFoundError(errno.ENOENT, "No such file", "x")])
+@pytest.mark.parametrize(
+    "bug",
+    [
+        ZeroDivisionError(),
+        FileNotFoundError(errno.ENOENT, "No such file", "x"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),  # of a connection: standard output is read
+    ],
+)
 def test_a_bug_stays_a_traceback(bug):
     with pytest.raises(type(bug)), as_command("plan"):
         raise bug
 
 
-def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch):
-    """Named once, also in a process that another of the project has started."""
-    monkeypatch.setenv("NO_PROXY", "example.org")
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        ("print(1)", 141),
+        ("print('1' * 100_000)", 141),
+        ("print(1, flush=True)", 141),
+        ("print(1); sys.exit(1)", 1),
+        ("print(1); raise FerdError('wrong')", 2),
+    ],
+)
+def test_a_reader_that_ends_first_is_no_fault(program, code):
+    """As ``| head``: it has what it wanted."""
+    given = "import sys; from ferd.errors import FerdError; from tasks.command import as_command\n"
+    given += f"with as_command('plan'): {program}"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", given],
+        cwd=ROOT,
+        env=environment() | {"PYTHONUNBUFFERED": ""},
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (code, "plan: wrong\n" if code == 2 else "")
+
+
+HERE = "127.0.0.1,localhost"
+
+
+@pytest.mark.parametrize(
+    ("given", "direct"),
+    [
+        ({}, HERE),
+        ({"NO_PROXY": "example.org"}, f"example.org,{HERE}"),
+        ({"no_proxy": "a.org, b.org", "NO_PROXY": "c.org"}, f"a.org,b.org,{HERE}"),
+        ({"no_proxy": "*"}, "*"),
+        ({"NO_PROXY": "*"}, "*"),
+    ],
+)
+def test_a_proxy_is_not_asked_for_this_machines_servers(monkeypatch, given, direct):
+    """Named once, also in a process that another of the project has started; other hosts stay."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, given.get(name, ""))
     for _ in range(2):
         importlib.reload(tasks)
-        assert os.environ["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+        assert (os.environ["no_proxy"], os.environ["NO_PROXY"]) == (direct, direct)
 
 
 def test_a_user_without_a_name_has_one_for_dvc():

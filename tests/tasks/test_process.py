@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from ferd.errors import FerdError, Unreachable
-from tasks import process, slots
+from tasks import process, slots, stage
 from tests.conftest import ROOT, tiny_params
 
 FERD = "distill digits/resnet8-w8/ferd/s0"
@@ -66,6 +66,30 @@ def test_a_person_at_a_terminal_reads_words(monkeypatch, capsys):
         f"{FERD}: round 2 of 2, 0 s left, agreement 0.984",
         f"{FERD}: measured clean 0.774, pgd20 0.47",
     ]
+
+
+def test_without_standard_output_a_stage_says_nothing(folder, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    with process.running("report") as progress:
+        progress.start()
+        progress.advance(1, 2)
+
+
+def test_a_stage_that_nobody_reads_any_more_ends_as_by_sigpipe(folder, monkeypatch, capfd):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as unread:
+        monkeypatch.setattr(sys, "stdout", unread)
+        with pytest.raises(SystemExit) as ended, process.running("report") as progress:
+            progress.start()
+    assert (ended.value.code, capfd.readouterr().err) == (141, "")
+
+
+def test_a_stages_modules_are_found_whatever_its_caller_has(folder, monkeypatch):
+    (folder / "telling.py").write_text("print('found')", "utf-8")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with stage._started("s", ["telling"], None, folder) as started:
+        assert started.stdout.read() == "found\n"
 
 
 def test_a_process_that_watches_reads_json(capsys):

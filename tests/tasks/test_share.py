@@ -181,6 +181,10 @@ def test_a_remote_is_an_address_or_a_folder_that_is_there(here, tmp_path):
     for url in ("s3:/ferd", "ferd/dvc", "s3://", str(tmp_path / "nowhere"), ""):
         with pytest.raises(FerdError, match="is neither an address such as s3://BUCKET/FOLDER nor"):
             set_remote(url)
+    (tmp_path / "größe").mkdir()
+    for url in ("s3://ferd/größe", str(tmp_path / "größe")):
+        with pytest.raises(FerdError, match="takes letters of ASCII alone; choose another"):
+            set_remote(url)
     (tmp_path / "store").mkdir()
     set_remote(str(tmp_path / "store"))
     assert share.push(["one"]) == 1
