@@ -117,7 +117,7 @@ def test_a_twin_that_is_another_function_is_refused_even_before_training(make_ne
 
 
 def test_images_of_other_channels_are_refused(teacher):
-    with pytest.raises(FerdError, match=r"^the network takes 1 channels, not the 3 of the images$"):
+    with pytest.raises(FerdError, match=r"not the 3 of the images \(N, channels, H, W\)$"):
         attackable(teacher, "network", (3, 8, 8), CPU)
 
 
