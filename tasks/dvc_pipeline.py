@@ -107,7 +107,9 @@ class Pipeline:
             FerdError: dvc.yaml has no such stage, or one that does not depend on the code of its networks.
         """
         names = self._ancestors(targets or list(self._needs)) + ([REPORT] if report else [])
-        self._refuse_without_network(names)
+        settings = params.read()
+        params.require_plain_names(settings)
+        self._refuse_without_network(names, settings)
         lists = lineage.lists()
         changed = when_free(lambda: self._changed(names, lists))
         planned: dict[str, Stage] = {}
@@ -119,11 +121,10 @@ class Pipeline:
             planned[name] = Stage(name, upstream, stale, module_of(known.cmd), uncached)
         return list(planned.values())
 
-    def _refuse_without_network(self, names: Sequence[str]) -> None:
-        benchmarks = params.read().benchmarks
+    def _refuse_without_network(self, names: Sequence[str], settings: params.Params) -> None:
         for name in names:
             stage = self._known[name]
-            needed = lineage.network_lists(module_of(stage.cmd), benchmarks)
+            needed = lineage.network_lists(module_of(stage.cmd), settings.benchmarks)
             if lacking := needed - {Path(dep.def_path) for dep in stage.deps}:
                 path = min(lacking)
                 raise FerdError(

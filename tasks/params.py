@@ -21,7 +21,7 @@ from ferd.models.registry import NETWORKS
 from tasks.paths import CHECKPOINTS
 
 PARAMS = Path(os.environ.get("FERD_PARAMS", "params.yaml"))  # a sweep's point has its own: tasks/sweep.py
-NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")
+PLAIN_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")
 CONTROLS = ("real-data", "uniform-noise", "untrained-generator")
 USED = {  # by command: keys of its benchmark that a result depends on, as dvc.yaml has them for its stages
     "data": ("data",),
@@ -146,13 +146,6 @@ def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, 
 def validate(content: Any) -> Params:
     """As ``read``, of content that was already read."""
     blocks = _section(content, "the whole file")
-    for group in ("benchmarks", "methods"):
-        for name in _section(blocks.get(group), group):
-            if not NAME.fullmatch(name):
-                raise FerdError(
-                    f"{group}: {name!r} is no name: it is part of paths and of DVC's keys, in which a dot "
-                    "goes deeper; take letters, digits, - and _, as in gamma-0_3"
-                )
     for key in blocks.keys() - {"benchmarks", "methods", "nightly"}:
         raise FerdError(f"{key}: unknown key at the top; only benchmarks, methods and nightly")
     params = Params(
@@ -181,6 +174,21 @@ def validate(content: Any) -> Params:
     for name in params.nightly.benchmarks:
         _lookup(params.benchmarks, name, "nightly.benchmarks: benchmark")
     return params
+
+
+def require_plain_names(known: Params) -> None:
+    """Refuse names that DVC would take apart; a sweep's own settings, which it does not read, have others.
+
+    Raises:
+        FerdError: a benchmark or a method has one.
+    """
+    for group, names in (("benchmarks", known.benchmarks), ("methods", known.methods)):
+        for name in names:
+            if not PLAIN_NAME.fullmatch(name):
+                raise FerdError(
+                    f"{PARAMS}: {group}: {name!r} is no name: it is part of paths and of DVC's keys, where a "
+                    "dot goes deeper; take letters, digits, - and _, as in gamma-0_3"
+                )
 
 
 def used_by(task: str) -> list[Any]:

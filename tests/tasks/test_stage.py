@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ferd.errors import FerdError
 from tasks import dvc_pipeline, process, stage
@@ -106,6 +107,15 @@ def test_the_methods_of_a_benchmark_are_those_that_its_stages_evaluate(pipeline)
     every = pipeline.student_stages("digits", None, None)
     found = [pipeline.student_stages("digits", [method], None) for method in methods_of("digits")]
     assert all(found) and sorted(chain(*found)) == sorted(every)
+
+
+def test_a_name_that_dvc_would_take_apart_is_one_line(here, change_params):
+    settings = yaml.safe_load((here / "params.yaml").read_text())
+    change_params(here, settings["methods"]["ferd"], "methods", "gamma-0.4")
+    with pytest.raises(
+        FerdError, match=r"^params\.yaml: methods: 'gamma-0\.4' is no name: .* as in gamma-0_3$"
+    ):
+        dvc_pipeline.Pipeline().plan([FERD])
 
 
 def test_a_student_that_params_yaml_lacks_is_one_line(here, change_params):
