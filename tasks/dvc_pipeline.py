@@ -54,13 +54,20 @@ class Pipeline:
         """Names of the stages that evaluate a benchmark's students, by default all.
 
         Raises:
-            FerdError: dvc.yaml has no stage for a method or seed that was named.
+            FerdError: dvc.yaml has no stage for a method or seed that was named, or one for a student that
+                the benchmark lacks.
         """
         students: dict[str, tuple[str, int]] = {}
+        named = params.read().benchmark(benchmark).students
         for name, stage in self._known.items():
             job = job_of(module_of(stage.cmd))
             if job and job.kind == "evaluate" and job.benchmark == benchmark and job.student:
-                self._refuse_unknown(name, benchmark, job.student)
+                if job.student not in named:
+                    raise FerdError(
+                        f"dvc.yaml: {name} is of the student {job.student}, which "
+                        f"benchmarks.{benchmark}.students in params.yaml lacks ({', '.join(named)}); name it "
+                        "there, or take it out of dvc.yaml"
+                    )
                 students[name] = (job.method, job.seed)
         for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
             known = list(dict.fromkeys(student[position] for student in students.values()))
@@ -75,14 +82,6 @@ class Pipeline:
             for name, (method, seed) in students.items()
             if (methods is None or method in methods) and (seeds is None or seed in seeds)
         ]
-
-    def _refuse_unknown(self, stage: str, benchmark: str, student: str) -> None:
-        known = params.read().benchmark(benchmark).students
-        if student not in known:
-            raise FerdError(
-                f"dvc.yaml: {stage} is of the student {student}, which benchmarks.{benchmark}.students in "
-                f"params.yaml lacks ({', '.join(known)}); name it there, or take it out of dvc.yaml"
-            )
 
     def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
         """Names of the stages that analyse what these stages evaluate."""
