@@ -21,6 +21,7 @@ import yaml
 from filelock import FileLock
 from xdist.scheduler import LoadScopeScheduling
 
+from tasks import tracking
 from tests.warm_python import WarmPython
 
 ROOT = Path(__file__).parents[1]
@@ -102,6 +103,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def one_thread() -> None:
     """The machine is shared: threads are not what is tested."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_run_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a test has begun and not finished is not for the next test's stage to mark as failed."""
+    monkeypatch.setattr(tracking, "_unfinished", set())
 
 
 @cache

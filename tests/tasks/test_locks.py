@@ -1,11 +1,12 @@
 """A lock is one process's at a time, and free again when that one has ended, however it did."""
 
+import io
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,7 @@ def holder(tmp_path):
         process.kill()
 
 
-def test_who_waits_says_so_and_has_it_once_the_other_is_killed(holder, capfd):
+def test_who_waits_says_so_and_has_it_once_the_other_is_killed(holder):
     process, lock = holder
     has_it = threading.Event()
 
@@ -45,30 +46,29 @@ def test_who_waits_says_so_and_has_it_once_the_other_is_killed(holder, capfd):
             has_it.set()
 
     waiting = threading.Thread(target=second)
-    waiting.start()
-    wait_until(lambda: "waiting for the other\n" in capfd.readouterr().err)
+    with redirect_stderr(io.StringIO()) as said:  # pytest's capture loses what is written while it is read
+        waiting.start()
+        wait_until(lambda: said.getvalue() == "waiting for the other\n")
     assert not has_it.is_set()
     process.kill()
     waiting.join(30)
     assert has_it.is_set()
 
 
-def test_only_one_of_two_that_wait_has_what_a_killed_one_had(holder, capfd):
+def test_only_one_of_two_that_wait_has_what_a_killed_one_had(holder):
     process, lock = holder
-    meeting, met, said = threading.Barrier(2), [], []
+    meeting, met = threading.Barrier(2), []
 
     def wait():
         with held(lock, waiting="waiting"), suppress(threading.BrokenBarrierError):
             met.append(meeting.wait(1))
 
-    def both_wait():
-        said.append(capfd.readouterr().err)
-        return "".join(said) == 2 * "waiting\n"
-
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor() as threads, redirect_stderr(io.StringIO()) as said:
         waiting = [threads.submit(wait) for _ in range(2)]
-        wait_until(both_wait)
-        process.kill()
+        try:
+            wait_until(lambda: said.getvalue().count("waiting") == 2)
+        finally:
+            process.kill()  # or they wait
         for one in waiting:
             one.result(30)
     assert met == []

@@ -1,5 +1,6 @@
 """One DVC stage as a process: planned in order, its events passed on, its outputs kept on failure."""
 
+import io
 import os
 import pickle
 import re
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import chdir, nullcontext
+from contextlib import chdir, nullcontext, redirect_stdout
 from itertools import chain
 from pathlib import Path
 
@@ -433,12 +434,13 @@ def another(here):
         yield process
 
 
-def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, another, capsys):
+def test_a_plan_waits_for_another_process_that_writes_what_it_reads(here, another):
     plans = []
     waiting = threading.Thread(target=lambda: plans.append(dvc_pipeline.Pipeline().plan([FERD])), daemon=True)
-    waiting.start()
     told = "waiting: another process is running stages of this folder ("  # and which, in DVC's words
-    wait_until(lambda: capsys.readouterr().out.startswith(told))
+    with redirect_stdout(io.StringIO()) as said:
+        waiting.start()
+        wait_until(lambda: said.getvalue().startswith(told))
     another.stdin.close()
     waiting.join(timeout=60)
     assert [item.stale for item in plans[0]] == [False] * 5
