@@ -47,7 +47,8 @@ def at(commit: str, benchmark: str) -> Iterator[Path]:
 def hashes(folder: Path, benchmark: str, student: str, method: str, seed: int) -> tuple[str, str]:
     """Distil in a clone; -> 16 digits each of the SHA-256 of the weights and of the pool's files."""
     command = [sys.executable, "-m", "tasks.distill", benchmark, student, method, f"s{seed}"]
-    environment = os.environ | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    record = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}  # shortened runs are in nobody's
+    environment = os.environ | record | {"PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, check=True)
     weights, pool = hashlib.sha256(), hashlib.sha256()
     with safe_open(folder / paths.student(benchmark, student, method, seed), "pt") as tensors:

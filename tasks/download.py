@@ -65,7 +65,8 @@ def put_in_place(
         target.parent.mkdir(parents=True, exist_ok=True)
         with held(target.with_name(f".{target.name}.lock")):
             if not _is_right(target, checksum, algorithm):
-                fetch(part)
+                if not (part.is_file() and _is_right(part, checksum, algorithm)):  # left by a late stop
+                    fetch(part)
                 _check(part, origin, checksum, algorithm)
                 os.replace(part, target)
     except OSError as error:

@@ -5,12 +5,13 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ferd.errors import FerdError
 from tasks import lineage, params
-from tasks.job import job_of
+from tasks.job import Job, job_of
 from tasks.stage import Stage
 
 REPORT = "report"
@@ -54,44 +55,65 @@ class Pipeline:
         """Names of the stages that evaluate a benchmark's students, by default all.
 
         Raises:
-            FerdError: dvc.yaml has no stage for a method or seed that was named, or one for a student that
-                the benchmark lacks.
+            FerdError: dvc.yaml has no stage for a method or seed that was named, or for none of the others
+                that were named with it, or has one for a student that the benchmark lacks.
         """
-        students: dict[str, tuple[str, int]] = {}
-        named = params.read().benchmark(benchmark).students
-        for name, stage in self._known.items():
-            job = job_of(module_of(stage.cmd))
-            if job and job.kind == "evaluate" and job.benchmark == benchmark and job.student:
-                if job.student not in named:
-                    raise FerdError(
-                        f"dvc.yaml: {name} is of the student {job.student}, which "
-                        f"benchmarks.{benchmark}.students in params.yaml lacks ({', '.join(named)}); name it "
-                        "there, or take it out of dvc.yaml"
-                    )
-                students[name] = (job.method, job.seed)
-        for position, kind, wanted in ((0, "method", methods), (1, "seed", seeds)):
-            known = list(dict.fromkeys(student[position] for student in students.values()))
+        students = self._students(benchmark)
+        chosen = {
+            name: job
+            for name, job in students.items()
+            if (methods is None or job.method in methods) and (seeds is None or job.seed in seeds)
+        }
+        for kind, wanted in (("method", methods), ("seed", seeds)):
+            known = list(dict.fromkeys(getattr(job, kind) for job in students.values()))
+            found = {getattr(job, kind) for job in chosen.values()}
             for value in wanted or ():
                 if value not in known:
                     raise FerdError(
                         f"dvc.yaml evaluates no {kind} {value!r} of {benchmark}; choose from "
                         f"{', '.join(map(str, known))}, or add it to the stages that distil and evaluate them"
                     )
-        return [
-            name
-            for name, (method, seed) in students.items()
-            if (methods is None or method in methods) and (seeds is None or seed in seeds)
-        ]
+                if value not in found:
+                    pairs = dict.fromkeys(
+                        f"{job.method} s{job.seed}"
+                        for job in students.values()
+                        if getattr(job, kind) == value
+                    )
+                    raise FerdError(
+                        f"dvc.yaml evaluates {kind} {value!r} of {benchmark}, but not with what was named "
+                        f"beside it; it has {', '.join(pairs)}"
+                    )
+        return list(chosen)
+
+    def _students(self, benchmark: str) -> dict[str, Job]:
+        """The stages that evaluate a benchmark's students, by name."""
+        named = params.read().benchmark(benchmark).students
+        students = {
+            name: job
+            for name, job in self._jobs.items()
+            if job and job.kind == "evaluate" and job.benchmark == benchmark and job.student
+        }
+        for name, job in students.items():
+            if job.student not in named:
+                raise FerdError(
+                    f"dvc.yaml: {name} is of the student {job.student}, which "
+                    f"benchmarks.{benchmark}.students in params.yaml lacks ({', '.join(named)}); name it "
+                    "there, or take it out of dvc.yaml"
+                )
+        return students
 
     def analyses_of(self, evaluations: Sequence[str]) -> list[str]:
         """Names of the stages that analyse what these stages evaluate."""
-        jobs = {name: job_of(module_of(stage.cmd)) for name, stage in self._known.items()}
-        evaluated = {job.checkpoint for name in evaluations if (job := jobs[name])}
+        evaluated = {job.checkpoint for name in evaluations if (job := self._jobs[name])}
         return [
             name
-            for name, job in jobs.items()
+            for name, job in self._jobs.items()
             if job and job.kind == "analyse" and job.checkpoint in evaluated
         ]
+
+    @cached_property
+    def _jobs(self) -> dict[str, Job | None]:
+        return {name: job_of(module_of(stage.cmd)) for name, stage in self._known.items()}
 
     def plan(self, targets: Sequence[str] | None = None, *, report: bool = False) -> list[Stage]:
         """The targets and all they need, in topological order; by default every stage.

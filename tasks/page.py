@@ -212,7 +212,7 @@ def _paper_tables(rows: Sequence[tidy.Row], benchmark: Benchmark) -> list[Table]
             "larger and the worst class lower by sampling alone. "
             + (
                 ""
-                if of_table[0]["same_network"]
+                if of_table[0]["same_networks"]
                 else "Another network at another schedule: not a reproduction. "
             )
             + figures["source"]
@@ -244,9 +244,9 @@ def _difference(row: tidy.Row) -> str:
         return "–"
     places = 3 if row["figure"] == "nsd" else 1
     noise = {True: "within noise", False: "beyond noise", None: "one seed"}[row["within_noise"]]
-    said = [] if row["same_network"] else ["another network"]
+    said = [] if row["same_networks"] else ["another network"]
     if row["images"] < published.WHOLE:
         said.append("part of the images")
-    elif row["same_network"]:
+    elif row["same_networks"]:
         said.append(noise)
     return ", ".join([f"{row['difference']:+.{places}f}", *said])

@@ -50,8 +50,8 @@ def store() -> str:
 class Run:
     """One MLflow run; metrics are sent in batches. An outage stops no training, and hardly slows one."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client = client
+    def __init__(self, client: Any, run_id: str, ended: int | None = None) -> None:
+        self._client, self._ended = client, ended
         self._pending: list[Any] = []
         self._send_after = 0.0
         self.run_id = run_id
@@ -73,14 +73,17 @@ class Run:
             _say(error, f"keeping metrics for {OUTAGE_SECONDS // 60} minutes, then trying again")
 
     def finish(self, status: str = "FINISHED") -> None:
-        """Mark the run as ended so; where MLflow is out, the results are on disk all the same."""
+        """Mark the run as ended so; where MLflow is out, the results are on disk all the same.
+
+        A run that was ended before, and got more metrics, keeps its end, and so its duration.
+        """
         from mlflow.exceptions import MlflowException
 
         _unfinished.discard(self)
         try:
             if self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending)
-            self._client.set_terminated(self.run_id, status)
+            self._client.set_terminated(self.run_id, status, end_time=self._ended)
         except MlflowException as error:
             _say(error, f"run {self.run_id} stays open, {len(self._pending)} metrics are not in it")
 
@@ -174,7 +177,7 @@ def find_run(benchmark: str, run_key: str, settings: str) -> Run | None:
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
-        return Run(client, found[0].info.run_id) if found else None
+        return Run(client, found[0].info.run_id, found[0].info.end_time) if found else None
 
 
 def robustness(

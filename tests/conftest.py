@@ -106,6 +106,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(autouse=True)
+def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal bytes are asked for, which a GPU does not give, but in tests that are marked ``gpu``."""
+    if not request.node.get_closest_marker("gpu"):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.fixture(autouse=True)
 def no_run_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that a test has begun and not finished is not for the next test's stage to mark as failed."""
     monkeypatch.setattr(tracking, "_unfinished", set())
@@ -142,12 +149,13 @@ def tiny_params() -> dict:
 
 
 def environment() -> dict[str, str]:
-    """This environment, with this Python first, offline, without telemetry and anybody's Prefect profile."""
+    """This environment: this Python first, offline, no GPU, no telemetry, nobody's Prefect profile."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "PREFECT_"))}
     return own | {
         "PATH": path,
         "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # equal bytes are asked for
         "PYTHONPATH": "",
         "DVC_NO_ANALYTICS": "true",
         "PREFECT_HOME": instead_of_home()["PREFECT_HOME"],

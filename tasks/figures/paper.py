@@ -49,12 +49,19 @@ def _is_drawn(row: Row) -> bool:
 def _ours(rows: Sequence[Row]) -> str:
     """A sentence: which student is compared, and on how many images."""
     of = dict.fromkeys(
-        f"{row['student']} on {row['images']} test images"
-        + ("" if row["same_network"] else f", not the paper's {row['paper_student']}")
+        f"{row['student']} on {row['images']} test images" + _other_network(row)
         for row in rows
         if row["ours"] is not None
     )
     return f" Ours: {'; '.join(of)}; theirs: the whole test set." if of else ""
+
+
+def _other_network(row: Row) -> str:
+    if row["same_networks"]:
+        return ""
+    if row["student"] == row["paper_student"]:
+        return ", of another teacher than the paper's"
+    return f", not the paper's {row['paper_student']}"
 
 
 def _dots(rows: Sequence[Row]) -> alt.TopLevelMixin:

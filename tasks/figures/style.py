@@ -20,7 +20,7 @@ METHODS = {
     "no-fae": GREEN,
     "no-utae": PINK,
     "no-fae-utae": SKY,
-    "mixed-reweighting": RED,
+    "mixed-reweighting": GREY,
     "rslad": RED,
     "dfhl-rs": BROWN,
     "ferd-released": OLIVE,
@@ -106,7 +106,7 @@ def kind_colours(kinds: Sequence[str]) -> dict[str, str]:
 
 
 def label_colours(methods: Mapping[str, str]) -> dict[str, str]:
-    """A colour for each label of a method; a method has its own on every chart, others take turns."""
+    """A colour for each label: a method's is the same on every chart, those without one take turns."""
     spare = (RED, PINK, OLIVE, BROWN, GREY)
     return {
         label: METHODS.get(method, spare[place % len(spare)])

@@ -32,10 +32,11 @@ def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
     A method of the paper that is none of ours has no ``method``, and nothing of ours beside it.
 
     Ours is the benchmark's student of the same name; where it has none, its first student stands beside the
-    paper's ResNet-18, and ``same_network`` says that it is another.
+    paper's ResNet-18. ``same_networks`` says whether student and teacher are the paper's.
     """
     rows = []
-    for table in read()["datasets"].get(benchmark.data.name, {}).get("tables", []):
+    paper = read()["datasets"].get(benchmark.data.name, {"tables": []})
+    for table in paper["tables"]:
         student = _ours(table["student"], benchmark.students)
         for entry in table["rows"]:
             found = [
@@ -48,7 +49,8 @@ def compare(benchmark: Benchmark, groups: Sequence[Group]) -> list[Row]:
                     "paper_method": entry["paper"],
                     "student": student or "",
                     "method": entry.get("method", ""),
-                    "same_network": student == table["student"],
+                    "same_networks": (student, benchmark.teacher.network)
+                    == (table["student"], paper["teacher"]),
                     "attack": attack,
                     "figure": figure,
                     **_beside(entry.get(f"{attack}.{figure}"), found, attack, figure),

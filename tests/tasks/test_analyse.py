@@ -45,6 +45,8 @@ def small_params() -> dict:
 def folder(tmp_path, monkeypatch):
     """Networks, images and a pool of two rounds of 16, as the earlier stages leave them."""
     monkeypatch.chdir(tmp_path)
+    # MLflow keeps a store that is named by a relative path open: the next test would write there.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     Path("params.yaml").write_text(yaml.safe_dump(small_params()), encoding="utf-8")
     for split, part in load_splits(params.read().benchmark("digits").data, None).items():
         save_images(paths.images("digits", split), part)
@@ -95,7 +97,7 @@ def test_a_student_is_analysed_and_recorded(folder, monkeypatch, capsys):
     )
     assert [path.name for path in Path(".resume").iterdir()] == ["locks"]
 
-    client = MlflowClient("sqlite:///mlflow.db")
+    client = MlflowClient()
     (record,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert record.data.tags["run_key"] == "resnet8-w8/ferd/s0"
     assert record.data.metrics == pytest.approx(analyse.metrics_of(found))

@@ -117,11 +117,16 @@ def test_a_refusal_is_not_tried_again(server, url, target, status):
     assert len(server.asked) == 1 and list(target.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("kept", [CONTENT, CONTENT + b"more"])
-def test_a_part_with_nothing_left_to_fetch_begins_anew(server, url, target, part, kept):
-    put(part, kept)
+def test_a_part_that_is_whole_asks_nobody(server, url, target, part):
+    put(part, CONTENT)
     download(url, target, SHA256)
-    assert target.read_bytes() == CONTENT and server.asked == [f"bytes={len(kept)}-", None]
+    assert target.read_bytes() == CONTENT and server.asked == [] and not part.exists()
+
+
+def test_a_part_that_is_longer_than_the_whole_begins_anew(server, url, target, part):
+    put(part, CONTENT + b"more")
+    download(url, target, SHA256)
+    assert target.read_bytes() == CONTENT and server.asked == [f"bytes={len(CONTENT) + 4}-", None]
 
 
 def test_a_server_that_always_answers_416_is_refused(server, url, target, part):

@@ -263,6 +263,11 @@ def test_no_two_names_of_a_legend_look_alike():
     assert len(set(legend.values())) == len(legend) == len(methods)
 
 
+def test_no_two_methods_of_the_rounds_have_one_colour():
+    colours = label_colours({method: method for method in rounds.SHOWN})
+    assert len(set(colours.values())) == len(rounds.SHOWN)
+
+
 def test_what_a_chart_has_no_room_for_is_named_and_downloaded():
     rows = [
         {"label": method, "student": "w8", "method": method, "seeds": 1, "round": 1, "class": "0",

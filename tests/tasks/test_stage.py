@@ -98,6 +98,14 @@ def test_an_unknown_stage_method_or_seed_is_one_line(pipeline):
             lambda: pipeline.student_stages("digits", None, [7]),
             "evaluates no seed 7 of digits; choose from 0, 1, 2, or add it",
         ),
+        (
+            lambda: pipeline.student_stages("cifar10-fairness", ["ferd", "rslad"], [3]),
+            "evaluates method 'rslad' of cifar10-fairness, but not with .*; it has rslad s9, rslad s10$",
+        ),
+        (
+            lambda: pipeline.student_stages("cifar10-fairness", ["rslad"], [9, 3]),
+            "evaluates seed 3 of cifar10-fairness, but not with .*; it has ferd s3, mixed-reweighting s3, ",
+        ),
     ):
         with pytest.raises(FerdError, match=rf"^dvc\.yaml {said}") as caught:
             wrong()

@@ -66,6 +66,20 @@ def test_an_evaluation_goes_on_in_a_run_of_its_own_sweep_or_night_alone(monkeypa
         assert tracking.find_run("digits", "a/b/s0", "settings").run_id == run_id
 
 
+def test_an_evaluation_of_a_later_day_leaves_a_runs_duration(own_store):
+    run = tracking.start_run("digits", "a/b/s0", "settings", "distill", {})
+    run.finish()
+    client = MlflowClient()
+    ended = client.get_run(run.run_id).info.end_time
+    time.sleep(0.01)
+    later = tracking.find_run("digits", "a/b/s0", "settings")
+    later.log({"robust/clean/average": 0.5})
+    later.finish()
+    found = client.get_run(run.run_id)
+    assert found.info.end_time == ended
+    assert found.data.metrics["robust/clean/average"] == 0.5
+
+
 def test_a_machine_without_git_has_a_record_too(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
@@ -125,7 +139,7 @@ def test_metrics_of_an_outage_are_sent_at_the_end_at_the_latest():
             if len(done) == 1:
                 raise MlflowException("away")
 
-        def set_terminated(self, run_id, status):
+        def set_terminated(self, run_id, status, end_time=None):
             done.append(status)
 
     run = tracking.Run(Store(), "run")

@@ -63,7 +63,20 @@ def test_a_small_student_stands_beside_the_papers_and_is_said_to_be_another(
     )
     assert (row["ours"], row["std"], row["difference"]) == (50.0, 12.5, 9.88)
     assert row["within_noise"] is within_noise  # of part of the test images it cannot be said
-    assert row["same_network"] is False
+    assert row["same_networks"] is False
+
+
+@pytest.mark.parametrize(("name", "same"), [("cifar10", True), ("cifar10-wrn-34-20", False)])
+def test_the_papers_student_of_another_teacher_is_said_to_be_so(known, tmp_path, monkeypatch, name, same):
+    monkeypatch.chdir(tmp_path)
+    for seed, average in enumerate((0.40, 0.41, 0.42)):
+        write_result(tmp_path, "ferd", seed, average, student="resnet18", images=10_000)
+    rows = published.compare(known.benchmark(name), stored.load("digits"))
+    ours = [row for row in rows if row["difference"] is not None]
+    assert {row["same_networks"] for row in ours} == {same}
+    said = paper_figure.beside(rows, "a command").reading
+    assert ("of another teacher than the paper's" in said) is not same
+    assert {page._difference(row).endswith(", another network") for row in ours} == {not same}
 
 
 def test_noise_is_what_students_t_allows_between_one_run_and_a_mean():
