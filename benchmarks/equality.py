@@ -16,6 +16,7 @@ from ferd.assets import cifar10_teacher
 from ferd.attacks import cross_entropy, pgd, random_start
 from ferd.bottleneck import robust_channels
 from ferd.config import Augmentation, Data, ThreatModel, Training
+from ferd.cuda_graphs import Recorded
 from ferd.dataset_readers import load_splits
 from ferd.datasets import Images
 from ferd.models.classifier import Classifier, fast_layout
@@ -270,7 +271,7 @@ def _teacher_updates(bench: Bench) -> tuple[Tensor, Tensor]:
     before = _weights(bench.network(bench.size.teacher).state_dict())
     ours, (theirs, step) = bench.training(), bench.reference_training()
     ours.rng.set_state(bench.rng().get_state())
-    ours._train_batch(bench.inputs, bench.labels)
+    ours._train_batch(bench.inputs, bench.labels, Recorded(ours._attacked, bench.device))
     step()
     return _weights(ours.network.state_dict()) - before, _weights(theirs.state_dict()) - before
 

@@ -318,7 +318,8 @@ class Bench:
     def our_teacher_step(self) -> Call:
         """The same of ``ferd.adversarial_training``."""
         training = self.training()
-        return self._training_steps(lambda: training._train_batch(self.inputs, self.labels))
+        attack = Recorded(training._attacked, self.device)
+        return self._training_steps(lambda: training._train_batch(self.inputs, self.labels, attack))
 
     def reference_pgd20(self) -> Call:
         """PGD-20 on the student, and the verdicts."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.augmentation import augment
 from ferd.config import Augmentation, ThreatModel, Training, fingerprint, require_settings
-from ferd.cuda_graphs import Recorded
+from ferd.cuda_graphs import Recorded, algorithms_tried
 from ferd.datasets import Images, require_batches, require_known, shape_of
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier, diverged, fast_layout, require_classifier, shapes, usable
@@ -141,7 +141,6 @@ class AdversarialTraining:
             fused=device.type == "cuda",
         )
         self._bf16 = settled(settings.precision, device) == "bf16"
-        self._attack = Recorded(self._attacked, device)
         self._origin = {
             "images": hash_of_images(data),
             "settings": fingerprint(settings, threat, augmentation, self.warm_up),
@@ -226,24 +225,27 @@ class AdversarialTraining:
 
     @torch.enable_grad()
     @tf32_convolutions(False)
+    @algorithms_tried()
     def _train_epoch(self) -> EpochRecord:
         size = self.settings.batch_size
         order = torch.randperm(len(self.images), generator=self.rng, device=self.device)
         batches = [rows for rows in order.split(size) if len(rows) > 1]
+        attack = Recorded(self._attacked, self.device)
         sums = torch.zeros(2, device=self.device)
         rate = self.settings.learning_rate
         for number, rows in enumerate(batches):
             done = (self.epoch + number / len(batches)) / self.settings.epochs
             rate = set_cosine_rate(self.optimiser, self.settings.learning_rate, done, self.warm_up)
-            sums += self._train_batch(to_float(self.images[rows]), self.labels[rows]) / len(batches)
+            images, labels = to_float(self.images[rows]), self.labels[rows]
+            sums += self._train_batch(images, labels, attack) / len(batches)
         self._trained.eval()
         loss, accuracy = sums.tolist()
         return EpochRecord(self.epoch + 1, loss, accuracy, rate)
 
-    def _train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
+    def _train_batch(self, images: Tensor, labels: Tensor, attack: Recorded[Tensor]) -> Tensor:
         """One step; -> its loss and accuracy (2,)."""
         inputs = augment(images, self.augmentation, self.rng)
-        trained_inputs = inputs if self.settings.method == "standard" else self._attack(inputs, labels)
+        trained_inputs = inputs if self.settings.method == "standard" else attack(inputs, labels)
         self._trained.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             logits = self._trained(trained_inputs).float()

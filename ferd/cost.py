@@ -258,14 +258,20 @@ def weights_bytes(network: nn.Module) -> int:
 def attack_rate(
     network: Classifier, shape: Shape, largest_batch: int, precision: Precision, device: torch.device
 ) -> float:
-    """FLOP/s of attack iterations on the network's twin, at the largest batch that stays quick."""
+    """FLOP/s of attack iterations on the network's twin, at the largest batch that stays quick and fits."""
     counted = passes(_like(network), torch.empty(2, *shape, device="meta")).attack
     twin = Folded(network.to(device), attack_dtype(precision, device)).network
-    batch = 1
+    batch, rate = 1, 0.0
     while True:
-        seconds = min(_attack_seconds(twin, torch.rand(batch, *shape, device=device)) for _ in range(2))
+        try:
+            seconds = min(_attack_seconds(twin, torch.rand(batch, *shape, device=device)) for _ in range(2))
+        except torch.OutOfMemoryError:
+            if rate:
+                return rate
+            raise
+        rate = counted * batch / seconds
         if batch >= largest_batch or seconds > SLOWEST_STEP:
-            return counted * batch / seconds
+            return rate
         batch = min(2 * batch, largest_batch)
 
 

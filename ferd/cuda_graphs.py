@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ferd.errors import FerdError
+
 T = TypeVar("T")
 
 
@@ -42,7 +44,10 @@ class Draws:
             noted = next(waiting, None)
             if noted is None or operation is not noted[0]:
                 was = noted and noted[0]
-                raise ValueError(f"{operation}: drawn where {was} was noted; draw by the same each time")
+                raise FerdError(
+                    f"{operation}: drawn where {was} was noted in a step that a GPU records; draw by the "
+                    "same each time, or set recordable = False"
+                )
             numbers = noted[-1]
             return arguments[0].copy_(numbers) if _in_place(operation) else numbers.clone()
 
@@ -54,7 +59,10 @@ class Draws:
         drawn = operation(*arguments, **options)
         own = arguments[1:] if _in_place(operation) else arguments
         if any(isinstance(argument, Tensor) for argument in own):
-            raise ValueError(f"{operation}: draws by other tensors, which cannot be repeated without them")
+            raise FerdError(
+                f"{operation}: draws by other tensors in a step that a GPU records; draw by a shape, such as "
+                "torch.randn(x.shape, ...), or set recordable = False"
+            )
         kept = [None, *own] if _in_place(operation) else own
         self._noted.append((operation, kept, options, torch.empty_like(drawn)))
         return drawn
@@ -83,7 +91,8 @@ class Recorded(Generic[T]):
     """A CUDA graph of a function of tensors: recorded at the third call, replayed from then on.
 
     A replay launches all of its operations at once, where a call launches them one by one from Python. For
-    that the function must do the same work each time: no branch on a tensor's value, no copy to the host.
+    that the function must do the same work each time: no branch on a tensor's value, no copy to the host,
+    and numbers from Python as they were at the third call.
     What it reads or changes besides its arguments (weights, running statistics, an optimiser's state) must
     stay where it is in memory. Its random numbers are drawn before each replay, and are those that a call
     would draw. Elsewhere than on a GPU, and for inputs of other shapes than the first, it is just called.

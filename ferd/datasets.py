@@ -19,6 +19,7 @@ class Images:
     """images (N, channels, H, W) uint8 and labels (N,) int64.
 
     Images are kept in this order in memory, too, whatever theirs was: random numbers fall on pixels by it.
+    Both are kept by the processor; what computes elsewhere moves them, or its batches.
 
     Raises:
         FerdError: they are something else, such as images of floats in [0, 1].
@@ -36,7 +37,8 @@ class Images:
             raise FerdError(
                 f"wanted are {wanted}, found {found}; floats in [0, 1] become bytes by ferd.pixels.to_uint8"
             )
-        object.__setattr__(self, "images", images.contiguous())
+        object.__setattr__(self, "images", images.cpu().contiguous())
+        object.__setattr__(self, "labels", labels.cpu())
 
 
 @dataclass(frozen=True)

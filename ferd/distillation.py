@@ -358,7 +358,7 @@ class Distillation:
             raise FerdError(f"sampler: proportions must be a tensor ({classes},), not {shares}")
         if not (shares.isfinite().all() and shares.min() >= 0 and abs(shares.sum() - 1) < ABOUT_ONE):
             raise FerdError(f"sampler: proportions must be 0 or more and add up to 1, not {shares.tolist()}")
-        return shares
+        return shares.to(self.device)
 
     def _drawn(self, shares: Tensor) -> Drawn:
         """The round's images, labels and loss terms; the pool looks at what kind the first two are."""
@@ -369,7 +369,8 @@ class Distillation:
         for name, value in drawn[2].items():
             if torch.as_tensor(value).numel() != 1:
                 raise FerdError(f"source: its loss term {name!r} must be one number, not {value}")
-        return drawn
+        images, labels, figures = drawn
+        return images.to(self.device), labels.to(self.device), figures
 
     def _train_student(self) -> dict[str, float]:
         steps = self.schedule.student.steps
@@ -391,6 +392,7 @@ class Distillation:
                 f"student: the loss is not finite in round {self.round + 1} (clean {clean}, "
                 f"adversarial {adversarial}); lower student.learning_rate"
             )
+        self.optimiser.zero_grad()  # or the gradients keep a recorded step's memory
         self.student.eval()
         return {"clean_loss": clean, "adversarial_loss": adversarial}
 
@@ -446,13 +448,9 @@ class Distillation:
             adv_inputs = self.adversary.attack(
                 twin.network, inputs.clone(), labels.clone(), targets, self.rng
             )
-        if not isinstance(adv_inputs, Tensor) or (adv_inputs.shape, adv_inputs.dtype) != (
-            inputs.shape,
-            inputs.dtype,
-        ):
+        if kind_of(adv_inputs) != kind_of(inputs):
             raise FerdError(
-                f"adversary: attack() must give {tuple(inputs.shape)} {inputs.dtype}, like its inputs, not "
-                f"{kind_of(adv_inputs)}"
+                f"adversary: attack() must give {kind_of(inputs)}, like its inputs, not {kind_of(adv_inputs)}"
             )
         return adv_inputs.detach(), points
 

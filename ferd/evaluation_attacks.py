@@ -148,13 +148,11 @@ def require_within(adv_images: Tensor, images: Tensor, epsilon: float, name: str
     """Refuse what is no adversarial example of the images (B, channels, H, W).
 
     Raises:
-        FerdError: of another shape or type, or outside the ball or [0, 1], or no number.
+        FerdError: of another shape, type or device, or outside the ball or [0, 1], or no number.
     """
-    fits = isinstance(adv_images, Tensor) and adv_images.shape == images.shape
-    if not fits or adv_images.dtype != images.dtype:
+    if kind_of(adv_images) != kind_of(images):
         raise FerdError(
-            f"{name}: the attack must give {tuple(images.shape)} {images.dtype}, like its images, not "
-            f"{kind_of(adv_images)}"
+            f"{name}: the attack must give {kind_of(images)}, like its images, not {kind_of(adv_images)}"
         )
     within = (adv_images - images).abs() <= epsilon + ROUNDING
     within &= (adv_images >= -ROUNDING) & (adv_images <= 1 + ROUNDING)

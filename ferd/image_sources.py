@@ -24,7 +24,14 @@ Drawn = tuple[Tensor, Tensor, dict[str, Tensor]]
 
 
 class ImageSource(ABC):
-    """Gives each round its images."""
+    """Gives each round its images.
+
+    Attributes:
+        recordable: False where the synthesis loss branches on a tensor's value or copies it to the host; a
+            GPU records its steps (``ferd.cuda_graphs``).
+    """
+
+    recordable = True
 
     @abstractmethod
     def draw(self, shares: Tensor, number: int, rng: torch.Generator) -> Drawn:
@@ -77,7 +84,16 @@ class FittedGenerator(ImageSource):
         with self.loss(labels, number, rng) as loss, tf32_convolutions(autocast):
             settings = self.schedule.synthesis
             anew = number == 0 or not self._goes_on
-            result = synthesise(loss, self.generator, labels, settings, self.augmentation, rng, anew=anew)
+            result = synthesise(
+                loss,
+                self.generator,
+                labels,
+                settings,
+                self.augmentation,
+                rng,
+                anew=anew,
+                recordable=self.recordable,
+            )
         _warn_of_a_useless_mask(result.figures, number)
         return to_uint8(result.images), labels, result.figures
 

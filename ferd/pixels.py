@@ -27,7 +27,8 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def kind_of(found: object) -> str:
-    """Of images their shape and type, for a message; of anything else what it is."""
+    """Of images their shape, type and device, for a message; of anything else what it is."""
     if isinstance(found, Tensor):
-        return f"{tuple(found.shape)} {found.dtype}"
+        place = "" if found.device.type == "cpu" else f" on {found.device}"
+        return f"{tuple(found.shape)} {found.dtype}{place}"
     return f"a {type(found).__name__}"

@@ -149,6 +149,7 @@ def synthesise(
     rng: torch.Generator,
     *,
     anew: bool = True,
+    recordable: bool = True,
 ) -> SynthesisResult:
     """Fit a generator and fresh latent codes to a loss of their augmented images.
 
@@ -156,6 +157,7 @@ def synthesise(
         loss: terms of a batch of images; "loss" is what is minimised.
         labels: (B,) requested classes, one image each.
         anew: first draw the generator's weights anew; else they go on from what they are.
+        recordable: False for a loss that branches on a tensor's value or copies it to the host.
 
     Raises:
         FerdError: no step had a finite loss.
@@ -184,13 +186,14 @@ def synthesise(
         optimiser.step()
         return {key: value.detach() for key, value in {"images": images, **terms}.items()}
 
-    fit = Recorded(step, labels.device)
+    fit = Recorded(step, labels.device) if recordable else step
     best: Terms = {}
     for _ in range(settings.steps):
         best = _keep_lower(best, fit())
     if not torch.isfinite(best["loss"]):
         raise FerdError("synthesis: the generator's loss is not finite; lower its learning rates or weights")
     kept = best.pop("images")
+    optimiser.zero_grad()  # or the gradients keep a recorded step's memory
     return SynthesisResult(kept, best)
 
 

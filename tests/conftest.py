@@ -100,9 +100,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """The machine is shared: threads are not what is tested."""
+def one_thread_and_seed() -> None:
+    """The machine is shared, and what a test draws is the same each time, whichever ran before it."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

@@ -54,8 +54,9 @@ class Classifier(nn.Module, ABC):
                 f"normalisation by mean {mean.tolist()} and deviation {std.tolist()}: each is of "
                 f"{self.channels} channels, and a deviation is positive"
             )
+        device = next(self.parameters(), mean).device
         self.input_mean, self.input_std = (
-            values.detach().clone().reshape(-1, 1, 1) for values in (mean, std)
+            values.detach().clone().reshape(-1, 1, 1).to(device) for values in (mean, std)
         )
 
     @abstractmethod

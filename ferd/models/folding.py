@@ -200,7 +200,8 @@ def settled(precision: Precision, device: torch.device) -> Precision:
     if precision != "auto":
         return precision
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
+        with torch.cuda.device(device):
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     return "bf16-attacks" if torch.cpu._is_avx512_bf16_supported() else "float32"
 
 

@@ -174,6 +174,23 @@ def test_a_calibration_measures_a_rate_that_this_machine_can_have(precision):
     assert 1e6 < rate < 1e13
 
 
+def test_a_calibration_ends_at_the_largest_batch_that_fits(monkeypatch):
+    tried = []
+
+    def attack_seconds(network, images):
+        tried.append(len(images))
+        if len(images) > 4:
+            raise torch.OutOfMemoryError
+        return 1e-4
+
+    monkeypatch.setattr(cost, "_attack_seconds", attack_seconds)
+    network = build("resnet8-w8", classes=10, channels=1)
+    rate = cost.attack_rate(network, (1, 8, 8), 64, "float32", torch.device("cpu"))
+    attack = cost.passes(network.to("meta"), torch.empty(2, 1, 8, 8, device="meta")).attack
+    assert rate == pytest.approx(attack * 4 / 1e-4)
+    assert tried == [1, 1, 2, 2, 4, 4, 8]
+
+
 def test_a_transposed_convolutions_gradients_cost_a_forward_pass_each():
     layer = nn.ConvTranspose2d(4, 6, 3, stride=2, groups=2, bias=False).to("meta")
     found = cost.passes(layer, torch.empty(2, 4, 5, 5, device="meta"))

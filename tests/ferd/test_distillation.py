@@ -668,6 +668,17 @@ def test_steps_with_a_piece_that_cannot_be_recorded_are_called(make_run, monkeyp
     assert len(recorded) == 1
 
 
+def test_steps_of_a_source_that_cannot_be_recorded_are_called(make_run, monkeypatch):
+    recorded = []
+    monkeypatch.setattr("ferd.synthesis.Recorded", lambda step, _: recorded.append(step) or step)
+    run = make_run()
+    next(rounds := run.rounds())
+    assert len(recorded) == 1
+    run.source.recordable = False
+    next(rounds)
+    assert len(recorded) == 1
+
+
 def test_difficulty_and_agreement_are_of_the_images_that_go_into_the_pool(make_run):
     run = make_run()
     seen, observe = [], run.sampler.observe
