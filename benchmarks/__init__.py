@@ -1,3 +1,3 @@
-"""Speed: the hot steps beside plain references of the same mathematics; costs as work grows; threads."""
+"""Speed beside plain references, costs as work grows, what each mechanism does, ours beside the authors."""
 
 import tasks  # noqa: F401 - before torch: how OpenMP waits, as in every stage

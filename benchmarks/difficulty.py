@@ -4,7 +4,6 @@
 """
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,14 +14,13 @@ from ferd.assets import cifar10_teacher
 from ferd.attacks import cross_entropy, pgd, random_start, utae
 from ferd.checkpoint import load_classifier
 from ferd.config import Benchmark, NonRobust, SynthesisWeights
-from ferd.errors import FerdError
 from ferd.losses import soft_cross_entropy
 from ferd.models.classifier import Classifier, fast_layout
 from ferd.models.folding import Folded
 from ferd.models.generator import Generator
 from ferd.synthesis import ferd_loss, synthesise
 from tasks import params
-from tasks.command import command_line
+from tasks.command import as_command, command_line
 from tasks.device import device_with
 
 IMAGES, ATTACK_STEPS, GAMMA, SHAPE = 64, 10, 0.5, (3, 32)
@@ -38,11 +36,9 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("ferd").setLevel(logging.ERROR)
     device = device_with(1)
-    try:
+    with as_command("difficulty"):
         benchmark = params.read().benchmark("cifar10-medium")
         given = load_classifier(args.student, classes=10, channels=3)
-    except FerdError as error:
-        sys.exit(f"difficulty: {error}")
     teacher = fast_layout(cifar10_teacher(), device)
     twin, student = (Folded(network).network for network in (teacher, fast_layout(given, device)))
     print("adv, bn, oh, uni; threshold | right, under PGD-10: teacher | student | H(T) | CE: clean | UTAE")

@@ -35,7 +35,7 @@ T = TypeVar("T")
 class Session:
     """What the stages of one flow run share: the view, and how many may run.
 
-    ``slots`` of them compute at a time (``tasks.process``), spread over the machine's GPUs; as many more
+    ``slots`` of them compute at a time (``tasks.slots``), spread over the machine's GPUs; as many more
     start up meanwhile. Without, whoever runs the flow says how many: a worker, by its limit. With ``pull``
     they take what DVC's remote has; ``anew``, not even its run cache's.
     """
@@ -111,13 +111,12 @@ def tried_again(**options: Any) -> Callable[[Callable[..., T]], Any]:
 
 
 @tried_again(task_run_name="{stage.name}")
-def run_stage(stage: Stage, session: Session) -> str:
-    """Run one stage when there is a place for it; -> its name."""
+def run_stage(stage: Stage, session: Session) -> None:
+    """Run one stage when there is a place for it."""
     environment = prefect_run() | ({SLOTS: str(session.slots)} if session.slots else {})
     with session.room() as watched, session.gpus.one() as gpu:
         options: Any = {"environment": environment | gpu, "pull": session.pull, "anew": session.anew}
         attempt(stage.name, session, lambda on_event: run(stage, watched(on_event), **options))
-    return stage.name
 
 
 def prefect_run() -> dict[str, str]:
@@ -271,6 +270,8 @@ def run_stale(
 ) -> None:
     """Run those of the planned stages that are out of date, and say how the time was spent.
 
+    Each runs after those it needs. One whose inputs failed is not run; all others are.
+
     Args:
         slots: how many compute at a time; None where a worker's limit says it.
         pull: take their outputs from DVC's remote where another machine has computed the same.
@@ -286,30 +287,20 @@ def run_stale(
         return
     at_a_time = f", {slots} at a time" if slots else ""
     print(f"{title}: {stale} of {len(stages)} stages to run{at_a_time}, on {machine()}", flush=True)
-    with LiveView(stale, began) as view:
-        failures = failures_of(run_stages(stages, view, slots, pull=pull, anew=anew))
+    submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
+    with LiveView(stale, began) as view, stoppable():
+        session = Session(view, slots, pull=pull, anew=anew)
+        ended = in_order(
+            [stage for stage in stages if stage.stale],
+            lambda stage, needed: submit(stage, session, wait_for=needed),
+        )
+        failures = failures_of(ended)
     print(
         f"{view.wall_seconds:.0f} s in all, of which orchestration (no stage was computing) "
         f"{view.orchestration_seconds:.0f} s"
     )
     if failures:
         raise FerdError("; ".join(failures))
-
-
-def run_stages(
-    stages: Sequence[Stage], view: LiveView, slots: int | None, *, pull: bool = False, anew: bool = False
-) -> dict[str, State[Any]]:
-    """Run the stale stages, each after those it needs; -> how each ended.
-
-    A stage whose inputs failed is not run; all others are. ``slots`` stages compute at a time.
-    """
-    submit: Any = run_stage.submit  # its overloads do not take wait_for with typed arguments
-    session = Session(view, slots, pull=pull, anew=anew)
-    with stoppable():
-        return in_order(
-            [stage for stage in stages if stage.stale],
-            lambda stage, needed: submit(stage, session, wait_for=needed),
-        )
 
 
 def in_order(

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 import webbrowser
 from contextlib import suppress
@@ -101,7 +100,7 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], served: str) -> None
             with urllib.request.urlopen(f"{served}/health", timeout=5):
                 pass
             return
-        except (urllib.error.URLError, OSError):
+        except OSError:
             pass
         if server.poll() is not None:
             raise FerdError(f"MLflow did not start: {_last_line()}; see {LOG}")

@@ -2,8 +2,9 @@
 
 import os
 import shutil
-import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from torchvision.datasets.utils import extract_archive
 
@@ -60,16 +61,9 @@ def fetch_cifar(name: str, folder: Path) -> str:
     if _is_readable(name, folder):
         return f"{target} is there and whole already"
     download(source.url, archive, source.tgz_md5, "md5")
-    part = folder / f".{source.base_folder}.part"
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        extract_archive(archive, part)
+    with _unpacked(archive) as part:
         read(name, part)
         process.move_folder(part / source.base_folder, target)
-    except OSError as error:
-        raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     archive.unlink()
     return f"{target} is whole"
 
@@ -89,7 +83,8 @@ def fetch_tiny_imagenet(folder: Path) -> str:
         _check_counts(folder)
         return f"{target} is there and whole already"
     download(TINY_IMAGENET_URL, archive, TINY_IMAGENET_MD5, "md5")
-    unpack(archive, target)
+    with _unpacked(archive) as part:
+        (part / TINY_IMAGENET_FOLDER).replace(target)
     _check_counts(folder)
     archive.unlink()
     return f"{target} is whole"
@@ -104,28 +99,14 @@ def _check_counts(folder: Path) -> None:
         )
 
 
-def unpack(archive: Path, target: Path) -> None:
-    """The folder ``target.name`` of a zip archive -> ``target``, whole or not at all.
-
-    Raises:
-        FerdError: the archive is damaged or has other members than that folder's, or the disk is full.
-    """
-    part = target.with_name(f".{target.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+@contextmanager
+def _unpacked(archive: Path) -> Iterator[Path]:
+    """A folder with what is in an archive of the right checksum; it is gone afterwards."""
+    part = archive.with_name(f".{archive.name}.part")
+    shutil.rmtree(part, ignore_errors=True)  # of an attempt that was killed
     try:
-        with zipfile.ZipFile(archive) as members:
-            for member in members.namelist():
-                path = PurePosixPath(member)
-                if path.parts[:1] != (target.name,) or ".." in path.parts:
-                    raise FerdError(
-                        f"{archive}: member {member!r} is outside {target.name}; delete the archive"
-                    )
-            members.extractall(part)
-        (part / target.name).replace(target)
-    except zipfile.BadZipFile as error:
-        raise FerdError(f"{archive}: damaged ({error}); delete it, then run again") from None
-    except OSError as error:
-        raise FerdError(f"{target}: cannot be written: {error.strerror or error}") from None
+        extract_archive(archive, part)
+        yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -21,7 +21,7 @@ FOLDER = Path("sources")
 OF_NETWORKS = FOLDER / "networks"
 COMMANDS = ("data", "teacher", "judge", "distill", "evaluate", "analyse", "report")
 REGISTRY = "ferd/models/registry.py"
-# Events, paths, settings, names, the record, downloads (by hash): they carry a result, and do not change it.
+# Events, paths, settings, names, the record: they carry a result, and do not change it.
 PLUMBING = frozenset(
     {
         "ferd/__init__.py",
@@ -31,17 +31,12 @@ PLUMBING = frozenset(
         "ferd/models/__init__.py",
         REGISTRY,  # names of networks; literal parameter counts are tested
         "tasks/__init__.py",
-        "tasks/bare_code.py",
         "tasks/command.py",
         "tasks/cost_record.py",
-        "tasks/download.py",
         "tasks/lineage.py",
         "tasks/params.py",
         "tasks/paths.py",
         "tasks/process.py",
-        "tasks/robustbench.py",
-        "tasks/s3.py",
-        "tasks/slots.py",
         "tasks/storage.py",
         "tasks/tracking.py",
     }

@@ -136,7 +136,7 @@ def flatten(block: Mapping[str, Any] | Settings, prefix: str = "") -> dict[str, 
     items = block.model_dump() if isinstance(block, Settings) else block
     flat: dict[str, Any] = {}
     for key, value in items.items():
-        if isinstance(value, Mapping | Settings):
+        if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value

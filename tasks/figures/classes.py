@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, mean_and_std, missing, panel
+from tasks.figures.figure import Figure, mean_and_std, missing, panel, scale_of
 from tasks.figures.style import by_colour, kind, kind_colours
-from tasks.params import CONTROLS
 from tasks.results.tidy import Row
 
 MOST_NAMED = 20  # classes that fit on an axis
@@ -77,7 +76,7 @@ def gains(rows: Sequence[Row], command: str) -> Figure:
         gap = "Needs FERD and another method of the same student."
         return missing("gains", title, gap, command)
     order = weakest_first(rows)
-    most = _scale_of(found)
+    most = scale_of(found, "points", least=5.0)
     students = list(dict.fromkeys(row["student"] for row in found))
     panels = {
         student if len(students) > 1 else "": _differences_map(
@@ -102,12 +101,6 @@ def differences(rows: Sequence[Row]) -> list[Row]:
         for row in rows
         if row["method"] not in ("ferd", "teacher") and (row["student"], row["class"]) in ferd
     ]
-
-
-def _scale_of(rows: Sequence[Row]) -> float:
-    """The largest difference but for controls without data, whose losses would wash out all others."""
-    compared = [row for row in rows if row["method"] not in CONTROLS] or rows
-    return max(5.0, *(abs(row["points"]) for row in compared))
 
 
 def _differences_map(rows: Sequence[Row], order: Sequence[str], most: float) -> alt.TopLevelMixin:

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import altair as alt
 
-from tasks.figures.figure import Figure, missing, panel
-from tasks.params import CONTROLS
+from tasks.figures.figure import Figure, missing, panel, scale_of
 from tasks.results.tidy import Row
 
 MOST_MAPPED, MOST_PRINTED = 20, 10  # classes of a heat map, and of one with values in its cells
@@ -30,7 +29,7 @@ def pairs(rows: Sequence[Row], classes: Sequence[str], command: str) -> Figure:
     if len(classes) > MOST_MAPPED:
         gap = f"{len(classes)} classes are too many for a heat map: see the download and the tables."
         return Figure("pairs", title, reading, command, rows, gap=gap)
-    most = _scale_of(rows)
+    most = scale_of(rows, "percent", least=10.0)
     panels = {
         name: _heat_map(found, "source", "class of the images", "target", "attacked toward", classes, most)
         for name, found in by_analysis(rows).items()
@@ -43,7 +42,7 @@ def utae_ends(rows: Sequence[Row], classes: Sequence[str], command: str) -> Figu
     title = "Where UTAEs end up"
     if not rows:
         return missing("utae", title, "No student has been analysed.", command)
-    most = _scale_of(rows)
+    most = scale_of(rows, "percent", least=10.0)
     panels = {
         name: _heat_map(found, "gamma", "γ", "class", "taken for", classes, most)
         for name, found in by_analysis(rows).items()
@@ -62,12 +61,6 @@ def by_analysis(rows: Sequence[Row]) -> dict[str, list[Row]]:
             name += f" · seed {row['seed']}" if "seed" in several else ""
         found.setdefault(name, []).append(row)
     return found
-
-
-def _scale_of(rows: Sequence[Row]) -> float:
-    """The largest share but for controls, which would wash out all others."""
-    compared = [row for row in rows if row["method"] not in CONTROLS] or rows
-    return max(10.0, *(row["percent"] for row in compared))
 
 
 def _heat_map(

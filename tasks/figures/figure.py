@@ -15,6 +15,7 @@ import vl_convert
 from ferd.errors import FerdError
 from ferd.files import atomic_write
 from tasks.figures.style import CONFIG
+from tasks.params import CONTROLS
 from tasks.results.tidy import Row
 
 SHARPNESS = 2.0  # pixels of a PNG a point
@@ -141,3 +142,9 @@ def _without_legends(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _json(spec: dict[str, Any]) -> str:
     return json.dumps(spec, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+
+
+def scale_of(rows: Sequence[Row], key: str, least: float) -> float:
+    """The largest size of a figure but for controls, which would wash out all others."""
+    compared = [row for row in rows if row["method"] not in CONTROLS] or rows
+    return max(least, *(abs(row[key]) for row in compared))

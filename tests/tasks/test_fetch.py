@@ -195,40 +195,19 @@ def test_a_tiny_imagenet_that_is_not_whole_is_left_as_it_is(site, home, tmp_path
     assert files_below(home) == before
 
 
-@pytest.mark.parametrize(
-    "member", ["../outside", "/outside", "tiny-imagenet-200/../../outside", "other/file"]
-)
-def test_an_archive_that_reaches_outside_its_folder_is_refused(site, home, tmp_path, monkeypatch, member):
-    archive = publish_tiny(site, tmp_path, monkeypatch, extra=member)
-    with pytest.raises(FerdError, match=f"member '{member}' is outside tiny-imagenet-200") as raised:
-        fetch.unpack(archive, home / "tiny-imagenet-200")
-    assert "\n" not in str(raised.value)
-    assert not files_below(home) and not (tmp_path / "outside").exists()
-
-
-def test_an_archive_that_is_cut_off_leaves_nothing(site, home, tmp_path, monkeypatch):
-    archive = publish_tiny(site, tmp_path, monkeypatch)
-    archive.write_bytes(archive.read_bytes()[:-100])
-    with pytest.raises(FerdError, match=f"{archive}: damaged"):
-        fetch.unpack(archive, home / "tiny-imagenet-200")
-    assert not files_below(home)
-
-
 def test_what_a_killed_attempt_left_is_replaced(site, home, tmp_path, monkeypatch):
     publish_tiny(site, tmp_path, monkeypatch)
-    left = home / ".tiny-imagenet-200.part" / "tiny-imagenet-200" / "train" / "n09"
+    left = home / ".tiny-imagenet-200.zip.part" / "tiny-imagenet-200" / "train" / "n09"
     left.mkdir(parents=True)
     fetch.fetch("tiny-imagenet", home)
     assert files_below(home) == files_below(tmp_path / "source")
-    assert not (home / ".tiny-imagenet-200.part").exists()
+    assert not (home / ".tiny-imagenet-200.zip.part").exists()
 
 
-def test_a_folder_that_cannot_hold_the_set_is_named(site, tmp_path, monkeypatch):
-    archive = publish_tiny(site, tmp_path, monkeypatch)
+def test_a_folder_that_cannot_hold_the_set_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
-    target = tmp_path / "file" / "tiny-imagenet-200"
-    with pytest.raises(FerdError, match=f"{target}: cannot be written"):
-        fetch.unpack(archive, target)
+    with pytest.raises(FerdError, match=f"{tmp_path}/file/sets: cannot be written: Not a directory"):
+        fetch.fetch("tiny-imagenet", tmp_path / "file" / "sets")
 
 
 def test_stage_data_writes_what_it_was_asked_for(site, home, tmp_path, monkeypatch):
