@@ -118,7 +118,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     device = device_with(args.threads)
-    torch.backends.cudnn.allow_tf32 = args.tf32
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = args.tf32, True
     on_gpu = device.type == "cuda"
     steps, sizes = (GPU_STEPS, GPU_SIZES) if on_gpu else (STEPS, SIZES)
     if unknown := [name for name in args.steps if name not in steps]:

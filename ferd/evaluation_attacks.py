@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ferd.attacks import Objective, cross_entropy, fgsm, negative_margin, pgd, random_start
 from ferd.config import Attack, ThreatModel
+from ferd.cuda_graphs import algorithms_tried
 from ferd.errors import FerdError
 from ferd.models.classifier import Classifier
 from ferd.pixels import kind_of
@@ -44,6 +45,7 @@ class ManySteps:
     loss: Callable[[Tensor], Objective]
     steps: int
 
+    @algorithms_tried()
     def __call__(
         self, network: Classifier, images: Tensor, labels: Tensor, threat: ThreatModel, rng: torch.Generator
     ) -> Tensor:
