@@ -64,7 +64,7 @@ def make_run(make_network, threat, tmp_path):
 
 @pytest.fixture
 def make_training(make_network, threat, digits):
-    def make(method, images=20, epochs=2):
+    def make(method, images=20, epochs=2, precision="float32"):
         settings = Training(
             method=method,
             beta=2.0,
@@ -75,7 +75,7 @@ def make_training(make_network, threat, digits):
             learning_rate=0.1,
             weight_decay=5e-4,
             weight_average=0.9,
-            precision="float32",
+            precision=precision,
         )
         data = Images(digits["train"].images[:images], digits["train"].labels[:images])
         return AdversarialTraining(make_network(), data, settings, threat, CROPS, 0, GPU)
@@ -90,7 +90,8 @@ def require_same(one, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("ferd", "bf16-attacks"), *((name, "float32") for name in METHODS | OTHERS)]
+    ("name", "precision"),
+    [("ferd", "bf16-attacks"), ("ferd", "bf16"), *((name, "float32") for name in METHODS | OTHERS)],
 )
 def test_recorded_rounds_end_at_the_bits_of_rounds_that_are_called(make_run, monkeypatch, name, precision):
     method = FERD.model_copy(update=(METHODS | OTHERS)[name])
@@ -126,6 +127,14 @@ def test_a_resumed_distillation_ends_at_the_bits_of_the_whole(make_run):
     rest.load_state_dict(state)
     list(rest.rounds())
     require_same(rest.student.state_dict(), whole.student.state_dict())
+
+
+def test_autocast_is_of_networks_and_not_of_losses(make_network, digits):
+    network = make_network().to(GPU)
+    with torch.autocast(GPU.type, torch.bfloat16):
+        logits = network(digits["test"].images.to(GPU).float() / 255)
+        probs = logits.log_softmax(1)
+    assert (logits.dtype, probs.dtype) == (torch.bfloat16, torch.float32)
 
 
 @pytest.mark.parametrize("images", ["real-data", "uniform-noise", "untrained-generator"])
@@ -197,12 +206,15 @@ def test_images_on_the_gpu_are_judged(make_network, threat, digits):
     assert evaluation.figures()["all"]["n"] == 10
 
 
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("method", ["standard", "pgd-at", "trades"])
-def test_a_recorded_training_ends_at_the_bits_of_one_that_is_called(make_training, monkeypatch, method):
-    recorded = make_training(method)
+def test_a_recorded_training_ends_at_the_bits_of_one_that_is_called(
+    make_training, monkeypatch, method, precision
+):
+    recorded = make_training(method, precision=precision)
     records = list(recorded.epochs())
     monkeypatch.setattr(Recorded, "WARM_UP", NEVER)
-    called = make_training(method)
+    called = make_training(method, precision=precision)
     assert records == list(called.epochs())
     require_same(recorded.network.state_dict(), called.network.state_dict())
 

@@ -2,8 +2,8 @@
 
 Operations that mix its tensors with the processor's fail as on a GPU, those that make the host wait are
 counted, and what would be recorded as a CUDA graph is a tape: a replay repeats each operation into the
-memory that the first one filled, with the numbers from Python that it had then. What it cannot tell: how a
-GPU rounds, autocast (it has none), how long anything takes.
+memory that the first one filled, with the numbers from Python that it had then. Autocast is as on a GPU
+for what networks and losses here use. What it cannot tell: how a GPU rounds, how long anything takes.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +22,7 @@ from torch.utils.backend_registration import _DummyBackendModule, _setup_private
 from ferd.cuda_graphs import Recorded
 
 NAME = "pretended"
+GPU = torch.device("privateuseone", 0)  # so called until it has its name
 ATEN = torch.ops.aten
 WAITS = {
     ATEN._local_scalar_dense.default,
@@ -33,15 +34,37 @@ WAITS = {
 }
 
 
+AUTOCAST = "AutocastPrivateUse1"
+IN_BFLOAT16 = ATEN.conv2d.default, ATEN.linear.default, ATEN.matmul.default
+IN_FLOAT32 = ATEN.softmax.int, ATEN.log_softmax.int, ATEN.kl_div.default, ATEN.cross_entropy_loss.default
+
+
 class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
 
-_setup_privateuseone_for_python_backend(
-    NAME, backend_module=_Backend()
-)  # before a process's first backward()
-GPU = torch.device(NAME, 0)
+def _autocast(operation: Any, dtype: torch.dtype) -> Callable[..., Any]:
+    """An operation on floats of this type, where autocast is on."""
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, AUTOCAST))
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            return operation(*tree_map(cast, args), **tree_map(cast, kwargs))
+
+    return kernel
+
+
+# Before a process's first backward(), which looks once what devices there are.
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
+_others, _cast = torch.library.Library("_", "IMPL"), torch.library.Library("aten", "IMPL")
+_others.fallback(torch.library.fallthrough_kernel, AUTOCAST)
+_types = dict.fromkeys(IN_BFLOAT16, torch.bfloat16) | dict.fromkeys(IN_FLOAT32, torch.float32)
+for _operation, _dtype in _types.items():
+    _cast.impl(_operation.name().removeprefix("aten::"), _autocast(_operation, _dtype), AUTOCAST)
 
 
 class OnGpu(Tensor):
