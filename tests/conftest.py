@@ -114,9 +114,12 @@ def no_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.fixture(autouse=True)
-def no_run_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that a test has begun and not finished is not for the next test's stage to mark as failed."""
+def no_record_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that a test has left open is not for the next test's stage to end, nor its store to write to."""
     monkeypatch.setattr(tracking, "_unfinished", set())
+    if "mlflow.tracking._tracking_service.utils" in sys.modules:
+        utils = sys.modules["mlflow.tracking._tracking_service.utils"]
+        monkeypatch.setattr(utils, "_tracking_uri", None)  # what mlflow.set_tracking_uri has set
 
 
 @cache
@@ -220,6 +223,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Calla
         folder, done = shared / name, shared / f"{name}.done"
         with FileLock(f"{folder}.lock"):
             if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a making that failed
                 folder.mkdir()
                 make(folder)
                 done.touch()

@@ -46,6 +46,7 @@ def groups(page_file):
 def opened(browser, page_file, benchmark=BENCHMARK, **options):
     """The page of a benchmark, drawn; what went wrong is in ``page.faults``."""
     page = browser.new_page(**options)
+    page.set_default_timeout(120_000)
     page.faults = []
     page.on("console", lambda message: page.faults.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: page.faults.append(str(error)))
@@ -79,6 +80,7 @@ def test_nothing_goes_wrong_and_nothing_is_fetched(page):
 
 def test_without_a_name_in_the_address_the_first_benchmark_is_shown(browser, page_file):
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(page_file.as_uri())
@@ -226,6 +228,7 @@ def test_what_is_printed_is_the_chapter_that_is_shown(browser, page_file):
 
 def test_a_fragment_that_is_no_name_shows_the_first_chapter(browser, page_file):
     page = browser.new_page()
+    page.set_default_timeout(120_000)
     page.goto(f"{page_file.as_uri()}#100%")
     page.wait_for_selector(".chapter[data-ready]", timeout=120_000)
     assert page.locator(".chapter.shown").count() == 1

@@ -192,9 +192,11 @@ def test_decoding_holds_each_image_once(tmp_path, monkeypatch):
     train, _ = read("tiny-imagenet", tmp_path)
     everything(train)  # imports and tables of Pillow
     tracemalloc.start()
-    images = everything(train).images
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    try:
+        images = everything(train).images
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
     assert images.numel() == 300 * 3 * 64 * 64 <= peak < 1.2 * images.numel()
 
 

@@ -19,7 +19,7 @@ def test_the_method_knows_nothing_of_the_pipeline_around_it():
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=300,
     )
     count, *pipeline = done.stdout.split()
     assert int(count) >= 20

@@ -68,12 +68,17 @@ def test_a_stopped_flow_ends_its_stages_and_goes_on_later(finished_copy, change_
         ) as flow,
     ):
         states = finished_copy / ".resume"
-        for _ in range(1800):
+        for _ in range(6000):
             if list(states.glob("*/*/state.pt")) or flow.poll() is not None:
                 break
             time.sleep(0.1)
-        os.killpg(flow.pid, number)  # to all processes of its group, as a terminal sends it
-        assert flow.wait(timeout=60) != 0
+        try:
+            assert list(states.glob("*/*/state.pt")), output.read_text()
+            os.killpg(flow.pid, number)  # to all processes of its group, as a terminal sends it
+            assert flow.wait(timeout=180) != 0
+        except BaseException:
+            os.killpg(flow.pid, signal.SIGKILL)  # or it is waited for
+            raise
     if number == signal.SIGINT:  # after the others Prefect ends the process itself
         assert output.read_text().splitlines()[-1] == "reproduce: stopped; run it again to go on from here"
     assert "Traceback" not in output.read_text()

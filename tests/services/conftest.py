@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,15 @@ class Services:
 
     def wait(self, run: str, seconds: float = 600) -> str:
         """Wait for a flow run's end; -> its state."""
-        wait_until(lambda: self.state(run) in FINAL, seconds, lambda: self.log())
-        return self.state(run)
+        seen = []
+
+        def has_ended() -> bool:
+            with suppress(OSError, HTTPException):  # of a server that restarts, or is slow
+                seen.append(self.state(run))
+            return seen[-1:] != [] and seen[-1] in FINAL
+
+        wait_until(has_ended, seconds, lambda: self.log())
+        return seen[-1]
 
     def log(self, program: str = "worker") -> str:
         """A service's log."""
@@ -213,7 +221,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
         )
         assert up.returncode == 0, up.stdout + up.stderr
         exported = dotenv_values(folder / "environment.sh")
-        kept = ("PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS", "STACK_FOLDER")
+        kept = ("NIGHTLY_CRON", "PREFECT_HOME", "PREFECT_WORKER_QUERY_SECONDS", "STACK_FOLDER")
         yield Services(folder, workspace, exported | {key: own[key] for key in kept}, own)
     finally:
         subprocess.run([*command, "down"], cwd=workspace, env=own, capture_output=True, check=False)

@@ -191,6 +191,9 @@ def test_deployments_are_made_known_with_the_password_alone(services):
         f"stack: Prefect's server at {own['PREFECT_API_URL']} asks for another PREFECT_API_AUTH_STRING than "
         "this shell has; set that server's\n",
     )
+    nightly = services.api("/deployments/name/nightly/nightly")
+    (schedule,) = nightly["schedules"]
+    assert schedule["schedule"]["cron"] == services.started_with["NIGHTLY_CRON"]
 
 
 def test_no_secret_is_in_logs_records_results_or_command_lines(reproduced):

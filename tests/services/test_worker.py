@@ -23,7 +23,7 @@ def test_a_deployment_is_run_by_the_worker(reproduced):
 def test_a_workers_limit_says_how_many_stages_of_a_clone_compute_at_a_time(reproduced, tmp_path):
     folder = tmp_path / "workspace"
     shutil.copytree(reproduced.workspace, folder, symlinks=True)
-    set_param(folder, 60, "benchmarks", "digits", "distillation", "rounds")
+    set_param(folder, 300, "benchmarks", "digits", "distillation", "rounds")
     stages = [f"distill-digits@resnet8-w8-{method}-s0" for method in ("no-fae", "no-utae")]
     runs = [reproduced.submit("stage/stage", folder, name=stage) for stage in stages]
 

@@ -17,7 +17,7 @@ from ferd.errors import FerdError
 from ferd.image_quality import agreement
 from ferd.models.registry import build
 from ferd.pool import Pool
-from tasks import analyse, evaluate, params, paths, process
+from tasks import analyse, evaluate, params, paths, process, tracking
 from tests.conftest import ROOT
 
 TEACHER = paths.teacher("digits")
@@ -97,7 +97,7 @@ def test_a_student_is_analysed_and_recorded(folder, monkeypatch, capsys):
     )
     assert [path.name for path in Path(".resume").iterdir()] == ["locks"]
 
-    client = MlflowClient()
+    client = MlflowClient(tracking.store())
     (record,) = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
     assert record.data.tags["run_key"] == "resnet8-w8/ferd/s0"
     assert record.data.metrics == pytest.approx(analyse.metrics_of(found))

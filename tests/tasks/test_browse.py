@@ -37,10 +37,10 @@ def test_the_printed_link_shows_the_runs_of_every_gamma(finished_copy, handlers)
                 page = browser.new_page(viewport={"width": 1500, "height": 1200})
                 page.goto(lines["γ on digits"], timeout=120_000)
                 for text in ("resnet8-w8/ferd/s0", "resnet8-w8/no-utae/s0", "robust/pgd20/worst"):
-                    page.get_by_text(text).first.wait_for(timeout=60_000)
+                    page.get_by_text(text).first.wait_for(timeout=180_000)
                 assert page.get_by_text("12 matching runs").count() == 1
                 points = page.locator(".js-plotly-plot").first.locator(".scatterlayer .point")
-                points.nth(11).wait_for(timeout=60_000)  # all of them, not MLflow's first ten
+                points.nth(11).wait_for(timeout=180_000)  # all of them, not MLflow's first ten
                 assert page.get_by_text("resnet8-w8/uniform-noise/s0").count() == 0
                 browser.close()
         finally:

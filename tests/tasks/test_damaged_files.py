@@ -184,7 +184,7 @@ def test_a_benchmark_without_results_has_one_line(here, monkeypatch, capsys):
     assert capsys.readouterr().out == "cifar100: no results yet\n"
 
 
-def test_a_port_that_there_is_not_is_refused(here, refusal):
+def test_a_port_that_there_is_not_is_refused(here, refusal, handlers):
     assert refusal(browse, "--port", "99999") == "browse: --port 99999: must be from 1 to 65535"
 
 

@@ -2,9 +2,11 @@
 
 import hashlib
 import threading
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -101,7 +103,8 @@ def test_a_passing_fault_is_tried_again(server, url, target, fault):
 
 def test_pauses_double_and_end(server, url, target, monkeypatch):
     pauses: list[float] = []
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=time.monotonic)  # of others nothing is noted
+    monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "FIRST_PAUSE_SECONDS", 1.0)
     server.faults = [503] * 9
     assert "the server answers 503 Service Unavailable (tried 4 times)" in refused(

@@ -307,7 +307,7 @@ from tasks import dvc_patches
 def slow(data, stream):
     stream.write("schema: '2.0'\\n")
     stream.flush()
-    time.sleep(60)
+    time.sleep(600)
 
 dvc_patches.apply()
 _yaml._dump = slow
@@ -319,8 +319,12 @@ with modify_yaml(sys.argv[1]) as content:
 def test_a_stop_while_a_lock_is_written_leaves_what_was_there(lock, tmp_path):
     own = environment() | {"PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", STOPPED, str(lock)], env=own) as writing:
-        wait_until(lambda: any(".part-" in name for name in os.listdir(tmp_path)))
-        writing.terminate()
+        try:
+            wait_until(lambda: any(".part-" in name for name in os.listdir(tmp_path)), 300)
+            writing.terminate()
+        except AssertionError:
+            writing.kill()
+            raise
     assert lock.read_bytes() == PART.encode()
 
 

@@ -1,12 +1,13 @@
 """What stage commands share: events, ends of a process in one line, the resume folder."""
 
 import errno
+import io
 import json
 import os
 import shutil
 import sys
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stderr
 from functools import reduce
 from operator import getitem
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ import yaml
 
 from ferd.errors import FerdError, Unreachable
 from tasks import process, slots, stage
-from tests.conftest import ROOT, tiny_params
+from tests.conftest import ROOT, tiny_params, wait_until
 
 FERD = "distill digits/resnet8-w8/ferd/s0"
 
@@ -194,7 +195,7 @@ def test_a_folder_is_moved_without_what_a_killed_writer_left(folder):
     assert [path.name for path in (folder / "checkpoints/s0.pool").iterdir()] == ["round-0001.safetensors"]
 
 
-def test_a_task_is_done_by_one_process_at_a_time(folder, capfd):
+def test_a_task_is_done_by_one_process_at_a_time(folder):
     finished = []
 
     def second():
@@ -203,15 +204,15 @@ def test_a_task_is_done_by_one_process_at_a_time(folder, capfd):
 
     with process.running("distill a/b/s0"):
         waiting = threading.Thread(target=second)
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive()
+        said = "distill a/b/s0: waiting for another process that does the same"
+        with redirect_stderr(io.StringIO()) as stderr:
+            waiting.start()
+            wait_until(lambda: said in stderr.getvalue())
         with process.running("distill a/b/s1"):
             finished.append("another")
         finished.append("first")
-    waiting.join(10)
+    waiting.join(60)
     assert finished == ["another", "first", "second"]
-    assert "distill a/b/s0: waiting for another process that does the same" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("reason", [errno.EXDEV, errno.EPERM, errno.ENOTSUP])  # another disk; exFAT; CIFS

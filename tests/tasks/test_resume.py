@@ -113,8 +113,10 @@ def test_other_code_never_resumes(prepared):
     (prepared / CHECKPOINT).unlink()
 
 
-def test_other_settings_never_resume(prepared, change_params):
-    kill_after(prepared, "tasks.distill", STUDENT, 2)
-    change_params(prepared, 0.9, "methods", "ferd", "utae", "gamma")
-    assert rounds_done(prepared) == [1, 2, 3]
-    assert (prepared / CHECKPOINT).read_bytes() != (prepared / "undisturbed.safetensors").read_bytes()
+def test_other_settings_never_resume(prepared, tmp_path, change_params):
+    folder = tmp_path / "workspace"
+    copy_workspace(prepared, folder)
+    kill_after(folder, "tasks.distill", STUDENT, 2)
+    change_params(folder, 0.9, "methods", "ferd", "utae", "gamma")
+    assert rounds_done(folder) == [1, 2, 3]
+    assert (folder / CHECKPOINT).read_bytes() != (folder / "undisturbed.safetensors").read_bytes()

@@ -69,7 +69,7 @@ def test_an_evaluation_goes_on_in_a_run_of_its_own_sweep_or_night_alone(monkeypa
 def test_an_evaluation_of_a_later_day_leaves_a_runs_duration(own_store):
     run = tracking.start_run("digits", "a/b/s0", "settings", "distill", {})
     run.finish()
-    client = MlflowClient()
+    client = MlflowClient(tracking.store())
     ended = client.get_run(run.run_id).info.end_time
     time.sleep(0.01)
     later = tracking.find_run("digits", "a/b/s0", "settings")
@@ -211,8 +211,7 @@ def test_an_attempt_that_broke_off_while_it_asked_for_a_run_is_given_it(own_stor
         assert (kept.info.run_id, kept.data.params) == (run.run_id, {"seed": "0"})
 
 
-def test_an_experiment_that_was_deleted_takes_runs_again(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_an_experiment_that_was_deleted_takes_runs_again(own_store):
     with tracking.connected() as client:
         made = tracking.experiment(client, "digits")
         client.delete_experiment(made)
@@ -220,8 +219,7 @@ def test_an_experiment_that_was_deleted_takes_runs_again(monkeypatch, tmp_path):
         assert client.create_run(made).info.experiment_id == made
 
 
-def test_an_experiment_that_another_process_makes_meanwhile_is_taken(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
+def test_an_experiment_that_another_process_makes_meanwhile_is_taken(own_store, monkeypatch):
     with tracking.connected() as client:
         made = tracking.experiment(client, "digits")
         ask, answers = client.get_experiment_by_name, [None]

@@ -131,8 +131,10 @@ def test_modes_of_torch_that_would_override_settings_are_refused(mode, said):
 def default_type(dtype):
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
-    yield
-    torch.set_default_dtype(before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99"])
