@@ -29,7 +29,7 @@ from tests.ferd.test_gpu import METHODS, NEVER
 
 CPU = torch.device("cpu")
 SHORT = {"rounds": 2, "warmup_rounds": 0, "batch_size": 8}
-BOTTLENECK = SCHEDULE.synthesis.bottleneck.model_copy(update={"steps": 4})
+BOTTLENECK = SCHEDULE.synthesis.bottleneck.model_copy(update={"steps": 6, "learning_rate": 1.0})
 CROPS = Augmentation(padding=1, flip=True)
 OTHERS = {
     "released": {
