@@ -3,6 +3,7 @@
 import json
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import environment, free_port
+from tests.conftest import environment, free_port, wait_until
 
 pytestmark = pytest.mark.services
 
@@ -42,6 +43,7 @@ def ray_cluster(reproduced, tmp_path):
                         [*common, *role], cwd=workspace, env=own | variables, stdout=log, stderr=log
                     )
                 )
+        wait_until(lambda: is_open(address), 120, (tmp_path / "node-0" / "ray.log").read_text)
         yield address
     finally:
         for node in reversed(nodes):
@@ -52,6 +54,12 @@ def ray_cluster(reproduced, tmp_path):
             except subprocess.TimeoutExpired:
                 node.kill()
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def is_open(address):
+    host, _, port = address.partition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def test_a_ray_cluster_of_two_nodes_runs_a_sweep(reproduced, ray_cluster, tmp_path):
