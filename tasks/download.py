@@ -67,7 +67,7 @@ def put_in_place(
             if not _is_right(target, checksum, algorithm):
                 if not (part.is_file() and _is_right(part, checksum, algorithm)):  # left by a late stop
                     fetch(part)
-                _check(part, origin, checksum, algorithm)
+                    _check(part, origin, checksum, algorithm)
                 os.replace(part, target)
     except OSError as error:
         raise FerdError(

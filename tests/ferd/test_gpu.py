@@ -103,9 +103,11 @@ def test_recorded_rounds_are_as_rounds_that_are_called(make_run, monkeypatch, na
     assert cosine(weights(recorded.student), weights(called.student), start) > tolerance
     for part in ("student_loss", "adversary", "sampler"):  # what they learn goes on while steps are replayed
         state, expected_state = recorded.state_dict()[part], called.state_dict()[part]
-        for key, value in expected_state.items():  # a prediction that turns moves a count by 1
-            assert torch.equal(state[key].isnan(), value.isnan())
-            assert (state[key] - value).abs().nansum() <= 0.3 * value.abs().nansum() + 0.1
+        for key, value in expected_state.items():
+            if key == "outcomes":  # counts: a prediction that turns by rounding moves two of them by 1
+                assert (state[key] - value).abs().sum() <= 0.1 * value.sum() + 2
+            else:
+                torch.testing.assert_close(state[key], value, rtol=0.1, atol=0.1, equal_nan=True)
     assert records[-1].student["clean_loss"] == pytest.approx(expected[-1].student["clean_loss"], rel=0.1)
 
 

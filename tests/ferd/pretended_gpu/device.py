@@ -32,8 +32,6 @@ WAITS = {
     ATEN.masked_select.default,
     ATEN.nonzero.default,
 }
-
-
 AUTOCAST = "AutocastPrivateUse1"
 IN_BFLOAT16 = ATEN.conv2d.default, ATEN.linear.default, ATEN.matmul.default
 IN_FLOAT32 = ATEN.softmax.int, ATEN.log_softmax.int, ATEN.kl_div.default, ATEN.cross_entropy_loss.default
